@@ -1,0 +1,253 @@
+"""From pictures and dialogues to batches: the one prompt format, its roles and labels, for every data set.
+
+A row of the model, for the dialogue [("<image>\\nis there a red circle?", "yes"), ("where?", "top left")]:
+
+    <bos> [n image tokens] is there a red circle ? <answer> yes <eos> where ? <answer> top left <eos>
+    TEXT  IMAGE ...        QUESTION ...                     ANSWER    TEXT ...         ANSWER
+    turn  0  | 1                                                    | 2
+
+Roles are written down while the tokens are, so labels are never searched for afterwards. A picture's caption is the answer to
+a message that is nothing but the picture.
+
+Shapes:  B rows   T tokens of a row   n image tokens of a picture   N distinct pictures   P places where a picture stands
+"""
+
+import io
+import json
+import re
+import zlib
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import sentencepiece
+import torch
+from PIL import Image, UnidentifiedImageError  # Pillow comes with torchvision, which requires it
+from torch import Tensor
+
+from mma import Role
+
+CACHED_PICTURES = 8192
+IMAGE, ANSWER = "<image>", "<answer>"  # the picture's placeholder; the token that opens an answer
+
+
+class DataError(Exception):
+    """Something in the user's data is wrong; the message says what, where and what to do."""
+
+
+def seed_of(*key) -> int:
+    """A random generator's seed for a key of words and numbers, the same in every process."""
+    return zlib.crc32(repr(key).encode())
+
+
+@dataclass
+class Example:
+    """One dialogue. turns: (user message, answer); each IMAGE in a message stands for the next of `images`, which are files
+    or uint8 tensors [3, size, size]. family: the kind of question, for the tables."""
+    images: list
+    turns: list[tuple[str, str]]
+    family: str = "all"
+    id: str = ""
+
+
+@dataclass
+class Row:
+    """An encoded dialogue: three lists of equal length, and the pictures in the order of their image tokens."""
+    ids: list[int] = field(default_factory=list)
+    role: list[int] = field(default_factory=list)
+    turn: list[int] = field(default_factory=list)
+    images: list = field(default_factory=list)
+
+    def add(self, ids, role, turn):
+        self.ids += ids
+        self.role += [int(role)] * len(ids)
+        self.turn += [turn] * len(ids)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+class Tokenizer:
+    """sentencepiece over the data's own text; bytes stand in for what it has not seen, so no text is lost."""
+
+    def __init__(self, model: bytes):
+        self.model = model
+        self.sp = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.pad, self.bos, self.eos = self.sp.pad_id(), self.sp.bos_id(), self.sp.eos_id()
+        self.image, self.answer = self.sp.piece_to_id(IMAGE), self.sp.piece_to_id(ANSWER)
+        self.encode = lru_cache(maxsize=65536)(lambda text: tuple(self.sp.encode(text)))
+
+    def __len__(self) -> int:
+        return self.sp.get_piece_size()
+
+    def __reduce__(self):  # the processor itself cannot be sent to a worker process
+        return Tokenizer, (self.model,)
+
+    def decode(self, ids: list[int]) -> str:
+        return self.sp.decode([i for i in ids if not self.sp.is_control(i)])
+
+    @classmethod
+    def train(cls, texts, vocab_size: int) -> "Tokenizer":
+        """vocab_size is an upper bound: text with fewer distinct pieces gets a smaller vocabulary."""
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=model, vocab_size=vocab_size, hard_vocab_limit=False,
+            model_type="bpe", byte_fallback=True, character_coverage=1.0, num_threads=1, minloglevel=2,
+            pad_id=0, unk_id=1, bos_id=2, eos_id=3, control_symbols=[IMAGE, ANSWER], max_sentence_length=100_000)
+        return cls(model.getvalue())
+
+
+def encode(example: Example, tokenizer: Tokenizer, n_image_tokens: int, max_tokens: int | None = None,
+           upto: int | None = None) -> Row:
+    """One dialogue as a row. `upto`: make the prompt for the answer of that turn (0 = first): what comes before it, gold
+    answers of earlier turns included, and the token that opens it.
+
+    A row longer than max_tokens is cut at its end, but never inside a picture: then the picture's whole turn goes.
+    """
+    row, images = Row(), iter(example.images)
+    row.add([tokenizer.bos], Role.TEXT, 0)
+    for t, (message, answer) in enumerate(example.turns):
+        start = len(row.ids)
+        pieces = message.split(IMAGE)
+        text_role = Role.QUESTION if len(pieces) > 1 else Role.TEXT
+        pictures = [next(images) for _ in pieces[1:]]
+        for k, piece in enumerate(pieces):
+            if k > 0:
+                row.add([tokenizer.image] * n_image_tokens, Role.IMAGE, t + 1)
+            row.add(list(tokenizer.encode(piece.strip())), text_role, t + 1)
+        row.add([tokenizer.answer], text_role, t + 1)
+        if upto != t:
+            row.add([*tokenizer.encode(answer.strip()), tokenizer.eos], Role.ANSWER, t + 1)
+        if max_tokens and len(row.ids) > max_tokens:
+            last_image = max((i for i in range(start, len(row.ids)) if row.role[i] == Role.IMAGE), default=-1)
+            keep = start if last_image >= max_tokens else max_tokens
+            row.ids, row.role, row.turn = row.ids[:keep], row.role[:keep], row.turn[:keep]
+            row.images += pictures if last_image < max_tokens else []
+            break
+        row.images += pictures
+        if upto == t:
+            break
+    return row
+
+
+def collate(rows: list[Row], pad: int, image_size: int) -> dict[str, Tensor]:
+    """Rows padded on the right to the longest, as keyword arguments of the model: ids, role, turn int64 [B, T], images uint8
+    [N, 3, size, size] (each distinct picture once), picture int64 [P]."""
+    T = max(len(row.ids) for row in rows)
+
+    def padded(name, fill):
+        return torch.tensor([getattr(row, name) + [fill] * (T - len(row.ids)) for row in rows])
+
+    batch = {"ids": padded("ids", pad), "role": padded("role", int(Role.PAD)), "turn": padded("turn", 0)}
+    distinct, picture = {}, []  # dict: key -> (index, picture)
+    for row in rows:
+        for image in row.images:
+            key = id(image) if isinstance(image, Tensor) else image
+            picture.append(distinct.setdefault(key, (len(distinct), image))[0])
+    if picture:
+        batch["images"] = torch.stack([image if isinstance(image, Tensor) else read_picture(image, image_size)
+                                       for _, image in distinct.values()])
+        batch["picture"] = torch.tensor(picture)
+    return batch
+
+
+@lru_cache(maxsize=CACHED_PICTURES)
+def read_picture(path: Path, size: int) -> Tensor:
+    """uint8 [3, size, size]. The whole picture is kept: it is scaled to fit and centred on grey, never cropped or flipped."""
+    try:
+        with Image.open(path) as file:
+            picture = file.convert("RGB")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such picture") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: not a readable picture ({error})") from None
+    if picture.size != (size, size):
+        scale = size / max(picture.size)
+        picture = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.BICUBIC)
+        square = Image.new("RGB", (size, size), (128, 128, 128))
+        square.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
+        picture = square
+    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1).contiguous()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+class Folder:
+    """A finite data set: examples of each split grouped by picture. `splits` maps train, val and test to a list of groups;
+    the examples of one group share a picture, so a batch encodes it once."""
+
+    def __init__(self, splits: dict[str, list[list[Example]]], answers: set[str] | None = None):
+        self.splits = splits
+        self.answers = answers  # all possible answers, where they are a closed set
+
+    def texts(self):
+        for group in self.splits["train"]:
+            for example in group:
+                for message, answer in example.turns:
+                    yield message.replace(IMAGE, " ").strip()
+                    yield answer
+
+    def read_pictures(self, size: int) -> None:
+        """Read every picture once, if they all fit the cache anyway: a broken one is found now and not in an hour."""
+        paths = {path for groups in self.splits.values() for group in groups for example in group for path in example.images}
+        for path in paths if len(paths) <= CACHED_PICTURES else ():
+            read_picture(path, size)
+
+    def drop_unusable(self, tokenizer: Tokenizer, n_image_tokens: int, max_tokens: int) -> tuple[int, int]:
+        """Take out the training rows that keep no answer token within max_tokens. Returns how many rows are cut, and how many of
+        them were taken out; rows of val and test are only ever prompts, and are never cut."""
+        cut = dropped = 0
+        for group in self.splits["train"]:
+            for example in list(group):
+                row = encode(example, tokenizer, n_image_tokens)
+                if len(row.ids) > max_tokens:
+                    cut += 1
+                    if Role.ANSWER not in encode(example, tokenizer, n_image_tokens, max_tokens).role:
+                        dropped += 1
+                        group.remove(example)
+        self.splits["train"] = [group for group in self.splits["train"] if group]
+        if not self.splits["train"]:
+            raise DataError(f"no training row keeps an answer within {max_tokens} tokens; raise --max-tokens")
+        return cut, dropped
+
+    def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int) -> list[Example]:
+        """The examples of one training step: a function of (stage, step, seed) alone, so a run can stop and go on anywhere."""
+        groups = self.splits["train"]
+        order = torch.Generator()
+        epoch, chosen = -1, []
+        for k in range(step * pictures, (step + 1) * pictures):
+            if k // len(groups) != epoch:
+                epoch = k // len(groups)
+                permutation = torch.randperm(len(groups), generator=order.manual_seed(seed_of(stage, seed, epoch)))
+            group = groups[permutation[k % len(groups)]]
+            some = torch.randperm(len(group), generator=order)[:per_picture]
+            chosen += [group[i] for i in some]
+        return chosen
+
+    def heldout(self, split: str, limit: int | None = None) -> list[Example]:
+        return [example for group in self.splits[split] for example in group][:limit]
+
+
+def read_json(file: Path):
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file (check --source)") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{file}: not readable as JSON ({error})") from None
+
+
+def normalise(answer: str) -> str:
+    """Answers are compared in this form: lower case, no punctuation, no articles, single spaces."""
+    words = re.sub(r"[^\w\s]", " ", answer.lower()).split()
+    return " ".join(w for w in words if w not in ("a", "an", "the"))
+
+
+NAMES = ("shapes", "easy_vqa", "llava")
+
+
+def load(name: str, source=None, images=None):
+    """The data set `name`: an object with texts(), draw(...), heldout(split) and answers, as Folder has them."""
+    from data import easy_vqa, llava, shapes  # here, because they build on this file
+    if name != "shapes" and source is None:
+        raise DataError(f"--data {name} needs --source: the path of its " + ("JSON file" if name == "llava" else "folder"))
+    return {"shapes": lambda: shapes.Shapes(), "easy_vqa": lambda: easy_vqa.load(source), "llava": lambda: llava.load(source, images)}[name]()

@@ -1,0 +1,86 @@
+"""Your own data: LLaVA-style JSON and a folder of pictures.
+
+    [{"id": "7", "image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
+                                                     {"from": "gpt", "value": "A cat."}, ...]}, ...]
+
+Several turns; `image` may be a list, one name for each <image> in reading order, or be left out. An optional "category" names
+the family for the tables. A tenth of the pictures is held out for test and a tenth for validation: entries that share a picture
+always stay together.
+"""
+
+import zlib
+from pathlib import Path
+
+from data import IMAGE, DataError, Example, Folder, read_json
+
+SPEAKER = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
+
+
+def read_entry(entry, where: str, images: Path) -> Example:
+    """One entry, checked. Raises DataError with what is wrong."""
+    if not isinstance(entry, dict):
+        raise DataError(f"{where}: expected an object with image and conversations")
+    where += f" (id {entry['id']!r})" if "id" in entry else ""
+    names = entry.get("image") or []
+    names = [names] if isinstance(names, str) else names
+    talk = entry.get("conversations")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{where}: image must be a file name or a list of file names")
+    if not isinstance(talk, list) or not talk or len(talk) % 2:
+        raise DataError(f"{where}: conversations must be a list of human, gpt, human, gpt, ... messages")
+    for k, message in enumerate(talk):
+        if not isinstance(message, dict) or not isinstance(message.get("value"), str):
+            raise DataError(f'{where}: message {k} must be {{"from": ..., "value": text}}')
+        if SPEAKER.get(message.get("from")) != ("human", "gpt")[k % 2]:
+            raise DataError(f"{where}: message {k} should be from {('human', 'gpt')[k % 2]!r}, not {message.get('from')!r}")
+        if k % 2 and IMAGE in message["value"]:
+            raise DataError(f"{where}: message {k}: an answer cannot hold {IMAGE}")
+    turns = [(human["value"], gpt["value"]) for human, gpt in zip(talk[::2], talk[1::2])]
+    n = sum(message.count(IMAGE) for message, _ in turns)
+    if n != len(names):
+        raise DataError(f"{where}: {n} {IMAGE} in the messages, but {len(names)} pictures in image")
+    paths = []
+    for name in names:
+        path = images / name
+        if not path.resolve().is_relative_to(images.resolve()):
+            raise DataError(f"{where}: the picture {name!r} is outside {images}")
+        if not path.is_file():
+            raise DataError(f"{where}: no such picture {path} (set --images to the folder of the pictures)")
+        paths.append(path)
+    category = entry.get("category", "all")
+    return Example(paths, turns, category if isinstance(category, str) else "all", where)
+
+
+def by_picture(examples: list[Example]) -> list[list[Example]]:
+    """Groups of examples, so that no picture stands in two of them (union-find over the pictures)."""
+    parent = {}
+
+    def root(x):
+        while parent.setdefault(x, x) != x:
+            parent[x] = x = parent[parent[x]]
+        return x
+
+    keys = [[str(path) for path in e.images] or [e.id] for e in examples]
+    for pictures in keys:
+        for other in pictures[1:]:
+            parent[root(other)] = root(pictures[0])
+    groups = {}
+    for example, pictures in zip(examples, keys):
+        groups.setdefault(root(pictures[0]), []).append(example)
+    return list(groups.values())
+
+
+def load(source: Path, images: Path | None = None) -> Folder:
+    entries = read_json(source)
+    if not isinstance(entries, list):
+        raise DataError(f"{source}: expected a list of entries")
+    images = images or source.parent
+    if not images.is_dir():
+        raise DataError(f"{images}: no such folder of pictures")
+    groups = by_picture([read_entry(entry, f"{source}: entry {i}", images) for i, entry in enumerate(entries)])
+    if len(groups) < 3:
+        raise DataError(f"{source}: {len(groups)} separate pictures; training, validation and test need at least one each")
+    # The split follows the names, not the order of the file: sorted by hash, a tenth each.
+    groups.sort(key=lambda group: zlib.crc32(min([path.name for e in group for path in e.images] or [group[0].id]).encode()))
+    tenth = max(1, len(groups) // 10)
+    return Folder({"test": groups[:tenth], "val": groups[tenth:2 * tenth], "train": groups[2 * tenth:]})

@@ -1,0 +1,182 @@
+"""Evaluate runs of train.py: answers are generated, then compared after normalisation (data.normalise), never guessed from a list.
+
+    python eval.py RUN [RUN ...]                           accuracy by family; runs that differ by seed alone are pooled
+    python eval.py RUN --json FILE                         the same as JSON
+    python eval.py RUN --data llava --source FILE.json     other data than the run was trained on; --split train|val|test|all
+    python eval.py RUN --image FILE --question "..."       one answer
+
+Decoding is greedy. "unparsed" counts answers that cannot be right whatever the question: outside the data set's closed list of
+answers, or, where it has none, empty or without an end.
+"""
+
+import argparse
+import json
+import statistics
+import textwrap
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+import data
+from mma import OPENS
+from model import MLLM, load
+
+
+@torch.no_grad()
+def answer_all(model: MLLM, tokenizer: data.Tokenizer, examples: list[data.Example], known: set[str] | None = None,
+               batch_size: int = 256, progress: bool = False) -> list[dict]:
+    """The model's answer to every turn of every example, earlier turns given with their true answers.
+
+    Returns a dict for each: id, family, question, answer (the true one), given, correct, unparsed, images. `known`: the closed
+    set of answers, if there is one.
+    """
+    known = known and {data.normalise(answer) for answer in known}
+    prompts = [(e, t) for e in examples for t in range(len(e.turns))]
+    # No answer longer than the longest true one can be right; one more token shows that it ends.
+    limit = max((len(tokenizer.encode(e.turns[t][1])) for e, t in prompts), default=0) + 1
+    was_training, device, results = model.training, model.embed.weight.device, []
+    model.eval()
+    for start in tqdm(range(0, len(prompts), batch_size), desc="answering", disable=not progress):
+        some = prompts[start:start + batch_size]
+        rows = [data.encode(e, tokenizer, model.config.n_image_tokens, upto=t) for e, t in some]
+        batch = {name: x.to(device) for name, x in data.collate(rows, tokenizer.pad, model.config.image_size).items()}
+        for (e, t), ids in zip(some, model.generate(**batch, eos=tokenizer.eos, max_new_tokens=limit)):
+            (question, answer), given = e.turns[t], tokenizer.decode(ids)
+            said = data.normalise(given)
+            results.append(dict(id=e.id, family=e.family, question=question.replace(data.IMAGE, " ").strip(), answer=answer,
+                                given=given, correct=said == data.normalise(answer), images=e.images,
+                                unparsed=said not in known if known else not said or ids[-1] != tokenizer.eos))
+    model.train(was_training)
+    return results
+
+
+def summarise(results: list[dict]) -> dict:
+    """{"accuracy", "families": {name: {"accuracy", "n"}}, "n", "unparsed"}; accuracy 0 to 1 over all questions."""
+    def score(some):
+        return {"accuracy": sum(r["correct"] for r in some) / max(1, len(some)), "n": len(some)}
+    families = sorted({r["family"] for r in results})
+    return {**score(results), "families": {f: score([r for r in results if r["family"] == f]) for f in families},
+            "unparsed": sum(r["unparsed"] for r in results)}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is printed and drawn
+
+def pool(runs: list[dict]) -> dict[str, list[dict]]:
+    """Runs that differ by seed alone stand together: label -> runs."""
+    groups = {}
+    for run in runs:
+        key = json.dumps({k: v for k, v in run["args"].items() if k not in ("seed", "out")}, sort_keys=True)
+        groups.setdefault(key, []).append(run)
+    out = {}
+    for group in groups.values():
+        label = group[0]["mask"] if len(groups) == len({g[0]["mask"] for g in groups.values()}) else Path(group[0]["run"]).name
+        label += f" ({len(group)} seeds)" if len(group) > 1 else ""
+        while label in out:
+            label += "'"
+        out[label] = group
+    return out
+
+
+def table(runs: list[dict]) -> str:
+    """Markdown: a row for each family, a column for each run or pool of seeds (mean ± standard deviation)."""
+    groups = pool(runs)
+
+    def cell(values, form="{:.1f}"):
+        text = form.format(statistics.mean(values))
+        return text + (" ± " + form.format(statistics.stdev(values)) if len(values) > 1 else "")
+
+    rows = [["accuracy, %", *groups]]
+    for family in sorted({f for run in runs for f in run["families"]}):
+        rows.append([family, *(cell([100 * run["families"][family]["accuracy"] for run in group if family in run["families"]] or [0])
+                               for group in groups.values())])
+    rows.append(["**overall**", *(cell([100 * run["accuracy"] for run in group]) for group in groups.values())])
+    rows.append(["questions", *(cell([group[0]["n"]], "{:,}") for group in groups.values())])
+    rows.append(["unparsed", *(cell([run["unparsed"] for run in group], "{:g}") for group in groups.values())])
+    rows.append(["parameters", *(cell([group[0]["params"]], "{:,}") for group in groups.values())])
+    width = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    lines = ["| " + " | ".join(text.ljust(w) if c == 0 else text.rjust(w) for c, (text, w) in enumerate(zip(row, width))) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 1) + (":" if c else "-") for c, w in enumerate(width)) + "|", *lines[1:]])
+
+
+def write_sheet(path, results: list[dict], image_size: int, n: int = 24, side: int = 160) -> None:
+    """A PNG of n answers spread over the results: picture, question, answer given, true answer; green right, red wrong."""
+    some = [results[i * len(results) // n] for i in range(n)] if len(results) > n else results
+    columns, height = 6, side + 62
+    sheet = Image.new("RGB", (columns * (side + 12), -(-len(some) // columns) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for k, r in enumerate(some):
+        x, y = k % columns * (side + 12) + 6, k // columns * height + 4
+        if r["images"]:
+            picture = r["images"][0] if isinstance(r["images"][0], torch.Tensor) else data.read_picture(r["images"][0], image_size)
+            sheet.paste(Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.NEAREST), (x, y))
+        question = textwrap.wrap(r["question"], 27) or [""]
+        text = "\n".join(question[:2]) + f"\n{r['given'][:24] or '(nothing)'}" + ("" if r["correct"] else f"   [{r['answer'][:24]}]")
+        draw.text((x, y + side + 2), text, fill=(0, 120, 40) if r["correct"] else (190, 20, 20))
+    sheet.save(path)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+def open_run(run: Path, device: str) -> tuple[MLLM, data.Tokenizer, dict]:
+    """The model, tokenizer and record (run.json) of a finished run."""
+    missing = [name for name in ("model.pt", "tokenizer.model", "run.json") if not (run / name).is_file()]
+    if missing:
+        raise data.DataError(f"{run}: not a finished run, {missing[0]} is missing; RUN is what --out of train.py named")
+    record = json.loads((run / "run.json").read_text())
+    return load(run / "model.pt", device), data.Tokenizer((run / "tokenizer.model").read_bytes()), record
+
+
+def evaluate(run: Path, args) -> dict:
+    """The record of one run, for table() and the JSON."""
+    model, tokenizer, record = open_run(run, args.device)
+    if args.mask:
+        model.config.mask = args.mask
+    trained = record["args"]
+    name = args.data or trained["data"]
+    if name == trained["data"] and args.source is None:
+        source, images = trained["source"], args.images or trained["images"]
+    else:
+        source, images = args.source, args.images
+    source = data.load(name, source and Path(source), images and Path(images))
+    splits = ("train", "val", "test") if args.split == "all" else (args.split,)
+    examples = [e for split in splits for e in source.heldout(split)]
+    result = summarise(answer_all(model, tokenizer, examples, source.answers, args.batch_size, progress=True))
+    return {"run": str(run), **result, "params": record["params"], "mask": model.config.mask, "seed": trained["seed"], "args": trained}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder that train.py's --out named")
+    parser.add_argument("--data", choices=data.NAMES, help="default: what the run was trained on")
+    parser.add_argument("--source", type=Path, help="default: the run's")
+    parser.add_argument("--images", type=Path, help="default: the run's")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test", "all"), help="default: test")
+    parser.add_argument("--mask", choices=list(OPENS), help="another mask than the run was trained with, at test time only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="answer one --question about this picture")
+    parser.add_argument("--question", help="default with --image: none, which asks for the picture's caption")
+    parser.add_argument("--batch-size", type=int, default=256, help="default: 256")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    args = parser.parse_args(argv)
+    try:
+        if args.image:
+            for run in args.runs:
+                model, tokenizer, _ = open_run(run, args.device)
+                row = data.encode(data.Example([args.image], [(data.IMAGE + (args.question or ""), "")]), tokenizer, model.config.n_image_tokens, upto=0)
+                batch = {name: x.to(args.device) for name, x in data.collate([row], tokenizer.pad, model.config.image_size).items()}
+                print(tokenizer.decode(model.generate(**batch, eos=tokenizer.eos, max_new_tokens=64)[0]))
+            return
+        results = [evaluate(run, args) for run in args.runs]
+    except data.DataError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(table(results))
+    if args.json:
+        runs = [{k: v for k, v in r.items() if k != "args"} for r in results]
+        args.json.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

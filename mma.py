@@ -1,0 +1,189 @@
+"""Modality-Mutual Attention (MMA, arXiv 2503.02597): the mask, its neighbours, and the check that keeps them honest.
+
+    python mma.py               draw every mask in the terminal, with what it opens and whether it leaks labels
+    python mma.py --png FILE    the same as one picture
+
+In a decoder-only multimodal LLM the picture comes before the question. Under a causal mask the image tokens can therefore
+never learn what was asked. MMA opens one rectangle of the mask - image rows may read the question's columns - and changes
+nothing else: no parameters, no new positions, no extra cost.
+
+Shapes:  B rows of a batch   T tokens of a row   i, j query (row) and key (column) position, 0 <= i, j < T
+"""
+
+import argparse
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+
+class Role(IntEnum):
+    """What a token is. The roles of a row decide its mask and its labels; both are built while the tokens are built."""
+    PAD = 0       # fills a row up to the length of its batch
+    TEXT = 1      # anything not below: begin-of-sequence, system text, user messages that bring no image
+    IMAGE = 2     # one token of a picture
+    QUESTION = 3  # the user text of the turn an image arrived in, up to and including the token that opens the answer
+    ANSWER = 4    # what the model has to produce, end-of-sequence included: the supervised tokens
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The idea. Each kind of mask is one elementwise rule: given the roles of query i and key j, may i read j although j comes
+# later? Everything below (dense mask, picture, leak check, FlexAttention's mask_mod) derives from these lines.
+
+def _is_image(r): return r == Role.IMAGE
+def _is_prompt(r): return (r == Role.IMAGE) | (r == Role.QUESTION)
+def _may_be_opened(r): return (r != Role.ANSWER) & (r != Role.PAD)
+
+OPENS = {
+    "causal":  lambda q, k: _is_image(q) & False,
+    "mma":     lambda q, k: _is_image(q) & (k == Role.QUESTION),
+    "prefix":  lambda q, k: _is_prompt(q) & _is_prompt(k),
+    "v2v":     lambda q, k: _is_image(q) & _is_image(k),
+    "f":       lambda q, k: _is_image(q) & _is_prompt(k),
+    "mutual":  lambda q, k: (_is_image(q) != _is_image(k)) & _may_be_opened(q) & _may_be_opened(k),
+}
+OPENS["v2t"] = OPENS["mma"]  # an alias: FutureMask's v2t, limited to the question, is the same set of pairs
+
+ABOUT = {
+    "causal": "opens nothing: every token reads the past only",
+    "mma":    "image rows read the question's columns (arXiv 2503.02597)",
+    "prefix": "image and question read each other freely (PaliGemma)",
+    "v2v":    "image rows read all image columns (Gemma-3-like; FutureMask M^v2v)",
+    "f":      "image rows read image and question columns (FutureMask M^f = v2v + v2t)",
+    "mutual": "tokens read all tokens of the other modality, answers excepted (the paper's general form)",
+    "v2t":    "another name for mma (FutureMask M^v2t, limited to the question)",
+}
+
+
+def may_attend(kind, i, j, role_i, role_j, turn_i, turn_j, document_i, document_j):
+    """True where query i may read key j; elementwise over broadcastable integer tensors. The order of the rules matters:
+    causal OR opened, then AND same document, AND key not a pad. What is opened stays within one turn: that is free of
+    leaks, and it is what a KV cache computes anyway (an image is encoded before later turns exist).
+    """
+    opened = OPENS[kind](role_i, role_j) & (turn_i == turn_j)
+    readable = ((j <= i) | opened) & (document_i == document_j) & (role_j != Role.PAD)
+    return readable | (i == j)  # a pad reads itself, so that no row of the softmax is empty
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+def _check(kind, **tensors):
+    if kind not in OPENS:
+        raise ValueError(f"unknown mask kind {kind!r}; allowed: {', '.join(OPENS)}")
+    shape = None
+    for name, t in tensors.items():
+        if t is None:
+            continue
+        if not isinstance(t, Tensor) or t.dtype == torch.bool or t.is_floating_point() or t.is_complex() or t.dim() != 2:
+            got = f"{t.dtype} of shape {list(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
+            raise ValueError(f"{name} must be an integer tensor of shape [B, T], got {got}")
+        shape = shape or t.shape
+        if t.shape != shape:
+            raise ValueError(f"{name} must have role's shape {list(shape)}, got {list(t.shape)}")
+
+
+def attention_mask(kind: str, role: Tensor, turn: Tensor | None = None, document: Tensor | None = None) -> Tensor:
+    """The dense mask of `kind` for scaled_dot_product_attention.
+
+    role, turn, document: integer tensors [B, T]. `role` holds `Role` values; `turn` counts the user messages of a dialogue
+    (default: all tokens are of one turn); `document` tells packed documents apart (default: one document).
+    Returns a bool tensor [B, 1, T, T], True = may attend. Raises ValueError on an unknown kind, a wrong dtype or shape.
+    """
+    _check(kind, role=role, turn=turn, document=document)
+    turn = torch.zeros_like(role) if turn is None else turn
+    document = torch.zeros_like(role) if document is None else document
+    at = torch.arange(role.shape[1], device=role.device)
+    pairs = [(t[:, :, None], t[:, None, :]) for t in (role, turn, document)]
+    return may_attend(kind, at[:, None], at[None, :], *pairs[0], *pairs[1], *pairs[2])[:, None]
+
+
+def supervised(role: Tensor, document: Tensor | None = None) -> Tensor:
+    """bool [B, T]: the tokens the loss is taken on. An answer token t is predicted from row t-1, so it needs a predecessor
+    in its own document."""
+    has_predecessor = torch.zeros_like(role, dtype=torch.bool)
+    has_predecessor[:, 1:] = True if document is None else document[:, 1:] == document[:, :-1]
+    return (role == Role.ANSWER) & has_predecessor
+
+
+def leaks(mask: Tensor, role: Tensor, document: Tensor | None = None) -> Tensor:
+    """Can a label be read instead of predicted? Over many layers information flows along the transitive closure of the mask.
+
+    mask: bool [B, 1, T, T] as `attention_mask` returns it; role, document: integer [B, T].
+    Returns bool [B, T]: True at every supervised position t whose predicting row t-1 reaches any column >= t through any
+    number of layers. Raises ValueError on a wrong dtype or shape.
+    """
+    _check("causal", role=role, document=document)
+    B, T = role.shape
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (B, 1, T, T):
+        raise ValueError(f"mask must be a bool tensor [B, 1, T, T] = {[B, 1, T, T]}, got "
+                         + (f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__))
+    reach = mask[:, 0] | torch.eye(T, dtype=torch.bool, device=mask.device)  # the residual stream: a token keeps itself
+    hops = 1
+    while hops < T:  # squaring doubles the number of layers covered
+        reach = (reach.float() @ reach.float()) > 0
+        hops *= 2
+    ahead = reach[:, :-1].triu(1).any(-1)  # [B, T-1]: row t-1 reaches some column >= t
+    return supervised(role, document) & torch.cat([torch.zeros_like(ahead[:, :1]), ahead], 1)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Pictures of the masks
+
+LETTER = {Role.PAD: "-", Role.TEXT: "t", Role.IMAGE: "V", Role.QUESTION: "Q", Role.ANSWER: "A"}
+EXAMPLE = "tVVVVQQQAAtttAA-"                 # one picture with its question, then a turn without a picture, then a pad
+EXAMPLE_TURN = "0111111111222220"
+
+
+def example() -> tuple[Tensor, Tensor]:
+    """The row that is drawn: role and turn, int64 [1, T]."""
+    roles = {letter: role for role, letter in LETTER.items()}
+    return torch.tensor([[roles[c] for c in EXAMPLE]]), torch.tensor([[int(c) for c in EXAMPLE_TURN]])
+
+
+def verdict(kind: str) -> str:
+    """One line: whether `kind` leaks labels on the example, with turns told apart and without."""
+    role, turn = example()
+    with_turns = leaks(attention_mask(kind, role, turn), role).any()
+    without = leaks(attention_mask(kind, role), role).any()
+    return ("LEAKS" if with_turns else "leaks no label" +
+            (" (but does if the two turns are passed as one: always pass `turn`)" if without else ""))
+
+
+def draw(kind: str) -> str:
+    """`kind` on the example row as text: '#' reads the past, 'O' opened (the key comes after the query), '.' blocked."""
+    role, turn = example()
+    mask = attention_mask(kind, role, turn)[0, 0].tolist()
+    rows = [LETTER[r] + " " + " ".join("O" if seen and j > i else "#" if seen else "." for j, seen in enumerate(row))
+            for i, (r, row) in enumerate(zip(role[0].tolist(), mask))]
+    return "\n".join(["  " + " ".join(EXAMPLE), *rows])
+
+
+def write_png(path: str, cell: int = 12) -> None:
+    """All kinds on the example row, side by side: blue = the past, orange = opened, grey = blocked. A red frame = leaks."""
+    from torchvision.io import write_png as write
+    role, turn = example()
+    T, panels = role.shape[1], []
+    colour = {"open": (240, 140, 40), "past": (70, 110, 180), "off": (228, 228, 228)}
+    for kind in OPENS:
+        mask = attention_mask(kind, role, turn)[0, 0]
+        later = torch.ones(T, T, dtype=torch.bool).triu(1)
+        image = torch.tensor(colour["off"], dtype=torch.uint8).expand(T, T, 3).clone()
+        image[mask & ~later] = torch.tensor(colour["past"], dtype=torch.uint8)
+        image[mask & later] = torch.tensor(colour["open"], dtype=torch.uint8)
+        image = image.repeat_interleave(cell, 0).repeat_interleave(cell, 1)
+        image[::cell] = image[:, ::cell] = 255  # grid lines
+        panels.append(torch.nn.functional.pad(image, (0, 0, cell, cell, cell, cell), value=255))
+    write(torch.cat(panels, 1).permute(2, 0, 1).contiguous(), str(path))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Draw every attention mask.")
+    parser.add_argument("--png", metavar="FILE", help="write the picture here as well")
+    args = parser.parse_args()
+    print("rows = queries, columns = keys    t text  V image  Q question  A answer  - pad\n"
+          "# reads the past    O opened: reads a later token    . blocked\n")
+    for kind in OPENS:
+        print(f"{kind}: {ABOUT[kind]}; {verdict(kind)}\n{draw(kind)}\n")
+    if args.png:
+        write_png(args.png)
+        print(f"wrote {args.png}: {', '.join(OPENS)}, left to right; blue = the past, orange = opened")

@@ -1,0 +1,295 @@
+"""A small multimodal LLM in one file: ViT encoder -> MLP projector -> Llama-style decoder whose mask comes from mma.py.
+
+    python model.py         print the parts of the default model and their parameter counts
+
+The code is written from the papers: ViT (arXiv 2010.11929), LLaVA's projector (2310.03744), Llama (2302.13971; grouped-query
+attention 2305.13245; RoPE 2104.09864) and MMA (2503.02597).
+
+Shapes:  B rows of text   T tokens of a row   D decoder width   H query heads   G key/value heads   d head width
+         N pictures of a batch   P places in the rows where a picture stands (>= N: rows may share a picture)
+         n image tokens of a picture   E encoder width   V vocabulary
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mma import Role, attention_mask, supervised
+
+
+@dataclass
+class Config:
+    """Every size of the model. `mask` is the attention mask of stage 2 and of generation, a kind of mma.py."""
+    vocab_size: int
+    image_size: int = 64      # pixels; pictures are square
+    patch_size: int = 16      # pixels
+    encoder_width: int = 128
+    encoder_layers: int = 2
+    encoder_heads: int = 4
+    d_model: int = 128
+    n_layer: int = 3
+    n_head: int = 4
+    n_kv_head: int = 2
+    d_ff: int = 256           # hidden width of the decoder's SwiGLU
+    rope_theta: float = 10_000.0
+    mask: str = "mma"
+
+    def __post_init__(self):
+        for a, b in (("image_size", "patch_size"), ("encoder_width", "encoder_heads"), ("d_model", "n_head"), ("n_head", "n_kv_head")):
+            if getattr(self, a) % getattr(self, b):
+                raise ValueError(f"{a}={getattr(self, a)} must be a multiple of {b}={getattr(self, b)}")
+
+    @property
+    def grid(self) -> int:
+        """Image tokens along one side of a picture."""
+        return self.image_size // self.patch_size
+
+    @property
+    def n_image_tokens(self) -> int:
+        return self.grid ** 2
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Vision encoder and projector
+
+class EncoderBlock(nn.Module):
+    """Pre-norm transformer block, every patch reads every patch."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        N, n, E = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(N, n, 3, self.heads, E // self.heads).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(y.transpose(1, 2).reshape(N, n, E))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class VisionEncoder(nn.Module):
+    """ViT. uint8 pictures [N, 3, image_size, image_size] -> patch features [N, n, E], in reading order."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config, E = config, config.encoder_width
+        # Pixels reach the patch projection with mean 0 and std 1 (train.py measures the two on the training pictures).
+        self.register_buffer("pixel_mean", torch.full((3,), 127.5))
+        self.register_buffer("pixel_std", torch.full((3,), 127.5))
+        self.patch = nn.Linear(3 * config.patch_size ** 2, E)
+        self.row, self.column = nn.Parameter(torch.empty(config.grid, E)), nn.Parameter(torch.empty(config.grid, E))
+        self.blocks = nn.ModuleList(EncoderBlock(E, config.encoder_heads) for _ in range(config.encoder_layers))
+        self.norm = nn.LayerNorm(E)
+
+    def forward(self, images: Tensor) -> Tensor:
+        size, p, g = self.config.image_size, self.config.patch_size, self.config.grid
+        if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
+            raise ValueError(f"images must be uint8 [N, 3, {size}, {size}], got {images.dtype} {list(images.shape)}")
+        x = (images.to(self.pixel_mean.dtype) - self.pixel_mean[:, None, None]) / self.pixel_std[:, None, None]
+        x = x.view(-1, 3, g, p, g, p).permute(0, 2, 4, 1, 3, 5).reshape(-1, g * g, 3 * p * p)
+        x = self.patch(x) + (self.row[:, None] + self.column[None, :]).flatten(0, 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Decoder
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE on x [B, heads, T, d]; cos, sin [B or 1, 1, T, d/2]. Dimension i is paired with i + d/2, as Llama's weights are."""
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+class Cache:
+    """Preallocated keys and values of every layer: [n_layer, B, G, T_max, d]. Row b's token at column t is stored at t, so a
+    batch of prompts of different lengths has no gaps: a shorter prompt's pads are overwritten as its answer grows."""
+
+    def __init__(self, config: Config, B: int, T_max: int, device, dtype):
+        shape = (config.n_layer, B, config.n_kv_head, T_max, config.d_model // config.n_head)
+        self.k, self.v = torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)
+
+    def write(self, layer: int, k: Tensor, v: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k, v [B, G, t, d] at column [B, t]; return all keys and values of the layer."""
+        at = column[:, None, :, None].expand_as(k)
+        return self.k[layer].scatter_(2, at, k.to(self.k.dtype)), self.v[layer].scatter_(2, at, v.to(self.v.dtype))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: H query heads share G key/value heads."""
+
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        self.layer, self.d = layer, config.d_model // config.n_head
+        self.q = nn.Linear(config.d_model, config.n_head * self.d, bias=False)
+        self.k = nn.Linear(config.d_model, config.n_kv_head * self.d, bias=False)
+        self.v = nn.Linear(config.d_model, config.n_kv_head * self.d, bias=False)
+        self.out = nn.Linear(config.n_head * self.d, config.d_model, bias=False)
+
+    def forward(self, x, cos, sin, mask, cache, column):
+        q, k, v = (f(x).unflatten(-1, (-1, self.d)).transpose(1, 2) for f in (self.q, self.k, self.v))  # [B, H or G, T, d]
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.write(self.layer, k, v, column)
+            k, v = k[:, :, :mask.shape[-1]], v[:, :, :mask.shape[-1]]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class DecoderBlock(nn.Module):
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.RMSNorm(config.d_model, eps=1e-6), nn.RMSNorm(config.d_model, eps=1e-6)
+        self.attention = Attention(config, layer)
+        self.gate = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
+
+    def forward(self, x, *attention_args):
+        x = x + self.attention(self.norm1(x), *attention_args)
+        y = self.norm2(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))  # SwiGLU
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+class MLLM(nn.Module):
+    """Pictures and text in, text out. The vocabulary head is the token embedding (tied)."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config, D, E = config, config.d_model, config.encoder_width
+        self.encoder = VisionEncoder(config)
+        self.projector = nn.Sequential(nn.Linear(E, D), nn.GELU(), nn.Linear(D, D))
+        self.embed = nn.Embedding(config.vocab_size, D)
+        self.blocks = nn.ModuleList(DecoderBlock(config, layer) for layer in range(config.n_layer))
+        self.norm = nn.RMSNorm(D, eps=1e-6)
+        self.apply(self._init)
+        for p in (self.encoder.row, self.encoder.column):  # small against the patch signal, or stage 1 sits at the prior
+            nn.init.normal_(p, std=0.02)
+        for stack in (self.encoder.blocks, self.blocks):
+            for block in stack:  # what is added to the residual stream starts small, more so in a deep stack
+                for f in (block.down, getattr(block, "out", None) or block.attention.out):
+                    f.weight.data /= (2 * len(stack)) ** 0.5
+
+    @staticmethod
+    def _init(module):
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features ** -0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=module.embedding_dim ** -0.5)
+
+    def embed_row(self, ids: Tensor, role: Tensor, images: Tensor | None, picture: Tensor | None) -> Tensor:
+        """Token embeddings [B, T, D] with the features of picture[p] in the p-th run of image tokens (row-major)."""
+        x = self.embed(ids)
+        n, here = self.config.n_image_tokens, role == Role.IMAGE
+        P = 0 if picture is None else len(picture)
+        per_row = here.sum(1)
+        if int(per_row.sum()) != P * n or bool((per_row % n).any()):
+            raise ValueError(f"{P} pictures of {n} image tokens each do not fit the rows' image tokens, counted row by row: "
+                             f"{per_row.tolist()}")
+        if P == 0:
+            return x
+        features = self.projector(self.encoder(images)).to(x.dtype)  # [N, n, D]: each picture is encoded once
+        return x.masked_scatter(here[..., None], features[picture])
+
+    def _decode(self, x, position, mask, cache=None, column=None) -> Tensor:
+        d = self.config.d_model // self.config.n_head
+        frequency = self.config.rope_theta ** (-torch.arange(0, d, 2, device=x.device) / d)
+        angle = position[:, None, :, None] * frequency  # [B or 1, 1, T, d/2], float32
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        for block in self.blocks:
+            x = block(x, cos, sin, mask, cache, column)
+        return self.norm(x)
+
+    def forward(self, ids, role, images=None, picture=None, turn=None, document=None, kind=None, cache=None) -> Tensor:
+        """The decoder's last hidden states [B, T, D]; `head` turns them into logits.
+
+        ids, role, turn, document: int64 [B, T], as in mma.py. images: uint8 [N, 3, image_size, image_size].
+        picture: int64 [P], which image stands at each run of image tokens, in reading order over the rows.
+        kind: a mask of mma.py (default: config.mask). Positions restart at each document and are the same under every mask.
+        Raises ValueError if pictures and image tokens do not fit.
+        """
+        mask = attention_mask(kind or self.config.mask, role, turn, document)
+        column = torch.arange(ids.shape[1], device=ids.device)[None]
+        position = column
+        if document is not None:
+            starts = F.pad(document[:, 1:] != document[:, :-1], (1, 0))
+            position = column - (column * starts).cummax(1).values
+        return self._decode(self.embed_row(ids, role, images, picture), position, mask, cache, column.expand_as(ids))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.embed.weight)
+
+    def loss(self, ids, role, images=None, picture=None, turn=None, document=None, kind=None) -> Tensor:
+        """Mean cross-entropy over the answer tokens (sum over targets / number of targets; 0 if there are none)."""
+        hidden = self(ids, role, images, picture, turn, document, kind)
+        target = supervised(role, document)[:, 1:]
+        logits = self.head(hidden[:, :-1][target]).float()  # [targets, V]: the head runs on supervised rows only
+        return F.cross_entropy(logits, ids[:, 1:][target], reduction="sum") / target.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def generate(self, ids, role, images=None, picture=None, turn=None, *, eos: int, max_new_tokens: int = 32,
+                 temperature: float = 0.0, top_p: float = 1.0, generator: torch.Generator | None = None) -> list[list[int]]:
+        """Continue a batch of prompts, padded on the right: prefill under the run's mask, then ordinary causal decoding over
+        the KV cache (the image's keys and values are those of the prefill). temperature 0 = greedy.
+
+        Returns the new token ids of each row; a row that finished ends with `eos`.
+        """
+        B, T = ids.shape
+        rows, length = torch.arange(B, device=ids.device), (role != Role.PAD).sum(1)  # [B]
+        if bool((role[rows, (length - 1).clamp(min=0)] == Role.PAD).any()):
+            raise ValueError("generate needs prompts of at least one token, padded on the right")
+        cache = Cache(self.config, B, T + max_new_tokens, ids.device, self.embed.weight.dtype)
+        hidden = self(ids, role, images, picture, turn, cache=cache)[rows, length - 1]
+        out, done = [[] for _ in range(B)], torch.zeros(B, dtype=torch.bool, device=ids.device)
+        columns = torch.arange(T + max_new_tokens, device=ids.device)
+        for step in range(max_new_tokens):
+            token = sample(self.head(hidden).float(), temperature, top_p, generator)  # [B]
+            for answer, t, over in zip(out, token.tolist(), done.tolist()):
+                if not over:
+                    answer.append(t)
+            done |= token == eos
+            if step + 1 == max_new_tokens or bool(done.all()):
+                break
+            at = (length + step)[:, None]                                        # [B, 1]: column and position alike
+            mask = (columns[:T + step + 1] <= at)[:, None, None]                 # [B, 1, 1, columns so far]
+            hidden = self._decode(self.embed(token[:, None]), at, mask, cache, at)[:, 0]
+        return out
+
+
+def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
+    """One token id for each row of logits [B, V]. Temperature first, then the smallest set of tokens whose mass is top_p."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    p, order = (logits / temperature).softmax(-1).sort(descending=True)
+    p = p * (p.cumsum(-1) - p < top_p)  # a token stays if the mass before it is under top_p: the first always does
+    return order.gather(1, torch.multinomial(p, 1, generator=generator))[:, 0]
+
+
+def save(path, model: MLLM) -> None:
+    torch.save({"config": asdict(model.config), "weights": model.state_dict()}, path)
+
+
+def load(path, device="cpu") -> MLLM:
+    """The model that `save` wrote."""
+    checkpoint = torch.load(path, map_location=device, weights_only=True)
+    model = MLLM(Config(**checkpoint["config"]))
+    model.load_state_dict(checkpoint["weights"])
+    return model.to(device).eval()
+
+
+if __name__ == "__main__":
+    model = MLLM(Config(vocab_size=512))
+    print(model.config)
+    for name, part in model.named_children():
+        print(f"{name:>10} {sum(p.numel() for p in part.parameters()):>10,} parameters")
+    print(f"{'in all':>10} {sum(p.numel() for p in model.parameters()):>10,} parameters (the head is the embedding)")
