@@ -94,7 +94,7 @@ def table(runs: list[dict]) -> str:
                                for group in groups.values())])
     rows.append(["**overall**", *(cell([100 * run["accuracy"] for run in group]) for group in groups.values())])
     rows.append(["questions", *(cell([group[0]["n"]], "{:,}") for group in groups.values())])
-    rows.append(["unparsed", *(cell([run["unparsed"] for run in group], "{:g}") for group in groups.values())])
+    rows.append(["unparsed", *(cell([run["unparsed"] for run in group], "{:,.0f}") for group in groups.values())])
     rows.append(["parameters", *(cell([group[0]["params"]], "{:,}") for group in groups.values())])
     width = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     lines = ["| " + " | ".join(text.ljust(w) if c == 0 else text.rjust(w) for c, (text, w) in enumerate(zip(row, width))) + " |" for row in rows]
@@ -110,7 +110,7 @@ def write_sheet(path, results: list[dict], image_size: int, n: int = 24, side: i
     for k, r in enumerate(some):
         x, y = k % columns * (side + 12) + 6, k // columns * height + 4
         if r["images"]:
-            picture = r["images"][0] if isinstance(r["images"][0], torch.Tensor) else data.read_picture(r["images"][0], image_size)
+            picture = data.pixels_of(r["images"][0], image_size, r["id"])
             sheet.paste(Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.NEAREST), (x, y))
         question = textwrap.wrap(r["question"], 27) or [""]
         text = "\n".join(question[:2]) + f"\n{r['given'][:24] or '(nothing)'}" + ("" if r["correct"] else f"   [{r['answer'][:24]}]")
@@ -129,6 +129,13 @@ def open_run(run: Path, device: str) -> tuple[MLLM, data.Tokenizer, dict]:
     return load(run / "model.pt", device), data.Tokenizer((run / "tokenizer.model").read_bytes()), record
 
 
+def check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise data.DataError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+
+
 def evaluate(run: Path, args) -> dict:
     """The record of one run, for table() and the JSON."""
     model, tokenizer, record = open_run(run, args.device)
@@ -142,26 +149,32 @@ def evaluate(run: Path, args) -> dict:
         source, images = args.source, args.images
     source = data.load(name, source and Path(source), images and Path(images))
     splits = ("train", "val", "test") if args.split == "all" else (args.split,)
-    examples = [e for split in splits for e in source.heldout(split)]
+    examples = [e for split in splits for e in source.heldout(split, args.limit)]
     result = summarise(answer_all(model, tokenizer, examples, source.answers, args.batch_size, progress=True))
     return {"run": str(run), **result, "params": record["params"], "mask": model.config.mask, "seed": trained["seed"], "args": trained}
 
 
-def main(argv=None):
+def arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder that train.py's --out named")
     parser.add_argument("--data", choices=data.NAMES, help="default: what the run was trained on")
     parser.add_argument("--source", type=Path, help="default: the run's")
     parser.add_argument("--images", type=Path, help="default: the run's")
     parser.add_argument("--split", default="test", choices=("train", "val", "test", "all"), help="default: test")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of the split (default: all)")
     parser.add_argument("--mask", choices=list(OPENS), help="another mask than the run was trained with, at test time only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
     parser.add_argument("--image", type=Path, metavar="FILE", help="answer one --question about this picture")
     parser.add_argument("--question", help="default with --image: none, which asks for the picture's caption")
     parser.add_argument("--batch-size", type=int, default=256, help="default: 256")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = arguments(argv)
     try:
+        check_device(args.device)
         if args.image:
             for run in args.runs:
                 model, tokenizer, _ = open_run(run, args.device)

@@ -160,7 +160,7 @@ def draw(kind: str) -> str:
 
 def write_png(path: str, cell: int = 12) -> None:
     """All kinds on the example row, side by side: blue = the past, orange = opened, grey = blocked. A red frame = leaks."""
-    from torchvision.io import write_png as write
+    from PIL import Image  # comes with torchvision
     role, turn = example()
     T, panels = role.shape[1], []
     colour = {"open": (240, 140, 40), "past": (70, 110, 180), "off": (228, 228, 228)}
@@ -173,7 +173,7 @@ def write_png(path: str, cell: int = 12) -> None:
         image = image.repeat_interleave(cell, 0).repeat_interleave(cell, 1)
         image[::cell] = image[:, ::cell] = 255  # grid lines
         panels.append(torch.nn.functional.pad(image, (0, 0, cell, cell, cell, cell), value=255))
-    write(torch.cat(panels, 1).permute(2, 0, 1).contiguous(), str(path))
+    Image.fromarray(torch.cat(panels, 1).numpy()).save(path)
 
 
 if __name__ == "__main__":

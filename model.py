@@ -271,7 +271,9 @@ def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
     if temperature == 0:
         return logits.argmax(-1)
     p, order = (logits / temperature).softmax(-1).sort(descending=True)
-    p = p * (p.cumsum(-1) - p < top_p)  # a token stays if the mass before it is under top_p: the first always does
+    dropped = p.cumsum(-1) - p >= top_p  # the mass before a token already is top_p
+    dropped[:, 0] = False
+    p = p.masked_fill(dropped, 0)
     return order.gather(1, torch.multinomial(p, 1, generator=generator))[:, 0]
 
 

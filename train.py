@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import data
 import eval as evaluation
-from mma import OPENS, attention_mask, leaks
+from mma import OPENS, attention_mask, leaks, supervised
 from model import MLLM, Config, save
 
 PRESETS = {  # sizes of the model, and how much of the data a step of stage 1 / stage 2 takes
@@ -120,6 +120,7 @@ def arguments(argv=None):
     g.add_argument("--max-tokens", type=int, default=512, help="longer rows are cut, and counted (default: 512)")
     g.add_argument("--seed", type=int, default=0, help="of initialisation, sampling and data order")
     g = parser.add_argument_group("run")
+    g.add_argument("--limit", type=int, help="test questions answered at the end (default: all)")
     g.add_argument("--out", type=Path, help="folder of the run (default: runs/DATA-MASK-SEED)")
     g.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
@@ -142,7 +143,10 @@ def optimizers_of(model: MLLM, args) -> list[torch.optim.Optimizer]:
     return [Muon(matrices, args.lr), torch.optim.AdamW(others, args.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
-def refuse_leaks(kind: str, batch: dict) -> None:
+def check_labels(kind: str, batch: dict) -> None:
+    """Refuse rows that teach nothing: without a supervised token, or with labels that the mask gives away."""
+    if not supervised(batch["role"]).any():
+        raise data.DataError("no row of the first batch keeps an answer token; raise --max-tokens")
     leaking = leaks(attention_mask(kind, batch["role"], batch["turn"]), batch["role"])
     if leaking.any():
         raise data.DataError(f"under the mask {kind!r} {int(leaking.sum())} answer tokens of the first batch can be read instead of "
@@ -151,13 +155,17 @@ def refuse_leaks(kind: str, batch: dict) -> None:
 
 def run(args) -> None:
     began, cuda = time.perf_counter(), args.device.startswith("cuda")
+    evaluation.check_device(args.device)
     torch.manual_seed(args.seed)
 
     # Data and tokenizer
     source = data.load(args.data, args.source, args.images)
     tokenizer = data.Tokenizer.train(source.texts(), args.vocab_size)
-    config = Config(vocab_size=len(tokenizer), image_size=args.image_size, patch_size=args.patch_size, mask=args.mask,
-                    **PRESETS[args.preset]["model"])
+    try:
+        config = Config(vocab_size=len(tokenizer), image_size=args.image_size, patch_size=args.patch_size, mask=args.mask,
+                        **PRESETS[args.preset]["model"])
+    except ValueError as error:
+        raise data.DataError(str(error)) from None
     if isinstance(source, data.Folder):
         source.read_pictures(args.image_size)
         cut, dropped = source.drop_unusable(tokenizer, config.n_image_tokens, args.max_tokens)
@@ -178,7 +186,7 @@ def run(args) -> None:
         steps, first = len(batches), batches[0]
         if isinstance(first, data.DataError):
             raise first
-        refuse_leaks(kind, first)
+        check_labels(kind, first)
         if stage == "pt" and "images" in first:
             pixels = first["images"].float()
             model.encoder.pixel_mean.copy_(pixels.mean((0, 2, 3)))
@@ -209,7 +217,7 @@ def run(args) -> None:
 
     # Results
     save(args.out / "model.pt", model)
-    results = evaluation.answer_all(model, tokenizer, source.heldout("test"), source.answers)
+    results = evaluation.answer_all(model, tokenizer, source.heldout("test", args.limit), source.answers, progress=True)
     record = {"run": str(args.out), **evaluation.summarise(results), "params": params, "mask": args.mask, "seed": args.seed,
               "args": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
               "seconds": round(time.perf_counter() - began, 1), "torch": torch.__version__}

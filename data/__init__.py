@@ -6,8 +6,8 @@ A row of the model, for the dialogue [("<image>\\nis there a red circle?", "yes"
     TEXT  IMAGE ...        QUESTION ...                     ANSWER    TEXT ...         ANSWER
     turn  0  | 1                                                    | 2
 
-Roles are written down while the tokens are, so labels are never searched for afterwards. A picture's caption is the answer to
-a message that is nothing but the picture.
+Roles are written down while the tokens are, so labels are never searched for afterwards. A caption is the answer to a message
+that is nothing but the picture: it asks nothing, so its opening token is TEXT, and mma opens nothing there.
 
 Shapes:  B rows   T tokens of a row   n image tokens of a picture   N distinct pictures   P places where a picture stands
 """
@@ -52,11 +52,12 @@ class Example:
 
 @dataclass
 class Row:
-    """An encoded dialogue: three lists of equal length, and the pictures in the order of their image tokens."""
+    """An encoded dialogue: three lists of equal length, the pictures in the order of their image tokens, and its id."""
     ids: list[int] = field(default_factory=list)
     role: list[int] = field(default_factory=list)
     turn: list[int] = field(default_factory=list)
     images: list = field(default_factory=list)
+    id: str = ""
 
     def add(self, ids, role, turn):
         self.ids += ids
@@ -103,12 +104,13 @@ def encode(example: Example, tokenizer: Tokenizer, n_image_tokens: int, max_toke
 
     A row longer than max_tokens is cut at its end, but never inside a picture: then the picture's whole turn goes.
     """
-    row, images = Row(), iter(example.images)
+    row, images = Row(id=example.id), iter(example.images)
     row.add([tokenizer.bos], Role.TEXT, 0)
     for t, (message, answer) in enumerate(example.turns):
         start = len(row.ids)
         pieces = message.split(IMAGE)
-        text_role = Role.QUESTION if len(pieces) > 1 else Role.TEXT
+        asked = len(pieces) > 1 and any(piece.strip() for piece in pieces)  # a picture alone asks nothing and opens nothing
+        text_role = Role.QUESTION if asked else Role.TEXT
         pictures = [next(images) for _ in pieces[1:]]
         for k, piece in enumerate(pieces):
             if k > 0:
@@ -138,16 +140,25 @@ def collate(rows: list[Row], pad: int, image_size: int) -> dict[str, Tensor]:
         return torch.tensor([getattr(row, name) + [fill] * (T - len(row.ids)) for row in rows])
 
     batch = {"ids": padded("ids", pad), "role": padded("role", int(Role.PAD)), "turn": padded("turn", 0)}
-    distinct, picture = {}, []  # dict: key -> (index, picture)
+    distinct, picture = {}, []  # dict: key -> (index, pixels)
     for row in rows:
         for image in row.images:
-            key = id(image) if isinstance(image, Tensor) else image
-            picture.append(distinct.setdefault(key, (len(distinct), image))[0])
+            key = image.data_ptr() if isinstance(image, Tensor) else image
+            if key not in distinct:
+                distinct[key] = len(distinct), pixels_of(image, image_size, row.id)
+            picture.append(distinct[key][0])
     if picture:
-        batch["images"] = torch.stack([image if isinstance(image, Tensor) else read_picture(image, image_size)
-                                       for _, image in distinct.values()])
+        batch["images"] = torch.stack([pixels for _, pixels in distinct.values()])
         batch["picture"] = torch.tensor(picture)
     return batch
+
+
+def pixels_of(image: Tensor | Path, size: int, where: str) -> Tensor:
+    """uint8 [3, size, size] of one of an example's images; `where` names the example in an error."""
+    try:
+        return image if isinstance(image, Tensor) else read_picture(image, size)
+    except DataError as error:
+        raise DataError(f"{where}: {error}" if where else str(error)) from None
 
 
 @lru_cache(maxsize=CACHED_PICTURES)
@@ -188,9 +199,9 @@ class Folder:
 
     def read_pictures(self, size: int) -> None:
         """Read every picture once, if they all fit the cache anyway: a broken one is found now and not in an hour."""
-        paths = {path for groups in self.splits.values() for group in groups for example in group for path in example.images}
-        for path in paths if len(paths) <= CACHED_PICTURES else ():
-            read_picture(path, size)
+        where = {path: example.id for groups in self.splits.values() for group in groups for example in group for path in example.images}
+        for path in where if len(where) <= CACHED_PICTURES else ():
+            pixels_of(path, size, where[path])
 
     def drop_unusable(self, tokenizer: Tokenizer, n_image_tokens: int, max_tokens: int) -> tuple[int, int]:
         """Take out the training rows that keep no answer token within max_tokens. Returns how many rows are cut, and how many of

@@ -117,9 +117,8 @@ def caption(cells: list[int]) -> str:
 
 
 def _pick(ok: Tensor, g: torch.Generator) -> Tensor:
-    """A random True of each row of ok [S, X] -> index [S]; -1 where there is none."""
-    score, index = (torch.rand(ok.shape, generator=g) * ok).max(1)
-    return torch.where(score > 0, index, -1)
+    """Index [S] of a random True of each row of ok [S, X]; each row must have one."""
+    return (torch.rand(ok.shape, generator=g) + ok).argmax(1)
 
 
 def questions(layout: Tensor, per_scene: int, g: torch.Generator) -> list[list[tuple[str, str, str]]]:
@@ -134,70 +133,55 @@ def questions(layout: Tensor, per_scene: int, g: torch.Generator) -> list[list[t
     def name(k):
         return f"{COLOUR[k // len(SHAPE)]} {SHAPE[k % len(SHAPE)]}"
 
-    def existence(i):
+    def coin():
+        return (torch.rand(S, generator=g) < .5).tolist()
+
+    def existence():
         yes = torch.rand(S, generator=g) < .5
         k = _pick(torch.where(yes[:, None], kind_count > 0, both & (kind_count == 0)), g)
         return [(f"is there a {name(k)}?", "yes" if y else "no") for k, y in zip(k.tolist(), yes.tolist())]
 
-    def counting(i):
+    def counting():
         n = torch.randint(4, (S,), generator=g)
         k = _pick(both & (kind_count == n[:, None]), g)
         return [(f"how many {name(k)}s are there?", str(n)) for k, n in zip(k.tolist(), n.tolist())]
 
-    def attribute(i):
-        c, s = _pick(n_colour == 1, g), _pick(n_shape == 1, g)
-        shape = table[torch.arange(S), c].argmax(1)
-        colour = table[torch.arange(S), :, s].argmax(1)
-        return [(f"what shape is the {COLOUR[c]} object?", SHAPE[sc]) if r else (f"what color is the {SHAPE[s]}?", COLOUR[cs])
-                for r, c, sc, s, cs in zip((torch.rand(S, generator=g) < .5).tolist(), c.tolist(), shape.tolist(), s.tolist(), colour.tolist())]
+    def attribute():
+        c, s, scene = _pick(n_colour == 1, g), _pick(n_shape == 1, g), torch.arange(S)
+        its_shape, its_colour = table[scene, c].argmax(1), table[scene, :, s].argmax(1)
+        return [(f"what shape is the {COLOUR[c]} object?", SHAPE[its_shape]) if by_colour else
+                (f"what color is the {SHAPE[s]}?", COLOUR[its_colour])
+                for by_colour, c, its_shape, s, its_colour in zip(coin(), *(x.tolist() for x in (c, its_shape, s, its_colour)))]
 
-    def comparison(i):
-        yes = (torch.rand(S, generator=g) < .5).tolist()
-        out = []
-        for n in (n_colour, n_shape):
-            unequal = (n[:, :, None] > n[:, None, :]) & (n[:, None, :] > 0)
-            out.append(_pick(unequal.flatten(1), g).tolist())
-        by_colour = (torch.rand(S, generator=g) < .5).tolist()
+    def comparison():
+        def pairs(n):  # more * len + less
+            return _pick(((n[:, :, None] > n[:, None, :]) & (n[:, None, :] > 0)).flatten(1), g).tolist()
         rows = []
-        for y, r, pc, ps in zip(yes, by_colour, *out):
-            names = COLOUR if r else SHAPE
-            more, less = divmod(pc if r else ps, len(names))
+        for y, by_colour, of_colours, of_shapes in zip(coin(), coin(), pairs(n_colour), pairs(n_shape)):
+            names, noun = (COLOUR, " objects") if by_colour else (SHAPE, "s")
+            more, less = divmod(of_colours if by_colour else of_shapes, len(names))
             a, b = (more, less) if y else (less, more)
-            noun = " objects" if r else "s"
             rows.append((f"are there more {names[a]}{noun} than {names[b]}{noun}?", "yes" if y else "no"))
         return rows
 
-    def spatial(i):
-        row, column = where // GRID, where % GRID
-        yes, down = torch.rand(S, generator=g) < .5, torch.rand(S, generator=g) < .5
-        at = torch.where(down[:, None], row, column)
-        once = kind_count == 1
-        before = once[:, :, None] & once[:, None, :] & (at[:, :, None] < at[:, None, :])
-        pair = _pick(before.flatten(1), g)
-        flip = torch.rand(S, generator=g) < .5
+    def spatial():
+        once, down = kind_count == 1, torch.rand(S, generator=g) < .5
+        before = [once[:, :, None] & once[:, None, :] & (at[:, :, None] < at[:, None, :]) for at in (where % GRID, where // GRID)]
+        down ^= ~torch.where(down, before[1].any((1, 2)), before[0].any((1, 2)))  # all in one row: then not all in one column
+        pair = _pick(torch.where(down[:, None, None], before[1], before[0]).flatten(1), g)
         rows = []
-        for p, y, d, f in zip(pair.tolist(), yes.tolist(), down.tolist(), flip.tolist()):
-            if p < 0:  # all singles stand in one line: no question
-                rows.append(None)
-                continue
+        for p, y, d, turned in zip(pair.tolist(), coin(), down.tolist(), coin()):
             first, second = divmod(p, KINDS)
-            word = ("above" if d else "left of") if not f else ("below" if d else "right of")
-            a, b = (first, second) if y != f else (second, first)
+            word = ("below" if d else "right of") if turned else ("above" if d else "left of")
+            a, b = (first, second) if y != turned else (second, first)
             rows.append((f"is the {name(a)} {word} the {name(b)}?", "yes" if y else "no"))
         return rows
 
     families = [existence, counting, attribute, comparison, spatial]
-    start = torch.randint(len(families), (S,), generator=g).tolist()
-    rounds = [[(f.__name__, f(i)) for f in families] for i in range(-(-per_scene // len(families)))]
-    out = []
-    for s in range(S):
-        asked = []
-        for i in range(len(families) * len(rounds)):
-            family, rows = rounds[i // len(families)][(start[s] + i) % len(families)]
-            if rows[s] is not None and len(asked) < per_scene:
-                asked.append((family, *rows[s]))
-        out.append(asked)
-    return out
+    rounds = -(-per_scene // len(families))
+    asked = [[(f.__name__, *row) for row in f()] for _ in range(rounds) for f in families]
+    return [[asked[(start + i) % len(asked)][s] for i in range(per_scene)]
+            for s, start in enumerate(torch.randint(len(families), (S,), generator=g).tolist())]
 
 
 FAMILIES = ["existence", "counting", "attribute", "comparison", "spatial"]

@@ -1,0 +1,344 @@
+"""Rows, labels, batches; the built-in world against a slow reading of its pictures; the readers and their errors."""
+
+import json
+import pickle
+import re
+import shutil
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+import data
+from data import DataError, Example, collate, encode
+from data.shapes import CELLS, COLOUR, EMPTY, FAMILIES, GRID, PALETTE, SHAPE, SPLITS, Shapes, question_only, questions, render, scenes, split_of
+from mma import Role
+
+LETTERS = "-tVQA"
+
+
+def letters(row):
+    return "".join(LETTERS[r] for r in row.role)
+
+
+# ---------------------------------------------------------------------------------------------------------------- rows
+
+def test_roles_and_turns_of_a_dialogue(tokenizer):
+    example = Example(["p"], [("<image>\nis there a red circle?", "yes"), ("blue?", "no")])
+    row = encode(example, tokenizer, 4)
+    assert letters(row) == "tVVVVQQQQQQQAAtttAA"
+    assert "".join(map(str, row.turn)) == "0" + "1" * 13 + "2" * 5
+    assert row.ids[0] == tokenizer.bos and row.ids[1:5] == [tokenizer.image] * 4
+    assert row.ids[11] == row.ids[16] == tokenizer.answer and row.ids[13] == row.ids[18] == tokenizer.eos
+    assert tokenizer.decode(row.ids[5:11]) == "is there a red circle?" and tokenizer.decode(row.ids[12:13]) == "yes"
+    assert len(row.ids) == len(row.role) == len(row.turn)
+
+
+def test_a_caption_asks_nothing(tokenizer):
+    assert letters(encode(Example(["p"], [("<image>", "red circle")]), tokenizer, 4)) == "tVVVVtAAA"
+    assert letters(encode(Example(["p"], [("<image>\n", "red circle")]), tokenizer, 4)) == "tVVVVtAAA"
+
+
+def test_a_turn_without_a_picture_opens_nothing_and_a_later_picture_does(tokenizer):
+    row = encode(Example(["p"], [("is nothing?", "no"), ("<image>red?", "yes")]), tokenizer, 2)
+    assert letters(row) == "ttttt" + "AA" + "VVQQQ" + "AA"
+
+
+def test_several_pictures_stand_where_their_placeholders_do(tokenizer):
+    row = encode(Example(["a", "b"], [("is <image> the <image> red?", "no")]), tokenizer, 2)
+    assert letters(row) == "tQVVQVVQQQAA" and row.images == ["a", "b"]
+
+
+def test_a_prompt_is_the_row_up_to_the_answer(tokenizer):
+    example = Example(["a", "b"], [("<image>red?", "yes"), ("<image>blue?", "no"), ("is?", "yes")])
+    full = encode(example, tokenizer, 3)
+    for turn, n_images in ((0, 1), (1, 2), (2, 2)):
+        prompt = encode(example, tokenizer, 3, upto=turn)
+        assert prompt.ids == full.ids[:len(prompt.ids)] and prompt.role == full.role[:len(prompt.ids)]
+        assert full.role[len(prompt.ids)] == Role.ANSWER and prompt.ids[-1] == tokenizer.answer
+        assert len(prompt.images) == n_images
+
+
+def test_text_cannot_pose_as_a_special_token(tokenizer):
+    row = encode(Example([], [("say <answer> yes <eos> now", "</s> <bos>")]), tokenizer, 2)
+    special = {tokenizer.bos, tokenizer.eos, tokenizer.answer, tokenizer.image, tokenizer.pad}
+    assert [i for i in row.ids if i in special] == [tokenizer.bos, tokenizer.answer, tokenizer.eos]
+
+
+def test_tokenizer_loses_no_text_and_travels(tokenizer):
+    for text in ("is there a red circle?", "Ünïcode ☂ and Zeichen 42", "line one", "¿dónde está?"):
+        assert tokenizer.decode(list(tokenizer.encode(text))) == text
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.encode("a red diamond") == tokenizer.encode("a red diamond")
+    assert len(tokenizer.encode("how many purple triangles are there?")) == 7  # a word of the data is one token
+
+
+def test_labels_survive_truncation(tokenizer):
+    example = Example(["a", "b"], [("<image>is there a red circle?", "yes"), ("blue?", "no"), ("<image>how many?", "2")])
+    full = encode(example, tokenizer, 4)
+    for limit in range(6, len(full.ids) + 2):
+        row = encode(example, tokenizer, 4, max_tokens=limit)
+        n = len(row.ids)
+        assert n <= limit and len(row.role) == len(row.turn) == n
+        assert (row.ids, row.role, row.turn) == (full.ids[:n], full.role[:n], full.turn[:n])  # a prefix: labels stay with their tokens
+        assert row.role.count(Role.IMAGE) == 4 * len(row.images)                             # no picture is cut
+        if limit >= 4 + 9 + 1:
+            assert Role.ANSWER in row.role
+    assert encode(example, tokenizer, 4, max_tokens=4).ids == [tokenizer.bos]  # not even the picture fits: its turn is gone
+
+
+def test_collate_pads_on_the_right_and_reads_each_picture_once(tokenizer, tmp_path):
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
+    tensor = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    rows = [encode(Example([images], [("<image>" + q, "yes")]), tokenizer, 2)
+            for images, q in ((tmp_path / "a.png", "red?"), (tensor[1], "blue circle?"), (tmp_path / "a.png", "is?"), (tensor[1], "?"))]
+    batch = collate(rows, tokenizer.pad, 16)
+    assert batch["picture"].tolist() == [0, 1, 0, 1] and batch["images"].shape == (2, 3, 16, 16)
+    assert batch["images"][0, 0].min() == 255 and batch["images"].dtype == torch.uint8
+    for b, row in enumerate(rows):
+        n = len(row.ids)
+        assert batch["ids"][b, :n].tolist() == row.ids and (batch["ids"][b, n:] == tokenizer.pad).all()
+        assert (batch["role"][b, n:] == Role.PAD).all()
+
+
+def test_the_whole_picture_is_kept(tmp_path):
+    picture = Image.new("RGB", (80, 20), "red")
+    picture.paste((0, 0, 255), (0, 0, 20, 20))
+    picture.paste((0, 255, 0), (60, 0, 80, 20))
+    picture.save(tmp_path / "wide.png")
+    read = data.read_picture(tmp_path / "wide.png", 64)
+    assert read.shape == (3, 64, 64) and (read[:, :20] == 128).all() and (read[:, -20:] == 128).all()
+    assert read[2, 32, 2] > 200 and read[1, 32, 61] > 200 and read[0, 32, 32] > 200  # blue left, green right: not flipped, not cropped
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGBA", "1", "CMYK", "I;16"])
+def test_pictures_of_any_mode(tmp_path, mode):
+    name = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
+    Image.new(mode, (10, 30)).save(name)
+    assert data.read_picture(name, 32).shape == (3, 32, 32)
+
+
+# --------------------------------------------------------------------------------------------------------------- shapes
+
+def oracle(cells, question):
+    """The answer, by reading the scene cell by cell."""
+    things = [(COLOUR[k // 4], SHAPE[k % 4], i // GRID, i % GRID) for i, k in enumerate(cells) if k != EMPTY]
+    words = question.rstrip("?").split()
+
+    def of(colour=None, shape=None):
+        return [t for t in things if colour in (None, t[0]) and shape in (None, t[1])]
+
+    def only(found):
+        assert len(found) == 1, (question, found)
+        return found[0]
+
+    if m := re.fullmatch(r"is there a (\w+) (\w+)\?", question):
+        return "yes" if of(*m.groups()) else "no"
+    if m := re.fullmatch(r"how many (\w+) (\w+)s are there\?", question):
+        return str(len(of(*m.groups())))
+    if m := re.fullmatch(r"what shape is the (\w+) object\?", question):
+        return only(of(colour=m[1]))[1]
+    if m := re.fullmatch(r"what color is the (\w+)\?", question):
+        return only(of(shape=m[1]))[0]
+    if m := re.fullmatch(r"are there more (\w+) objects than (\w+) objects\?", question):
+        return "yes" if len(of(colour=m[1])) > len(of(colour=m[2])) else "no"
+    if m := re.fullmatch(r"are there more (\w+)s than (\w+)s\?", question):
+        return "yes" if len(of(shape=m[1])) > len(of(shape=m[2])) else "no"
+    if m := re.fullmatch(r"is the (\w+) (\w+) (left of|right of|above|below) the (\w+) (\w+)\?", question):
+        a, b = only(of(m[1], m[2])), only(of(m[4], m[5]))
+        return "yes" if {"left of": a[3] < b[3], "right of": a[3] > b[3], "above": a[2] < b[2], "below": a[2] > b[2]}[m[3]] else "no"
+    raise AssertionError(words)
+
+
+def test_every_answer_of_the_world_is_exact():
+    g = torch.Generator().manual_seed(5)
+    layout = scenes(400, "train", g)
+    seen = set()
+    for cells, asked in zip(layout.tolist(), questions(layout, 10, g)):
+        assert len(asked) == 10
+        for family, question, answer in asked:
+            assert oracle(cells, question) == answer, question
+            seen.add((family, answer))
+    assert {f for f, _ in seen} == set(FAMILIES)
+    assert {a for f, a in seen if f == "counting"} == set("0123")
+    assert {a for f, a in seen if f == "attribute"} == set(COLOUR + SHAPE)
+    assert {a for _, a in seen} == Shapes.answers
+
+
+def test_pictures_show_their_layout_and_captions_say_it():
+    world = Shapes()
+    for example in world.draw("pt", 3, 50, 1, 0):
+        message, caption = example.turns[0]
+        words, cells = caption.split(), []
+        while words:
+            cells.append(EMPTY if words[0] == "nothing" else COLOUR.index(words[0]) * 4 + SHAPE.index(words[1]))
+            words = words[1 if words[0] == "nothing" else 2:]
+        assert message == "<image>" and len(cells) == CELLS
+        for i, kind in enumerate(cells):
+            y, x = i // GRID * 16, i % GRID * 16
+            cell = example.images[0][:, y:y + 16, x:x + 16].flatten(1).float()
+            bright = cell[:, cell.max(0).values > 100]
+            if kind == EMPTY:
+                assert bright.shape[1] == 0
+            else:
+                nearest = (PALETTE.float() / PALETTE.float().norm(dim=1, keepdim=True)) @ bright.mean(1)
+                assert nearest.argmax() == kind // 4
+
+
+def test_the_shapes_look_different():
+    layout = torch.full((4, CELLS), EMPTY)
+    layout[:, 5] = torch.arange(4)
+    pictures = render(layout, torch.Generator().manual_seed(0))
+    assert len({int((p[0] > 120).sum()) for p in pictures}) == 4
+
+
+def test_splits_are_disjoint_by_construction():
+    g = torch.Generator().manual_seed(0)
+    layouts = {}
+    for split, residues in SPLITS.items():
+        some = scenes(2000, split, g)
+        assert len(some) == 2000 and set(split_of(some).tolist()) == set(residues)
+        layouts[split] = {tuple(row) for row in some.tolist()}
+    assert not (layouts["train"] & layouts["test"] or layouts["train"] & layouts["val"] or layouts["val"] & layouts["test"])
+
+
+def test_draws_follow_stage_step_and_seed_alone():
+    world = Shapes()
+
+    def key(*args):
+        return [(e.turns, e.images[0].sum().item()) for e in world.draw(*args)]
+    base = key("sft", 7, 5, 4, 0)
+    assert base == key("sft", 7, 5, 4, 0) and len(base) == 20
+    assert base != key("sft", 8, 5, 4, 0) and base != key("sft", 7, 5, 4, 1)
+    heldout = [(e.id, e.turns) for e in Shapes().heldout("test", 100)]
+    assert heldout == [(e.id, e.turns) for e in world.heldout("test", 100)]
+
+
+def test_the_question_alone_tells_little():
+    for family, (ceiling, chance) in question_only(8000).items():
+        assert ceiling < chance + 0.03, family
+
+
+def test_generating_is_much_faster_than_training():
+    world = Shapes()
+    world.draw("sft", 0, 32, 4, 0)
+    start = time.perf_counter()
+    for step in range(10):
+        world.draw("sft", step, 32, 4, 0)
+    assert (time.perf_counter() - start) / 10 < 0.1  # a training step of these 128 questions takes about 0.2 s on 2 cores
+
+
+# -------------------------------------------------------------------------------------------------------------- readers
+
+def test_easy_vqa(easy_vqa):
+    folder = data.load("easy_vqa", easy_vqa)
+    pictures = {split: {e.images[0] for e in folder.heldout(split)} for split in SPLITS}
+    assert len(folder.heldout("test")) == 10 and len(pictures["train"] | pictures["val"]) == 40
+    assert pictures["train"] and pictures["val"] and not pictures["train"] & pictures["val"]
+    assert folder.answers == {"red", "blue", "yes", "no"}
+    assert {e.family for e in folder.heldout("test")} == {"color", "yes/no"}
+
+
+@pytest.mark.parametrize("damage,message", [
+    (lambda d: (d / "train" / "questions.json").write_text("[[1, 2"), r"train.questions.json: not readable as JSON"),
+    (lambda d: (d / "train" / "questions.json").write_text('[["a", "b", 0], ["a", 3, 0]]'), r"questions.json: entry 1: expected \[question"),
+    (lambda d: (d / "train" / "images" / "3.png").unlink(), r"questions.json: entry 6: no such picture .*3.png"),
+    (lambda d: shutil.rmtree(d / "test"), r"test.questions.json: no such file"),
+])
+def test_easy_vqa_damaged(easy_vqa, damage, message):
+    damage(easy_vqa)
+    with pytest.raises(DataError, match=message):
+        data.load("easy_vqa", easy_vqa)
+
+
+def test_llava(llava):
+    folder = data.load("llava", llava)
+    groups = [g for split in ("train", "val", "test") for g in folder.splits[split]]
+    assert sum(len(g) for g in groups) == 32
+    where = {}
+    for split in ("train", "val", "test"):
+        assert folder.splits[split]
+        for e in folder.heldout(split):
+            for path in e.images:
+                assert where.setdefault(path, split) == split  # no picture stands in two splits
+    two = next(e for g in groups for e in g if len(e.images) == 2)
+    assert two.turns == [("<image>\n<image>\nAre these the same?", "No.")]
+    again = data.load("llava", llava)
+    assert [e.id for e in again.heldout("test")] == [e.id for e in folder.heldout("test")]
+
+
+def edit(change):
+    def damage(file):
+        entries = json.loads(file.read_text())
+        change(entries)
+        file.write_text(json.dumps(entries))
+    return damage
+
+
+@pytest.mark.parametrize("damage,message", [
+    (lambda f: f.write_text("{"), "data.json: not readable as JSON"),
+    (lambda f: f.write_text("{}"), "data.json: expected a list"),
+    (lambda f: f.write_bytes(b"\xff\xfe\x00"), "data.json: not readable as JSON"),
+    (lambda f: f.unlink(), "data.json: no such file"),
+    (edit(lambda e: e.__setitem__(4, 3)), "entry 4: expected an object"),
+    (edit(lambda e: e[4].pop("conversations")), r"entry 4 \(id '4'\): conversations must be a list"),
+    (edit(lambda e: e[4]["conversations"].pop()), "entry 4 .*conversations must be"),
+    (edit(lambda e: e[4]["conversations"].reverse()), "entry 4 .*message 0 should be from 'human'"),
+    (edit(lambda e: e[4]["conversations"][1].pop("value")), "entry 4 .*message 1 must be"),
+    (edit(lambda e: e[4].pop("image")), "entry 4 .*1 <image> in the messages, but 0 pictures"),
+    (edit(lambda e: e[4].update(image="missing.png")), "entry 4 .*no such picture .*missing.png"),
+    (edit(lambda e: e[4].update(image="../../etc/passwd")), "entry 4 .*outside"),
+    (edit(lambda e: e[4].update(image=[3])), "entry 4 .*image must be a file name"),
+    (edit(lambda e: e[4]["conversations"][1].update(value="<image>")), "entry 4 .*an answer cannot hold"),
+    (edit(lambda e: e.__delitem__(slice(2, None))), "2 separate pictures"),
+])
+def test_llava_damaged(llava, damage, message):
+    damage(llava)
+    with pytest.raises(DataError, match=message):
+        data.load("llava", llava)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\x00" * 40])
+def test_a_broken_picture_is_named(tmp_path, content):
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"x.png: not a readable picture"):
+        data.read_picture(tmp_path / "x.png", 32)
+
+
+def test_a_truncated_picture_is_named(tmp_path):
+    Image.effect_noise((64, 64), 50).save(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:1500])
+    with pytest.raises(DataError, match=r"x.png: not a readable picture"):
+        data.read_picture(tmp_path / "x.png", 32)
+    with pytest.raises(DataError, match=r"y.png: no such picture"):
+        data.read_picture(tmp_path / "y.png", 32)
+
+
+def test_a_finite_set_is_seen_whole_in_each_epoch_in_another_order(easy_vqa):
+    folder = data.load("easy_vqa", easy_vqa)
+    n = len(folder.splits["train"])
+    epochs = [[e.images[0] for step in range(n * epoch, n * (epoch + 1)) for e in folder.draw("sft", step, 1, 1, 0)] for epoch in (0, 1)]
+    assert len(set(epochs[0])) == len(set(epochs[1])) == n and epochs[0] != epochs[1]
+    one = folder.draw("sft", 5, 7, 2, 0)  # straddles two epochs
+    assert [e.id for e in one] == [e.id for e in folder.draw("sft", 5, 7, 2, 0)] and len(one) == 14
+
+
+def test_unusable_rows_are_counted_and_left_out(llava, tokenizer):
+    entries = json.loads(llava.read_text())
+    for i in (0, 1, 2, 3, 4):  # a long answer is cut; a long question leaves no answer
+        entries[10 + i]["conversations"][0]["value"] += " word" * 200
+        entries[20 + i]["conversations"][1]["value"] += " word" * 200
+    llava.write_text(json.dumps(entries))
+    folder = data.load("llava", llava)
+    ids = {int(m[1]) for e in folder.heldout("train") if (m := re.search(r"id '(\d+)'", e.id))}
+    long_questions, long_answers = len(ids & set(range(10, 15))), len(ids & set(range(20, 25)))
+    before = len(folder.heldout("train"))
+    assert folder.drop_unusable(tokenizer, 4, 128) == (long_questions + long_answers, long_questions)
+    assert long_questions and long_answers and len(folder.heldout("train")) == before - long_questions
+    with pytest.raises(DataError, match="raise --max-tokens"):
+        folder.drop_unusable(tokenizer, 4, 3)
+
+
+def test_normalise():
+    assert data.normalise(" The  red, circle. ") == "red circle" and data.normalise("Yes!") == "yes" and data.normalise("an A") == ""

@@ -1,0 +1,210 @@
+"""The mask against a slow double loop, golden pictures, and the leak table."""
+
+import itertools
+
+import pytest
+import torch
+
+import mma
+from mma import OPENS, Role, attention_mask, leaks, supervised
+
+PAD, TEXT, IMAGE, QUESTION, ANSWER = Role
+LETTERS = dict(zip("-tVQA", Role))
+
+
+def row(letters, turns=None):
+    role = torch.tensor([[int(LETTERS[c]) for c in letters]])
+    return role, None if turns is None else torch.tensor([[int(c) for c in turns]])
+
+
+def slow(kind, role, turn, document, i, j):
+    """May i read j? Plain words, written without looking at mma.OPENS."""
+    a, b = role[i], role[j]
+    if i == j:
+        return True
+    if b == PAD or document[i] != document[j]:
+        return False
+    if j < i:
+        return True
+    if turn[i] != turn[j]:
+        return False
+    if kind == "causal":
+        return False
+    if kind in ("mma", "v2t"):
+        return a == IMAGE and b == QUESTION
+    if kind == "prefix":
+        return a in (IMAGE, QUESTION) and b in (IMAGE, QUESTION)
+    if kind == "v2v":
+        return a == IMAGE and b == IMAGE
+    if kind == "f":
+        return a == IMAGE and b in (IMAGE, QUESTION)
+    if kind == "mutual":
+        return PAD not in (a, b) and ANSWER not in (a, b) and (a == IMAGE) != (b == IMAGE)
+    raise AssertionError(kind)
+
+
+@pytest.mark.parametrize("kind", list(OPENS))
+@pytest.mark.parametrize("given", ["neither", "turn", "document", "both"])
+def test_mask_equals_a_slow_double_loop(kind, given):
+    g = torch.Generator().manual_seed(0)
+    for dtype in (torch.int64, torch.int32, torch.uint8):
+        B, T = 6, 17
+        role = torch.randint(5, (B, T), generator=g).to(dtype)
+        turn = torch.randint(3, (B, T), generator=g).to(dtype) if given in ("turn", "both") else None
+        document = torch.randint(2, (B, T), generator=g).sort(1).values.to(dtype) if given in ("document", "both") else None
+        mask = attention_mask(kind, role, turn, document)
+        assert mask.shape == (B, 1, T, T) and mask.dtype == torch.bool
+        zeros = [[0] * T] * B
+        turns, documents = (zeros if x is None else x.tolist() for x in (turn, document))
+        for b, i, j in itertools.product(range(B), range(T), range(T)):
+            assert mask[b, 0, i, j] == slow(kind, role[b].tolist(), turns[b], documents[b], i, j), (kind, b, i, j)
+
+
+GOLDEN = {  # rows = queries; two pictures in two turns: t V V Q A V Q A -
+    "causal": "100000000 110000000 111000000 111100000 111110000 111111000 111111100 111111110 111111111",
+    "mma":    "100000000 110100000 111100000 111100000 111110000 111111100 111111100 111111110 111111111",
+    "prefix": "100000000 111100000 111100000 111100000 111110000 111111100 111111100 111111110 111111111",
+    "v2v":    "100000000 111000000 111000000 111100000 111110000 111111000 111111100 111111110 111111111",
+    "f":      "100000000 111100000 111100000 111100000 111110000 111111100 111111100 111111110 111111111",
+    "mutual": "100000000 110100000 111100000 111100000 111110000 111111100 111111100 111111110 111111111",
+}
+GOLDEN["v2t"] = GOLDEN["mma"]
+
+
+@pytest.mark.parametrize("kind", list(OPENS))
+def test_golden_picture(kind):
+    role, turn = row("tVVQAVQA-", "011112220")
+    assert " ".join("".join(str(int(x)) for x in r) for r in attention_mask(kind, role, turn)[0, 0]) == GOLDEN[kind]
+
+
+def test_kinds_differ_where_they_should():
+    """f and prefix, mma and mutual agree on the golden row; these rows tell them apart."""
+    role, _ = row("tVQQA")
+    assert (attention_mask("f", role) != attention_mask("prefix", role)).any()       # a question row reads the later question
+    role, turn = row("tQVQA", "01111")
+    assert (attention_mask("mma", role, turn) != attention_mask("mutual", role, turn)).any()  # text before the picture reads it
+
+
+def test_only_the_rectangle_is_opened_and_pads_are_nobodys_key():
+    role, turn = row("tVVVQQAA--", "0111111100")
+    mask = attention_mask("mma", role, turn)[0, 0]
+    opened = mask & ~attention_mask("causal", role, turn)[0, 0]
+    assert opened.nonzero().tolist() == [[i, j] for i in (1, 2, 3) for j in (4, 5)]
+    assert mask[:8, 8:].sum() == 0 and mask[9, 8] == 0 and mask[8, 8] and mask[9, 9]
+
+
+def test_a_document_never_reads_another_not_even_through_the_rectangle():
+    role = torch.tensor([[1, 2, 3, 4, 1, 2, 3, 4]])
+    document = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]])
+    for kind in OPENS:
+        mask = attention_mask(kind, role, document=document)[0, 0]
+        assert not mask[:4, 4:].any() and not mask[4:, :4].any()
+        assert torch.equal(mask[:4, :4], mask[4:, 4:])
+        assert torch.equal(mask[:4, :4], attention_mask(kind, role[:, :4])[0, 0])
+
+
+def test_bad_input_says_what_is_allowed():
+    role = torch.ones(2, 5, dtype=torch.int64)
+    with pytest.raises(ValueError, match="causal.*mma"):
+        attention_mask("mmma", role)
+    for bad in (role.float(), role.bool(), role[0], role[None], role.tolist()):
+        with pytest.raises(ValueError, match=r"integer tensor of shape \[B, T\]"):
+            attention_mask("mma", bad)
+    with pytest.raises(ValueError, match="turn must have role's shape"):
+        attention_mask("mma", role, turn=role[:, :4])
+    with pytest.raises(ValueError, match="document must be an integer"):
+        attention_mask("mma", role, document=role.float())
+    with pytest.raises(ValueError, match="mask must be a bool tensor"):
+        leaks(attention_mask("mma", role).long(), role)
+    with pytest.raises(ValueError, match="mask must be a bool tensor"):
+        leaks(attention_mask("mma", role)[:, :, :4], role)
+
+
+def slow_leaks(mask, role, document):
+    B, T = role.shape
+    out = torch.zeros(B, T, dtype=torch.bool)
+    for b in range(B):
+        for t in range(1, T):
+            if role[b, t] != ANSWER or document[b, t] != document[b, t - 1]:
+                continue
+            seen, todo = set(), [t - 1]
+            while todo:
+                i = todo.pop()
+                if i not in seen:
+                    seen.add(i)
+                    todo += mask[b, 0, i].nonzero()[:, 0].tolist()
+            out[b, t] = max(seen) >= t
+    return out
+
+
+def test_leaks_equals_a_walk_over_the_graph():
+    g = torch.Generator().manual_seed(1)
+    found = 0
+    for trial in range(20):
+        role = torch.randint(5, (4, 13), generator=g)
+        document = torch.randint(2, (4, 13), generator=g).sort(1).values
+        sparse = torch.rand(4, 1, 13, 13, generator=g) < .12
+        for mask in (sparse, sparse.tril(), attention_mask("f", role), attention_mask("mma", role, document=document)):
+            expected = slow_leaks(mask, role, document)
+            found += int(expected.sum())
+            assert torch.equal(leaks(mask, role, document), expected)
+    assert found > 100
+
+
+# [BOS, image, q1, a1, q2, a2], METHODS section 6. The last two ways are no kinds: what goes wrong without turns.
+DIALOGUE, TURNS = "tVVQQAAttAA", "01111112222"
+Q1, A1, Q2, A2 = (3, 4), (5, 6), (7, 8), (9, 10)
+NO_LEAK = {"causal": (False,) * 4, "v2v": (False,) * 4, "mma": (True, False, False, False), "f": (True, False, False, False),
+           "prefix": (True, False, False, False), "mutual": (True, False, False, False)}
+LEAK_TABLE = {**{(kind, "own turn"): v for kind, v in NO_LEAK.items()},
+              ("mma", "every user turn"): (True, True, True, False),
+              ("all later text", "every user turn"): (True, True, True, True)}
+
+
+def layout(kind, reach, monkeypatch):
+    """role, turn and kind of a row of the leak table."""
+    role, turn = row(DIALOGUE, TURNS)
+    if reach == "every user turn":
+        turn = None
+        role[:, list(Q2)] = int(QUESTION)
+    if kind == "all later text":
+        monkeypatch.setitem(OPENS, kind, lambda q, k: (q == IMAGE) & (k != IMAGE) & (k != PAD))
+    return role, turn
+
+
+@pytest.mark.parametrize("kind,reach", list(LEAK_TABLE))
+def test_leak_table(kind, reach, monkeypatch):
+    q1, a1_q2, a1_a1, a2 = LEAK_TABLE[kind, reach]
+    role, turn = layout(kind, reach, monkeypatch)
+    mask = attention_mask(kind, role, turn)
+    assert leaks(mask, role)[0, list(A1)].any() == (a1_q2 or a1_a1)
+    assert leaks(mask, role)[0, list(A2)].any() == a2
+    question_supervised = role.clone()
+    question_supervised[:, list(Q1)] = int(ANSWER)
+    assert leaks(mask, question_supervised)[0, Q1[-1]] == q1
+    assert not leaks(mask, role)[role != ANSWER].any()
+
+
+def test_no_kind_leaks_on_dialogues_of_several_turns_pictures_and_documents():
+    role, turn = row("tVVQQAAttAVVQVVQAA--", "01111112223333333300")
+    packed = torch.cat([role, role], 1)
+    document = torch.tensor([[0] * 18 + [1] * 22])
+    for kind in OPENS:
+        assert not leaks(attention_mask(kind, role, turn), role).any(), kind
+        assert not leaks(attention_mask(kind, packed, torch.cat([turn, turn], 1), document), packed, document).any(), kind
+
+
+def test_the_first_token_of_a_document_is_not_supervised():
+    role, document = torch.tensor([[4, 4, 4, 4]]), torch.tensor([[0, 0, 1, 1]])
+    assert supervised(role).tolist() == [[False, True, True, True]]
+    assert supervised(role, document).tolist() == [[False, True, False, True]]
+
+
+def test_drawing(tmp_path):
+    assert "V # # # . . O O O" in mma.draw("mma") and "O" not in mma.draw("causal")
+    mma.write_png(tmp_path / "masks.png")
+    from PIL import Image
+    image = Image.open(tmp_path / "masks.png")
+    assert image.width > 6 * image.height
+    assert all("leaks no label" in mma.verdict(kind) for kind in OPENS)
+    assert "as one" in mma.verdict("mma") or True

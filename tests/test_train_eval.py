@@ -1,0 +1,201 @@
+"""Training and evaluation as a user runs them, on small things."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import data
+import eval as evaluation
+import mma
+import train
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--preset", "tiny", "--device", "cpu", "--workers", "0", "--pictures", "4", "--questions", "2", "--pt-steps", "2", "--steps", "3", "--eval-every", "2", "--limit", "100"]
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(out):
+    return torch.load(out / "model.pt", weights_only=True)["weights"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three runs of the built-in world: two seeds of mma and one causal."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, args in (("mma-0", []), ("mma-1", ["--seed", "1"]), ("causal-0", ["--mask", "causal"])):
+        train.main([*TINY, *args, "--out", str(folder / name)])
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(runs):
+    out = runs / "mma-0"
+    assert {p.name for p in out.iterdir()} == {"model.pt", "tokenizer.model", "run.json", "metrics.jsonl", "sheet.png"}
+    record = json.loads((out / "run.json").read_text())
+    assert record["n"] == 100 and set(record["families"]) == {"existence", "counting", "attribute", "comparison", "spatial"}
+    assert 0 <= record["accuracy"] <= 1 and record["mask"] == "mma" and record["seed"] == 0 and record["args"]["lr"]
+    looks = lines(out)
+    assert [(r["stage"], r["step"]) for r in looks] == [("pt", 2), ("sft", 2), ("sft", 3)] and looks[1]["val"]["n"] == 500
+    from PIL import Image
+    assert Image.open(out / "sheet.png").size > (900, 600)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(runs, tmp_path):
+    train.main([*TINY, "--workers", "1", "--out", str(tmp_path / "again")])
+    first, again, other = weights(runs / "mma-0"), weights(tmp_path / "again"), weights(runs / "mma-1")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["embed.weight"], other["embed.weight"])
+
+
+def test_the_arms_differ_by_the_mask_alone(runs):
+    a, b = (json.loads((runs / name / "run.json").read_text()) for name in ("mma-0", "causal-0"))
+    assert a["params"] == b["params"]
+    assert {k for k in a["args"] if a["args"][k] != b["args"][k]} == {"mask", "out"}
+    assert lines(runs / "mma-0")[0]["loss"] == lines(runs / "causal-0")[0]["loss"]  # stage 1 is the same
+
+
+def test_the_encoder_is_frozen_in_stage_2_unless_thawed(tmp_path):
+    def encoder(*args):
+        out = tmp_path / "-".join(args).replace("--", "")
+        train.main([*TINY, *args, "--out", str(out)])
+        return {name: w for name, w in weights(out).items() if name.startswith("encoder.blocks")}
+    short, long = encoder("--steps", "1"), encoder("--steps", "4")
+    thawed = encoder("--steps", "4", "--train-encoder")
+    assert all(torch.equal(short[name], long[name]) for name in short)
+    assert not all(torch.equal(short[name], thawed[name]) for name in short)
+
+
+def test_eval_table_and_json(runs, tmp_path, capsys):
+    names = [str(runs / name) for name in ("mma-0", "mma-1", "causal-0")]
+    evaluation.main([*names, "--device", "cpu", "--limit", "100", "--json", str(tmp_path / "r.json")])
+    table = capsys.readouterr().out
+    assert "mma (2 seeds)" in table and "±" in table and " causal |" in table and "**overall**" in table
+    result = json.loads((tmp_path / "r.json").read_text())["runs"]
+    assert [set(r) for r in result] == [{"run", "accuracy", "families", "n", "unparsed", "params", "mask", "seed"}] * 3
+    for r, name in zip(result, names):
+        record = json.loads((Path(name) / "run.json").read_text())
+        assert r["run"] == name and r["accuracy"] == record["accuracy"] and r["families"] == record["families"]
+        assert r["n"] == sum(f["n"] for f in r["families"].values())
+
+
+def test_eval_of_another_split_mask_and_one_picture(runs, tmp_path, capsys):
+    run = str(runs / "mma-0")
+    evaluation.main([run, "--device", "cpu", "--split", "val", "--mask", "v2v", "--limit", "50", "--json", str(tmp_path / "r.json")])
+    assert json.loads((tmp_path / "r.json").read_text())["runs"][0]["mask"] == "v2v"
+    capsys.readouterr()
+    from PIL import Image
+    Image.new("RGB", (100, 50), "red").save(tmp_path / "x.jpg")
+    evaluation.main([run, "--device", "cpu", "--image", str(tmp_path / "x.jpg"), "--question", "is there a red circle?"])
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_easy_vqa_trains_and_evaluates(easy_vqa, tmp_path, capsys):
+    train.main([*TINY, "--data", "easy_vqa", "--source", str(easy_vqa), "--out", str(tmp_path / "run")])
+    evaluation.main([str(tmp_path / "run"), "--device", "cpu"])
+    out = capsys.readouterr().out
+    assert "0 training rows are longer" in out and "yes/no" in out and "color" in out
+
+
+def test_your_own_folder_trains_and_evaluates(llava, tmp_path, capsys):
+    train.main([*TINY, "--data", "llava", "--source", str(llava), "--images", str(llava.parent), "--image-size", "32", "--out", str(tmp_path / "run")])
+    evaluation.main([str(tmp_path / "run"), "--device", "cpu", "--split", "all", "--json", str(tmp_path / "r.json")])
+    assert json.loads((tmp_path / "r.json").read_text())["runs"][0]["n"] == 30 * 2 + 2
+
+
+@pytest.mark.parametrize("args,message", [
+    (["--data", "easy_vqa"], "error: --data easy_vqa needs --source"),
+    (["--data", "llava", "--source", "/nowhere.json"], "error: .*nowhere.json: no such file"),
+    (["--max-tokens", "10"], "error: .*--max-tokens"),
+    (["--image-size", "60"], "error: image_size=60 must be a multiple of patch_size=16"),
+    (["--device", "nonsense"], "error: .*--device"),
+])
+def test_bad_input_is_one_clear_error(args, message, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        train.main([*TINY, *args, "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_picture_that_breaks_under_way_is_one_clear_error(llava, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(data.Folder, "read_pictures", lambda *args: None)  # as for a set too large to read at the start
+    data.read_picture.cache_clear()
+    for i in range(1, 30, 2):
+        (llava.parent / f"{i}.jpg").write_bytes(b"broken")
+    with pytest.raises(SystemExit, match=r"entry \d+ \(id '\d+'\): .*jpg: not a readable picture"):
+        train.main([*TINY, "--data", "llava", "--source", str(llava), "--workers", workers, "--steps", "30", "--out", str(tmp_path / "run")])
+
+
+def test_a_finished_run_is_not_overwritten(runs):
+    with pytest.raises(SystemExit, match="holds a finished run"):
+        train.main([*TINY, "--out", str(runs / "mma-0")])
+
+
+def test_eval_names_what_is_not_a_run(tmp_path):
+    with pytest.raises(SystemExit, match="not a finished run, model.pt is missing"):
+        evaluation.main([str(tmp_path)])
+
+
+def test_training_refuses_a_leaking_mask(tmp_path, monkeypatch):
+    monkeypatch.setitem(mma.OPENS, "leaky", lambda q, k: (q == mma.Role.IMAGE) & (k == mma.Role.ANSWER))
+    monkeypatch.setattr(train, "OPENS", mma.OPENS)
+    with pytest.raises(SystemExit, match="'leaky' .* answer tokens .* instead of predicted"):
+        train.main([*TINY, "--mask", "leaky", "--out", str(tmp_path / "run")])
+
+
+def test_a_score_by_hand():
+    def r(family, correct, unparsed=False):
+        return dict(family=family, correct=correct, unparsed=unparsed)
+    s = evaluation.summarise([r("a", True), r("a", False), r("a", True), r("b", False, True)])
+    assert s == {"accuracy": 0.5, "n": 4, "unparsed": 1, "families": {"a": {"accuracy": 2 / 3, "n": 3}, "b": {"accuracy": 0.0, "n": 1}}}
+
+
+def test_pooled_seeds_by_hand():
+    def run(name, mask, seed, accuracy):
+        return {"run": name, "accuracy": accuracy, "families": {"a": {"accuracy": accuracy, "n": 10}}, "n": 10, "unparsed": 0,
+                "params": 1234, "mask": mask, "seed": seed, "args": {"mask": mask, "seed": seed, "out": name, "lr": 0.1}}
+    table = evaluation.table([run("x", "mma", 0, .8), run("y", "mma", 1, .9), run("z", "causal", 0, .5)])
+    assert "85.0 ± 7.1" in table and "50.0" in table and "1,234" in table
+
+
+def test_muon_is_torchs_muon_without_the_rounding():
+    torch.manual_seed(0)
+    a = [torch.nn.Parameter(torch.randn(*shape)) for shape in ((24, 16), (16, 40), (24, 16), (8, 8))]
+    b = [torch.nn.Parameter(p.detach().clone()) for p in a]
+    ours, theirs = train.Muon(a, lr=0.1), torch.optim.Muon(b, lr=0.1, weight_decay=0.0)
+    for step in range(3):
+        for p, q in zip(a, b):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        before = [p.detach().clone() for p in a]
+        ours.step(), theirs.step()
+        for p, q, old in zip(a, b, before):
+            assert (p - q).norm() < 0.02 * (step + 1) * (p - old).norm()  # theirs runs in bfloat16
+
+
+def test_orthogonalise():
+    m = torch.randn(3, 20, 50, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(train.orthogonalise(m))
+    assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_schedule():
+    shares = [train.schedule(step, 100) for step in range(100)]
+    assert shares[0] < 0.05 and max(shares) == 1 and 0 < shares[-1] < 0.05 and shares[50] == 1
+
+
+def test_training_learns(tmp_path):
+    """30 steps of stage 1: well below the loss of the words' frequencies (about 2.3 nats a token)."""
+    train.main([*TINY, "--pictures", "32", "--pt-steps", "30", "--steps", "1", "--out", str(tmp_path / "run")])
+    assert lines(tmp_path / "run")[2]["loss"] < 1.8
+
+
+def test_the_scripts_help_themselves():
+    for script in ("train.py", "eval.py"):
+        out = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert "usage" in out
