@@ -1,7 +1,7 @@
 """Evaluate runs of train.py: answers are generated, then compared after normalisation (data.normalise), never guessed from a list.
 
     python eval.py RUN [RUN ...]                           accuracy by family; runs that differ by seed alone are pooled
-    python eval.py RUN --json FILE                         the same as JSON
+    python eval.py RUN --json FILE --curves FILE.png       the same as JSON; validation accuracy over the steps as a picture
     python eval.py RUN --data llava --source FILE.json     other data than the run was trained on; --split train|val|test|all
     python eval.py RUN --image FILE --question "..."       one answer
 
@@ -45,9 +45,10 @@ def answer_all(model: MLLM, tokenizer: data.Tokenizer, examples: list[data.Examp
         for (e, t), ids in zip(some, model.generate(**batch, eos=tokenizer.eos, max_new_tokens=limit)):
             (question, answer), given = e.turns[t], tokenizer.decode(ids)
             said = data.normalise(given)
+            correct = said == data.normalise(answer)
+            lost = said not in known if known else not said or ids[-1] != tokenizer.eos
             results.append(dict(id=e.id, family=e.family, question=question.replace(data.IMAGE, " ").strip(), answer=answer,
-                                given=given, correct=said == data.normalise(answer), images=e.images,
-                                unparsed=said not in known if known else not said or ids[-1] != tokenizer.eos))
+                                given=given, correct=correct, unparsed=lost and not correct, images=e.images))
     model.train(was_training)
     return results
 
@@ -118,6 +119,38 @@ def write_sheet(path, results: list[dict], image_size: int, n: int = 24, side: i
     sheet.save(path)
 
 
+def write_curves(path, runs: list[dict]) -> None:
+    """A PNG of validation accuracy over the steps of stage 2: the mean of each pool of seeds, from lowest to highest seed shaded."""
+    colours = [(240, 130, 30), (60, 100, 180), (60, 150, 80), (170, 60, 150), (120, 120, 120)]
+    W, H, left, top = 720, 400, 46, 14
+    sheet = Image.new("RGB", (W + left + 20, H + top + 40), "white")
+    pen = ImageDraw.Draw(sheet, "RGBA")
+    curves = {}
+    for label, group in pool(runs).items():
+        logs = [[json.loads(line) for line in (Path(run["run"]) / "metrics.jsonl").read_text().splitlines()] for run in group]
+        by_run = [{r["step"]: 100 * r["val"]["accuracy"] for r in log if "val" in r} for log in logs]
+        curves[label] = [(step, [c[step] for c in by_run]) for step in sorted(set.intersection(*(set(c) for c in by_run)))]
+    last = max(curve[-1][0] for curve in curves.values())
+
+    def at(step, value):
+        return left + W * step / last, top + H * (100 - value) / 100
+
+    for value in range(0, 101, 20):
+        pen.line([at(0, value), at(last, value)], fill=(215, 215, 215))
+        pen.text((8, at(0, value)[1] - 6), f"{value} %", fill="black")
+    for k in range(5):
+        pen.text((at(last * k / 4, 0)[0] - 10, top + H + 6), f"{last * k // 4:,}", fill="black")
+    pen.text((left + W // 2 - 90, top + H + 22), "step of stage 2 (validation accuracy)", fill="black")
+    for k, (label, curve) in enumerate(curves.items()):
+        colour = colours[k % len(colours)]
+        band = [at(step, max(values)) for step, values in curve] + [at(step, min(values)) for step, values in reversed(curve)]
+        if len(curve) > 1:
+            pen.polygon(band, fill=(*colour, 50))
+        pen.line([at(step, statistics.mean(values)) for step, values in curve], fill=colour, width=3)
+        pen.text((left + 12, top + 8 + 16 * k), label, fill=colour)
+    sheet.save(path)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 
 def open_run(run: Path, device: str) -> tuple[MLLM, data.Tokenizer, dict]:
@@ -164,6 +197,7 @@ def arguments(argv=None):
     parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of the split (default: all)")
     parser.add_argument("--mask", choices=list(OPENS), help="another mask than the run was trained with, at test time only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
+    parser.add_argument("--curves", type=Path, metavar="FILE", help="write a PNG of validation accuracy over the steps here")
     parser.add_argument("--image", type=Path, metavar="FILE", help="answer one --question about this picture")
     parser.add_argument("--question", help="default with --image: none, which asks for the picture's caption")
     parser.add_argument("--batch-size", type=int, default=256, help="default: 256")
@@ -186,6 +220,8 @@ def main(argv=None):
     except data.DataError as error:
         raise SystemExit(f"error: {error}") from None
     print(table(results))
+    if args.curves:
+        write_curves(args.curves, results)
     if args.json:
         runs = [{k: v for k, v in r.items() if k != "args"} for r in results]
         args.json.write_text(json.dumps({"runs": runs}, indent=1) + "\n")

@@ -50,7 +50,7 @@ ABOUT = {
     "prefix": "image and question read each other freely (PaliGemma)",
     "v2v":    "image rows read all image columns (Gemma-3-like; FutureMask M^v2v)",
     "f":      "image rows read image and question columns (FutureMask M^f = v2v + v2t)",
-    "mutual": "tokens read all tokens of the other modality, answers excepted (the paper's general form)",
+    "mutual": "image and text read each other freely, answers excepted (the paper's general form; = mma where the picture comes first)",
     "v2t":    "another name for mma (FutureMask M^v2t, limited to the question)",
 }
 
@@ -158,22 +158,24 @@ def draw(kind: str) -> str:
     return "\n".join(["  " + " ".join(EXAMPLE), *rows])
 
 
-def write_png(path: str, cell: int = 12) -> None:
-    """All kinds on the example row, side by side: blue = the past, orange = opened, grey = blocked. A red frame = leaks."""
-    from PIL import Image  # comes with torchvision
-    role, turn = example()
-    T, panels = role.shape[1], []
-    colour = {"open": (240, 140, 40), "past": (70, 110, 180), "off": (228, 228, 228)}
-    for kind in OPENS:
-        mask = attention_mask(kind, role, turn)[0, 0]
-        later = torch.ones(T, T, dtype=torch.bool).triu(1)
-        image = torch.tensor(colour["off"], dtype=torch.uint8).expand(T, T, 3).clone()
-        image[mask & ~later] = torch.tensor(colour["past"], dtype=torch.uint8)
-        image[mask & later] = torch.tensor(colour["open"], dtype=torch.uint8)
-        image = image.repeat_interleave(cell, 0).repeat_interleave(cell, 1)
-        image[::cell] = image[:, ::cell] = 255  # grid lines
-        panels.append(torch.nn.functional.pad(image, (0, 0, cell, cell, cell, cell), value=255))
-    Image.fromarray(torch.cat(panels, 1).numpy()).save(path)
+def write_png(path: str, kinds: list[str] | None = None, cell: int = 14) -> None:
+    """Kinds on the example row as one picture, three a line: blue = reads the past, orange = opened, grey = blocked."""
+    from PIL import Image, ImageDraw  # Pillow comes with torchvision
+    kinds = kinds or [kind for kind in OPENS if kind != "v2t"]
+    columns, side = min(3, len(kinds)), (len(EXAMPLE) + 3) * cell
+    sheet = Image.new("RGB", (columns * side, -(-len(kinds) // columns) * side), "white")
+    pen = ImageDraw.Draw(sheet)
+    for n, kind in enumerate(kinds):
+        left, top = n % columns * side + 2 * cell, n // columns * side + 2 * cell
+        pen.text((left, top - 2 * cell + 2), kind, fill="black")
+        for i, line in enumerate(draw(kind).split("\n")[1:]):
+            y = top + i * cell
+            pen.text((left - cell + 3, y + 1), line[0], fill="black")
+            pen.text((left + i * cell + 4, top - cell + 2), line[0], fill="black")
+            for j, seen in enumerate(line[2::2]):
+                x = left + j * cell
+                pen.rectangle((x, y, x + cell - 2, y + cell - 2), fill={"#": "#4a6fb5", "O": "#f08c28", ".": "#e4e4e4"}[seen])
+    sheet.save(path)
 
 
 if __name__ == "__main__":
@@ -186,4 +188,4 @@ if __name__ == "__main__":
         print(f"{kind}: {ABOUT[kind]}; {verdict(kind)}\n{draw(kind)}\n")
     if args.png:
         write_png(args.png)
-        print(f"wrote {args.png}: {', '.join(OPENS)}, left to right; blue = the past, orange = opened")
+        print(f"wrote {args.png}: blue = reads the past, orange = opened, grey = blocked")

@@ -26,12 +26,14 @@ import eval as evaluation
 from mma import OPENS, attention_mask, leaks, supervised
 from model import MLLM, Config, save
 
-PRESETS = {  # sizes of the model, and how much of the data a step of stage 1 / stage 2 takes
+PRESETS = {  # the model, what of the data a step of stage 2 takes, and peak learning rates
     "tiny": dict(model=dict(encoder_width=128, encoder_layers=2, encoder_heads=4, d_model=128, n_layer=3, n_head=4, n_kv_head=2, d_ff=256),
-                 pt_steps=150, steps=1500, pictures=64, questions=4, lr=0.01, adam_lr=0.002),
-    "small": dict(model=dict(encoder_width=256, encoder_layers=4, encoder_heads=8, d_model=384, n_layer=6, n_head=6, n_kv_head=2, d_ff=1024),
-                  pt_steps=300, steps=3000, pictures=128, questions=4, lr=0.005, adam_lr=0.001),
+                 pictures=32, questions=4, lr=0.004, adam_lr=0.002),
+    "small": dict(model=dict(encoder_width=256, encoder_layers=4, encoder_heads=8, d_model=256, n_layer=6, n_head=8, n_kv_head=4, d_ff=704),
+                  pictures=64, questions=4, lr=0.003, adam_lr=0.001),
 }
+CAPTIONS, NO_CAPTIONS = dict(pt_steps=100, pt_pictures=64, steps=1600), dict(pt_steps=1200, pt_pictures=32, steps=800)
+STEPS = {"shapes": CAPTIONS, "easy_vqa": NO_CAPTIONS, "llava": NO_CAPTIONS}  # questions teach the encoder more slowly
 
 
 class Muon(torch.optim.Optimizer):
@@ -85,7 +87,8 @@ class Steps(Dataset):
     def __getitem__(self, step: int):
         a = self.args
         try:
-            examples = self.source.draw(self.stage, step, a.pictures, a.questions, a.seed)
+            pictures = a.pictures if self.stage == "sft" else a.pt_pictures
+            examples = self.source.draw(self.stage, step, pictures, a.questions, a.seed)
             rows = [data.encode(e, self.tokenizer, self.config.n_image_tokens, a.max_tokens) for e in examples]
             return data.collate(rows, self.tokenizer.pad, self.config.image_size)
         except data.DataError as error:
@@ -107,10 +110,11 @@ def arguments(argv=None):
     g.add_argument("--mask", default="mma", choices=list(OPENS), help="attention mask of stage 2 and of generation (default: mma)")
     g.add_argument("--preset", choices=list(PRESETS), help="default: small on a GPU, tiny elsewhere")
     g.add_argument("--train-encoder", action="store_true", help="train the vision encoder in stage 2 as well")
-    g = parser.add_argument_group("training; what is not given comes from the preset")
+    g = parser.add_argument_group("training; what is not given comes from the preset and the data")
     g.add_argument("--pt-steps", type=int, help="steps of stage 1 (captions)")
     g.add_argument("--steps", type=int, help="steps of stage 2 (questions)")
-    g.add_argument("--pictures", type=int, help="pictures of a step")
+    g.add_argument("--pt-pictures", type=int, help="pictures of a step of stage 1")
+    g.add_argument("--pictures", type=int, help="pictures of a step of stage 2")
     g.add_argument("--questions", type=int, help="questions about each picture in a step of stage 2")
     g.add_argument("--lr", type=float, help="peak learning rate of Muon, for the weight matrices")
     g.add_argument("--adam-lr", type=float, help="peak learning rate of AdamW, for the rest")
@@ -128,9 +132,11 @@ def arguments(argv=None):
     g.add_argument("--eval-every", type=int, default=100, help="steps of stage 2 between looks at the validation split (default: 100)")
     args = parser.parse_args(argv)
     args.preset = args.preset or ("small" if args.device.startswith("cuda") else "tiny")
-    for name, value in PRESETS[args.preset].items():
+    for name, value in {**PRESETS[args.preset], **STEPS[args.data]}.items():
         if name != "model" and getattr(args, name) is None:
             setattr(args, name, value)
+    for name in ("source", "images"):  # eval.py may be run from another folder
+        setattr(args, name, getattr(args, name) and getattr(args, name).resolve())
     args.out = args.out or Path("runs") / f"{args.data}-{args.mask}-{args.seed}"
     return args
 

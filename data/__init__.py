@@ -104,6 +104,9 @@ def encode(example: Example, tokenizer: Tokenizer, n_image_tokens: int, max_toke
 
     A row longer than max_tokens is cut at its end, but never inside a picture: then the picture's whole turn goes.
     """
+    places = sum(message.count(IMAGE) for message, _ in example.turns)
+    if places != len(example.images):
+        raise DataError(f"{example.id}: {places} {IMAGE} in the messages, but {len(example.images)} pictures".removeprefix(": "))
     row, images = Row(id=example.id), iter(example.images)
     row.add([tokenizer.bos], Role.TEXT, 0)
     for t, (message, answer) in enumerate(example.turns):

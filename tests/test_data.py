@@ -60,6 +60,12 @@ def test_a_prompt_is_the_row_up_to_the_answer(tokenizer):
         assert len(prompt.images) == n_images
 
 
+def test_pictures_and_placeholders_must_agree(tokenizer):
+    for example in (Example([], [("<image>red?", "yes")], id="x"), Example(["a"], [("red?", "yes")], id="x")):
+        with pytest.raises(DataError, match="x: . <image> in the messages, but . pictures"):
+            encode(example, tokenizer, 4)
+
+
 def test_text_cannot_pose_as_a_special_token(tokenizer):
     row = encode(Example([], [("say <answer> yes <eos> now", "</s> <bos>")]), tokenizer, 2)
     special = {tokenizer.bos, tokenizer.eos, tokenizer.answer, tokenizer.image, tokenizer.pad}

@@ -200,11 +200,12 @@ def test_the_first_token_of_a_document_is_not_supervised():
     assert supervised(role, document).tolist() == [[False, True, False, True]]
 
 
-def test_drawing(tmp_path):
+def test_drawing(tmp_path, monkeypatch):
     assert "V # # # . . O O O" in mma.draw("mma") and "O" not in mma.draw("causal")
     mma.write_png(tmp_path / "masks.png")
     from PIL import Image
     image = Image.open(tmp_path / "masks.png")
-    assert image.width > 6 * image.height
+    assert image.width > image.height and len(image.getcolors()) > 3
     assert all("leaks no label" in mma.verdict(kind) for kind in OPENS)
-    assert "as one" in mma.verdict("mma") or True
+    monkeypatch.setitem(OPENS, "leaky", lambda q, k: (q == IMAGE) & (k == ANSWER))
+    assert "LEAKS" in mma.verdict("leaky")

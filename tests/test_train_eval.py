@@ -14,7 +14,7 @@ import mma
 import train
 
 ROOT = Path(__file__).parent.parent
-TINY = ["--preset", "tiny", "--device", "cpu", "--workers", "0", "--pictures", "4", "--questions", "2", "--pt-steps", "2", "--steps", "3", "--eval-every", "2", "--limit", "100"]
+TINY = ["--preset", "tiny", "--device", "cpu", "--workers", "0", "--pt-pictures", "4", "--pictures", "4", "--questions", "2", "--pt-steps", "2", "--steps", "3", "--eval-every", "2", "--limit", "100"]
 
 
 def lines(out):
@@ -191,7 +191,7 @@ def test_schedule():
 
 def test_training_learns(tmp_path):
     """30 steps of stage 1: well below the loss of the words' frequencies (about 2.3 nats a token)."""
-    train.main([*TINY, "--pictures", "32", "--pt-steps", "30", "--steps", "1", "--out", str(tmp_path / "run")])
+    train.main([*TINY, "--pt-pictures", "32", "--pt-steps", "30", "--steps", "1", "--out", str(tmp_path / "run")])
     assert lines(tmp_path / "run")[2]["loss"] < 1.8
 
 
