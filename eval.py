@@ -34,8 +34,8 @@ def answer_all(model: MLLM, tokenizer: data.Tokenizer, examples: list[data.Examp
     """
     known = known and {data.normalise(answer) for answer in known}
     prompts = [(e, t) for e in examples for t in range(len(e.turns))]
-    # No answer longer than the longest true one can be right; one more token shows that it ends.
-    limit = max((len(tokenizer.encode(e.turns[t][1])) for e, t in prompts), default=0) + 1
+    # Twice the longest true answer and some: what is longer still is wrong
+    limit = 2 * max((len(tokenizer.encode(e.turns[t][1])) for e, t in prompts), default=0) + 4
     was_training, device, results = model.training, model.embed.weight.device, []
     model.eval()
     for start in tqdm(range(0, len(prompts), batch_size), desc="answering", disable=not progress):
@@ -66,10 +66,13 @@ def summarise(results: list[dict]) -> dict:
 # What is printed and drawn
 
 def pool(runs: list[dict]) -> dict[str, list[dict]]:
-    """Runs that differ by seed alone stand together: label -> runs."""
+    """Runs that differ by seed alone stand together: label -> runs. How and where a run was made does not matter."""
     groups = {}
     for run in runs:
-        key = json.dumps({k: v for k, v in run["args"].items() if k not in ("seed", "out")}, sort_keys=True)
+        same = {k: v for k, v in run["args"].items() if k not in ("seed", "out", "overwrite", "workers", "device", "limit", "eval_every")}
+        key = json.dumps([same, run["mask"]], sort_keys=True)
+        while run["seed"] in [other["seed"] for other in groups.get(key, [])]:  # the same seed again is not another seed
+            key += "'"
         groups.setdefault(key, []).append(run)
     out = {}
     for group in groups.values():
@@ -83,15 +86,17 @@ def pool(runs: list[dict]) -> dict[str, list[dict]]:
 
 def table(runs: list[dict]) -> str:
     """Markdown: a row for each family, a column for each run or pool of seeds (mean ± standard deviation)."""
-    groups = pool(runs)
+    groups = pool(runs)  # label -> runs
 
     def cell(values, form="{:.1f}"):
+        if not values:
+            return "-"
         text = form.format(statistics.mean(values))
         return text + (" ± " + form.format(statistics.stdev(values)) if len(values) > 1 else "")
 
     rows = [["accuracy, %", *groups]]
     for family in sorted({f for run in runs for f in run["families"]}):
-        rows.append([family, *(cell([100 * run["families"][family]["accuracy"] for run in group if family in run["families"]] or [0])
+        rows.append([family, *(cell([100 * run["families"][family]["accuracy"] for run in group if family in run["families"]])
                                for group in groups.values())])
     rows.append(["**overall**", *(cell([100 * run["accuracy"] for run in group]) for group in groups.values())])
     rows.append(["questions", *(cell([group[0]["n"]], "{:,}") for group in groups.values())])
@@ -130,6 +135,9 @@ def write_curves(path, runs: list[dict]) -> None:
         logs = [[json.loads(line) for line in (Path(run["run"]) / "metrics.jsonl").read_text().splitlines()] for run in group]
         by_run = [{r["step"]: 100 * r["val"]["accuracy"] for r in log if "val" in r} for log in logs]
         curves[label] = [(step, [c[step] for c in by_run]) for step in sorted(set.intersection(*(set(c) for c in by_run)))]
+    curves = {label: curve for label, curve in curves.items() if curve}
+    if not curves:
+        raise data.DataError("no run looked at its validation split (--eval-every), so there are no curves to draw")
     last = max(curve[-1][0] for curve in curves.values())
 
     def at(step, value):
@@ -194,7 +202,7 @@ def arguments(argv=None):
     parser.add_argument("--source", type=Path, help="default: the run's")
     parser.add_argument("--images", type=Path, help="default: the run's")
     parser.add_argument("--split", default="test", choices=("train", "val", "test", "all"), help="default: test")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of the split (default: all)")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N examples of the split (default: all)")
     parser.add_argument("--mask", choices=list(OPENS), help="another mask than the run was trained with, at test time only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
     parser.add_argument("--curves", type=Path, metavar="FILE", help="write a PNG of validation accuracy over the steps here")
@@ -216,12 +224,14 @@ def main(argv=None):
                 batch = {name: x.to(args.device) for name, x in data.collate([row], tokenizer.pad, model.config.image_size).items()}
                 print(tokenizer.decode(model.generate(**batch, eos=tokenizer.eos, max_new_tokens=64)[0]))
             return
+        for file in filter(None, (args.json, args.curves)):
+            file.parent.mkdir(parents=True, exist_ok=True)
         results = [evaluate(run, args) for run in args.runs]
+        print(table(results))
+        if args.curves:
+            write_curves(args.curves, results)
     except data.DataError as error:
         raise SystemExit(f"error: {error}") from None
-    print(table(results))
-    if args.curves:
-        write_curves(args.curves, results)
     if args.json:
         runs = [{k: v for k, v in r.items() if k != "args"} for r in results]
         args.json.write_text(json.dumps({"runs": runs}, indent=1) + "\n")

@@ -28,7 +28,7 @@ class Role(IntEnum):
 
 # --------------------------------------------------------------------------------------------------------------------
 # The idea. Each kind of mask is one elementwise rule: given the roles of query i and key j, may i read j although j comes
-# later? Everything below (dense mask, picture, leak check, FlexAttention's mask_mod) derives from these lines.
+# later? The dense mask, the picture and the leak check derive from these lines, and a FlexAttention mask_mod can.
 
 def _is_image(r): return r == Role.IMAGE
 def _is_prompt(r): return (r == Role.IMAGE) | (r == Role.QUESTION)
@@ -68,11 +68,11 @@ def may_attend(kind, i, j, role_i, role_j, turn_i, turn_j, document_i, document_
 # --------------------------------------------------------------------------------------------------------------------
 
 def _check(kind, **tensors):
-    if kind not in OPENS:
+    if not isinstance(kind, str) or kind not in OPENS:
         raise ValueError(f"unknown mask kind {kind!r}; allowed: {', '.join(OPENS)}")
     shape = None
     for name, t in tensors.items():
-        if t is None:
+        if t is None and name != "role":
             continue
         if not isinstance(t, Tensor) or t.dtype == torch.bool or t.is_floating_point() or t.is_complex() or t.dim() != 2:
             got = f"{t.dtype} of shape {list(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
@@ -123,15 +123,15 @@ def leaks(mask: Tensor, role: Tensor, document: Tensor | None = None) -> Tensor:
         reach = (reach.float() @ reach.float()) > 0
         hops *= 2
     ahead = reach[:, :-1].triu(1).any(-1)  # [B, T-1]: row t-1 reaches some column >= t
-    return supervised(role, document) & torch.cat([torch.zeros_like(ahead[:, :1]), ahead], 1)
+    return supervised(role, document) & torch.cat([ahead.new_zeros(B, min(1, T)), ahead], 1)
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Pictures of the masks
 
 LETTER = {Role.PAD: "-", Role.TEXT: "t", Role.IMAGE: "V", Role.QUESTION: "Q", Role.ANSWER: "A"}
-EXAMPLE = "tVVVVQQQAAtttAA-"                 # one picture with its question, then a turn without a picture, then a pad
-EXAMPLE_TURN = "0111111111222220"
+EXAMPLE = "tVVVQQQAAVVQQAAttAA-"  # a picture and its question, another picture with another, a turn without a picture, a pad
+EXAMPLE_TURN = "01111111122222233330"
 
 
 def example() -> tuple[Tensor, Tensor]:
@@ -145,8 +145,7 @@ def verdict(kind: str) -> str:
     role, turn = example()
     with_turns = leaks(attention_mask(kind, role, turn), role).any()
     without = leaks(attention_mask(kind, role), role).any()
-    return ("LEAKS" if with_turns else "leaks no label" +
-            (" (but does if the two turns are passed as one: always pass `turn`)" if without else ""))
+    return "LEAKS labels" if with_turns else "leaks no label" + (", if `turn` tells the turns apart (as one turn it would)" if without else "")
 
 
 def draw(kind: str) -> str:
@@ -158,7 +157,7 @@ def draw(kind: str) -> str:
     return "\n".join(["  " + " ".join(EXAMPLE), *rows])
 
 
-def write_png(path: str, kinds: list[str] | None = None, cell: int = 14) -> None:
+def write_png(path: str, kinds: list[str] | None = None, cell: int = 13) -> None:
     """Kinds on the example row as one picture, three a line: blue = reads the past, orange = opened, grey = blocked."""
     from PIL import Image, ImageDraw  # Pillow comes with torchvision
     kinds = kinds or [kind for kind in OPENS if kind != "v2t"]
@@ -185,7 +184,7 @@ if __name__ == "__main__":
     print("rows = queries, columns = keys    t text  V image  Q question  A answer  - pad\n"
           "# reads the past    O opened: reads a later token    . blocked\n")
     for kind in OPENS:
-        print(f"{kind}: {ABOUT[kind]}; {verdict(kind)}\n{draw(kind)}\n")
+        print(f"{kind}: {ABOUT.get(kind, '')}; {verdict(kind)}\n{draw(kind)}\n")
     if args.png:
         write_png(args.png)
         print(f"wrote {args.png}: blue = reads the past, orange = opened, grey = blocked")

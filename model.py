@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mma import Role, attention_mask, supervised
+from mma import OPENS, Role, attention_mask, supervised
 
 
 @dataclass
@@ -37,8 +37,10 @@ class Config:
     mask: str = "mma"
 
     def __post_init__(self):
+        if self.mask not in OPENS:
+            raise ValueError(f"unknown mask kind {self.mask!r}; allowed: {', '.join(OPENS)}")
         for a, b in (("image_size", "patch_size"), ("encoder_width", "encoder_heads"), ("d_model", "n_head"), ("n_head", "n_kv_head")):
-            if getattr(self, a) % getattr(self, b):
+            if getattr(self, b) < 1 or getattr(self, a) % getattr(self, b):
                 raise ValueError(f"{a}={getattr(self, a)} must be a multiple of {b}={getattr(self, b)}")
 
     @property
@@ -198,6 +200,8 @@ class MLLM(nn.Module):
                              f"{per_row.tolist()}")
         if P == 0:
             return x
+        if images is None or int(picture.min()) < 0 or int(picture.max()) >= len(images):
+            raise ValueError(f"picture names the images {sorted(set(picture.tolist()))}, but {0 if images is None else len(images)} are given")
         features = self.projector(self.encoder(images)).to(x.dtype)  # [N, n, D]: each picture is encoded once
         return x.masked_scatter(here[..., None], features[picture])
 
@@ -215,7 +219,8 @@ class MLLM(nn.Module):
 
         ids, role, turn, document: int64 [B, T], as in mma.py. images: uint8 [N, 3, image_size, image_size].
         picture: int64 [P], which image stands at each run of image tokens, in reading order over the rows.
-        kind: a mask of mma.py (default: config.mask). Positions restart at each document and are the same under every mask.
+        kind: a mask of mma.py (default: config.mask). Positions restart at each document, whose tokens stand together, and are
+        the same under every mask.
         Raises ValueError if pictures and image tokens do not fit.
         """
         mask = attention_mask(kind or self.config.mask, role, turn, document)
@@ -245,13 +250,13 @@ class MLLM(nn.Module):
         Returns the new token ids of each row; a row that finished ends with `eos`.
         """
         B, T = ids.shape
+        columns = torch.arange(T + max_new_tokens, device=ids.device)
         rows, length = torch.arange(B, device=ids.device), (role != Role.PAD).sum(1)  # [B]
-        if bool((role[rows, (length - 1).clamp(min=0)] == Role.PAD).any()):
+        if bool((length == 0).any()) or bool(((role != Role.PAD) != (columns[:T] < length[:, None])).any()):
             raise ValueError("generate needs prompts of at least one token, padded on the right")
         cache = Cache(self.config, B, T + max_new_tokens, ids.device, self.embed.weight.dtype)
         hidden = self(ids, role, images, picture, turn, cache=cache)[rows, length - 1]
         out, done = [[] for _ in range(B)], torch.zeros(B, dtype=torch.bool, device=ids.device)
-        columns = torch.arange(T + max_new_tokens, device=ids.device)
         for step in range(max_new_tokens):
             token = sample(self.head(hidden).float(), temperature, top_p, generator)  # [B]
             for answer, t, over in zip(out, token.tolist(), done.tolist()):
@@ -268,6 +273,8 @@ class MLLM(nn.Module):
 
 def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
     """One token id for each row of logits [B, V]. Temperature first, then the smallest set of tokens whose mass is top_p."""
+    if temperature < 0:
+        raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}")
     if temperature == 0:
         return logits.argmax(-1)
     p, order = (logits / temperature).softmax(-1).sort(descending=True)

@@ -13,6 +13,7 @@ Written to --out: model.pt, tokenizer.model, run.json (arguments, sizes, results
 """
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -76,7 +77,7 @@ def orthogonalise(m: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 class Steps(Dataset):
     """Item s is the batch of step s, made ahead of time by the loader's worker: a function of (stage, s, seed) alone. Trouble
-    with the data is returned, not raised, so that it reaches the user as one line."""
+    with the data is returned, not raised, so that it leaves a worker as one line."""
 
     def __init__(self, source, tokenizer: data.Tokenizer, config: Config, stage: str, args):
         self.source, self.tokenizer, self.config, self.stage, self.args = source, tokenizer, config, stage, args
@@ -85,19 +86,26 @@ class Steps(Dataset):
         return self.args.steps if self.stage == "sft" else self.args.pt_steps
 
     def __getitem__(self, step: int):
-        a = self.args
         try:
-            pictures = a.pictures if self.stage == "sft" else a.pt_pictures
-            examples = self.source.draw(self.stage, step, pictures, a.questions, a.seed)
-            rows = [data.encode(e, self.tokenizer, self.config.n_image_tokens, a.max_tokens) for e in examples]
+            rows = [data.encode(e, self.tokenizer, self.config.n_image_tokens, self.args.max_tokens) for e in self.examples(step)]
             return data.collate(rows, self.tokenizer.pad, self.config.image_size)
         except data.DataError as error:
             return error
+
+    def examples(self, step: int) -> list[data.Example]:
+        pictures = self.args.pictures if self.stage == "sft" else self.args.pt_pictures
+        return self.source.draw(self.stage, step, pictures, self.args.questions, self.args.seed)
 
 
 def schedule(step: int, steps: int, warmup: int = 30, decay: float = 0.4) -> float:
     """Share of the learning rate at a step: linear warm-up, constant, linear decay to zero over the last part."""
     return min(1.0, (step + 1) / warmup, (steps - step) / max(1.0, decay * steps))
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
+    return int(text)
 
 
 def arguments(argv=None):
@@ -113,23 +121,23 @@ def arguments(argv=None):
     g = parser.add_argument_group("training; what is not given comes from the preset and the data")
     g.add_argument("--pt-steps", type=int, help="steps of stage 1 (captions)")
     g.add_argument("--steps", type=int, help="steps of stage 2 (questions)")
-    g.add_argument("--pt-pictures", type=int, help="pictures of a step of stage 1")
-    g.add_argument("--pictures", type=int, help="pictures of a step of stage 2")
-    g.add_argument("--questions", type=int, help="questions about each picture in a step of stage 2")
+    g.add_argument("--pt-pictures", type=positive, help="pictures of a step of stage 1")
+    g.add_argument("--pictures", type=positive, help="pictures of a step of stage 2")
+    g.add_argument("--questions", type=positive, help="questions about each picture in a step of stage 2")
     g.add_argument("--lr", type=float, help="peak learning rate of Muon, for the weight matrices")
     g.add_argument("--adam-lr", type=float, help="peak learning rate of AdamW, for the rest")
-    g.add_argument("--image-size", type=int, default=64, help="pixels (default: 64)")
-    g.add_argument("--patch-size", type=int, default=16, help="pixels (default: 16)")
-    g.add_argument("--vocab-size", type=int, default=1024, help="upper bound (default: 1024)")
-    g.add_argument("--max-tokens", type=int, default=512, help="longer rows are cut, and counted (default: 512)")
+    g.add_argument("--image-size", type=positive, default=64, help="pixels (default: 64)")
+    g.add_argument("--patch-size", type=positive, default=16, help="pixels (default: 16)")
+    g.add_argument("--vocab-size", type=positive, default=4096, help="upper bound (default: 4096)")
+    g.add_argument("--max-tokens", type=positive, default=512, help="longer rows are cut, and counted (default: 512)")
     g.add_argument("--seed", type=int, default=0, help="of initialisation, sampling and data order")
     g = parser.add_argument_group("run")
-    g.add_argument("--limit", type=int, help="test questions answered at the end (default: all)")
+    g.add_argument("--limit", type=positive, help="test examples answered at the end (default: all)")
     g.add_argument("--out", type=Path, help="folder of the run (default: runs/DATA-MASK-SEED)")
     g.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     g.add_argument("--workers", type=int, default=1, help="processes that make batches ahead of time (default: 1)")
-    g.add_argument("--eval-every", type=int, default=100, help="steps of stage 2 between looks at the validation split (default: 100)")
+    g.add_argument("--eval-every", type=positive, default=100, help="steps of stage 2 between looks at the validation split (default: 100)")
     args = parser.parse_args(argv)
     args.preset = args.preset or ("small" if args.device.startswith("cuda") else "tiny")
     for name, value in {**PRESETS[args.preset], **STEPS[args.data]}.items():
@@ -151,6 +159,8 @@ def optimizers_of(model: MLLM, args) -> list[torch.optim.Optimizer]:
 
 def check_labels(kind: str, batch: dict) -> None:
     """Refuse rows that teach nothing: without a supervised token, or with labels that the mask gives away."""
+    if isinstance(batch, data.DataError):
+        raise batch
     if not supervised(batch["role"]).any():
         raise data.DataError("no row of the first batch keeps an answer token; raise --max-tokens")
     leaking = leaks(attention_mask(kind, batch["role"], batch["turn"]), batch["role"])
@@ -172,10 +182,17 @@ def run(args) -> None:
                         **PRESETS[args.preset]["model"])
     except ValueError as error:
         raise data.DataError(str(error)) from None
+    stages = [("pt", "causal", Steps(source, tokenizer, config, "pt", args)), ("sft", args.mask, Steps(source, tokenizer, config, "sft", args))]
     if isinstance(source, data.Folder):
         source.read_pictures(args.image_size)
         cut, dropped = source.drop_unusable(tokenizer, config.n_image_tokens, args.max_tokens)
         print(f"{cut} training rows are longer than {args.max_tokens} tokens and are cut; {dropped} of them keep no answer and are left out")
+    for stage, kind, batches in stages:
+        check_labels(kind, batches[0])
+        if not isinstance(source, data.Folder):
+            cut, without = (len(some) for some in data.unusable(batches.examples(0), tokenizer, config.n_image_tokens, args.max_tokens))
+            if cut:
+                print(f"stage {stage}: {cut} rows of the first batch are longer than {args.max_tokens} tokens and are cut; {without} of them keep no answer")
     validation = source.heldout("val", 500)
 
     # Model
@@ -184,23 +201,23 @@ def run(args) -> None:
     print(f"{args.data}, mask {args.mask}, seed {args.seed}, preset {args.preset}: {params:,} parameters, {len(tokenizer)} tokens in the "
           f"vocabulary, {config.n_image_tokens} a picture; on {args.device}, into {args.out}")
     args.out.mkdir(parents=True, exist_ok=True)
+    for name in ("run.json", "model.pt"):  # --overwrite: until this run has finished, the folder holds none
+        (args.out / name).unlink(missing_ok=True)
     (args.out / "tokenizer.model").write_bytes(tokenizer.model)
     metrics = open(args.out / "metrics.jsonl", "w", buffering=1)
 
-    for stage, kind in (("pt", "causal"), ("sft", args.mask)):
-        batches = Steps(source, tokenizer, config, stage, args)
-        steps, first = len(batches), batches[0]
-        if isinstance(first, data.DataError):
-            raise first
-        check_labels(kind, first)
-        if stage == "pt" and "images" in first:
-            pixels = first["images"].float()
-            model.encoder.pixel_mean.copy_(pixels.mean((0, 2, 3)))
-            model.encoder.pixel_std.copy_(pixels.std((0, 2, 3)).clamp(min=1))
+    first = (batch for batch in map(stages[0][2].__getitem__, range(20)) if isinstance(batch, dict) and "images" in batch)
+    for batch in itertools.islice(first, 1):  # the first pictures stand for all
+        pixels = batch["images"].float()
+        model.encoder.pixel_mean.copy_(pixels.mean((0, 2, 3)))
+        model.encoder.pixel_std.copy_(pixels.std((0, 2, 3)).clamp(min=1))
+
+    for stage, kind, batches in stages:
+        steps = len(batches)
         model.encoder.requires_grad_(stage == "pt" or args.train_encoder)
         optimizers = optimizers_of(model, args)
         loader = DataLoader(batches, batch_size=None, num_workers=args.workers, pin_memory=cuda)
-        bar = tqdm(loader, desc={"pt": "stage 1 (captions)", "sft": "stage 2 (questions)"}[stage], mininterval=1)
+        bar, shown = tqdm(loader, desc={"pt": "stage 1 (captions)", "sft": "stage 2 (questions)"}[stage], mininterval=1), {}
         for step, batch in enumerate(bar, 1):
             if isinstance(batch, data.DataError):
                 raise batch
@@ -216,10 +233,12 @@ def run(args) -> None:
             look = step == steps or stage == "sft" and step % args.eval_every == 0
             if step % 10 == 0 or look:
                 record = {"stage": stage, "step": step, "loss": loss.item(), "seconds": round(time.perf_counter() - began, 2)}
-                if look and stage == "sft":
+                if look and stage == "sft" and validation:
                     record["val"] = evaluation.summarise(evaluation.answer_all(model, tokenizer, validation, source.answers))
+                    shown["val"] = f"{record['val']['accuracy']:.1%}"
                 metrics.write(json.dumps(record) + "\n")
-                bar.set_postfix({"loss": f"{record['loss']:.3f}", **({"val": f"{record['val']['accuracy']:.1%}"} if "val" in record else {})})
+                bar.set_postfix({"loss": f"{record['loss']:.3f}", **shown})
+    metrics.close()
 
     # Results
     save(args.out / "model.pt", model)

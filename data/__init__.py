@@ -22,7 +22,7 @@ from pathlib import Path
 
 import sentencepiece
 import torch
-from PIL import Image, UnidentifiedImageError  # Pillow comes with torchvision, which requires it
+from PIL import Image, ImageOps, UnidentifiedImageError  # Pillow comes with torchvision, which requires it
 from torch import Tensor
 
 from mma import Role
@@ -68,7 +68,7 @@ class Row:
 # --------------------------------------------------------------------------------------------------------------------
 
 class Tokenizer:
-    """sentencepiece over the data's own text; bytes stand in for what it has not seen, so no text is lost."""
+    """sentencepiece (BPE) over the data's own text, left as it is; bytes stand in for what it has not seen, so no text is lost."""
 
     def __init__(self, model: bytes):
         self.model = model
@@ -90,10 +90,14 @@ class Tokenizer:
     def train(cls, texts, vocab_size: int) -> "Tokenizer":
         """vocab_size is an upper bound: text with fewer distinct pieces gets a smaller vocabulary."""
         model = io.BytesIO()
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts), model_writer=model, vocab_size=vocab_size, hard_vocab_limit=False,
-            model_type="bpe", byte_fallback=True, character_coverage=1.0, num_threads=1, minloglevel=2,
-            pad_id=0, unk_id=1, bos_id=2, eos_id=3, control_symbols=[IMAGE, ANSWER], max_sentence_length=100_000)
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts), model_writer=model, vocab_size=vocab_size, hard_vocab_limit=False,
+                model_type="bpe", byte_fallback=True, character_coverage=1.0, num_threads=1, minloglevel=2,
+                normalization_rule_name="identity", remove_extra_whitespaces=False,
+                pad_id=0, unk_id=1, bos_id=2, eos_id=3, control_symbols=[IMAGE, ANSWER], max_sentence_length=100_000)
+        except RuntimeError as error:  # no text at all, or more distinct characters than vocab_size has room for
+            raise DataError(f"no tokenizer can be trained on this text; raise --vocab-size ({str(error).splitlines()[-1]})") from None
         return cls(model.getvalue())
 
 
@@ -159,7 +163,11 @@ def collate(rows: list[Row], pad: int, image_size: int) -> dict[str, Tensor]:
 def pixels_of(image: Tensor | Path, size: int, where: str) -> Tensor:
     """uint8 [3, size, size] of one of an example's images; `where` names the example in an error."""
     try:
-        return image if isinstance(image, Tensor) else read_picture(image, size)
+        if not isinstance(image, Tensor):
+            return read_picture(image, size)
+        if image.shape[-1] == size:
+            return image
+        return torch.nn.functional.interpolate(image[None].float(), size=(size, size), mode="area")[0].round().to(torch.uint8)
     except DataError as error:
         raise DataError(f"{where}: {error}" if where else str(error)) from None
 
@@ -169,7 +177,10 @@ def read_picture(path: Path, size: int) -> Tensor:
     """uint8 [3, size, size]. The whole picture is kept: it is scaled to fit and centred on grey, never cropped or flipped."""
     try:
         with Image.open(path) as file:
-            picture = file.convert("RGB")
+            picture = ImageOps.exif_transpose(file)  # as a viewer would show it
+            if picture.mode.startswith("I"):         # 16 bits a pixel
+                picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+            picture = picture.convert("RGB")
     except FileNotFoundError:
         raise DataError(f"{path}: no such picture") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -181,6 +192,12 @@ def read_picture(path: Path, size: int) -> Tensor:
         square.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
         picture = square
     return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1).contiguous()
+
+
+def unusable(examples: list[Example], tokenizer: Tokenizer, n_image_tokens: int, max_tokens: int) -> tuple[set[int], set[int]]:
+    """Which of the examples are longer than max_tokens and are cut, and which of those then keep no answer token."""
+    too_long = {i for i, e in enumerate(examples) if len(encode(e, tokenizer, n_image_tokens).ids) > max_tokens}
+    return too_long, {i for i in too_long if Role.ANSWER not in encode(examples[i], tokenizer, n_image_tokens, max_tokens).role}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -210,14 +227,10 @@ class Folder:
         """Take out the training rows that keep no answer token within max_tokens. Returns how many rows are cut, and how many of
         them were taken out; rows of val and test are only ever prompts, and are never cut."""
         cut = dropped = 0
-        for group in self.splits["train"]:
-            for example in list(group):
-                row = encode(example, tokenizer, n_image_tokens)
-                if len(row.ids) > max_tokens:
-                    cut += 1
-                    if Role.ANSWER not in encode(example, tokenizer, n_image_tokens, max_tokens).role:
-                        dropped += 1
-                        group.remove(example)
+        for g, group in enumerate(self.splits["train"]):
+            too_long, without = unusable(group, tokenizer, n_image_tokens, max_tokens)
+            cut, dropped = cut + len(too_long), dropped + len(without)
+            self.splits["train"][g] = [example for i, example in enumerate(group) if i not in without]
         self.splits["train"] = [group for group in self.splits["train"] if group]
         if not self.splits["train"]:
             raise DataError(f"no training row keeps an answer within {max_tokens} tokens; raise --max-tokens")
@@ -226,34 +239,35 @@ class Folder:
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int) -> list[Example]:
         """The examples of one training step: a function of (stage, step, seed) alone, so a run can stop and go on anywhere."""
         groups = self.splits["train"]
-        order = torch.Generator()
         epoch, chosen = -1, []
+        choice = torch.Generator().manual_seed(seed_of(stage, seed, step, "questions"))
         for k in range(step * pictures, (step + 1) * pictures):
             if k // len(groups) != epoch:
                 epoch = k // len(groups)
-                permutation = torch.randperm(len(groups), generator=order.manual_seed(seed_of(stage, seed, epoch)))
-            group = groups[permutation[k % len(groups)]]
-            some = torch.randperm(len(group), generator=order)[:per_picture]
-            chosen += [group[i] for i in some]
+                order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed_of(stage, seed, epoch, "pictures")))
+            group = groups[order[k % len(groups)]]
+            chosen += [group[i] for i in torch.randperm(len(group), generator=choice)[:per_picture]]
         return chosen
 
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
+        """The examples of a split, or the first `limit` of them."""
         return [example for group in self.splits[split] for example in group][:limit]
 
 
 def read_json(file: Path):
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{file}: no such file (check --source)") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: not readable as JSON ({error})") from None
 
 
 def normalise(answer: str) -> str:
-    """Answers are compared in this form: lower case, no punctuation, no articles, single spaces."""
-    words = re.sub(r"[^\w\s]", " ", answer.lower()).split()
-    return " ".join(w for w in words if w not in ("a", "an", "the"))
+    """Answers are compared in this form: lower case, single spaces, no punctuation (signs, and points within numbers, stay), no
+    articles; an answer that is nothing but these stays as it is."""
+    words = re.sub(r"[.,;:!?\"'()](?!\d)", " ", answer.lower()).split()
+    return " ".join([w for w in words if w not in ("a", "an", "the")] or words or answer.lower().split())
 
 
 NAMES = ("shapes", "easy_vqa", "llava")

@@ -35,7 +35,9 @@ def read_split(folder: Path) -> dict[int, list[Example]]:
 def load(source: Path) -> Folder:
     source = source / "data" if (source / "data" / "train").is_dir() else source
     train, test = read_split(source / "train"), read_split(source / "test")
-    held = {image for image in train if zlib.crc32(str(image).encode()) % 20 == 0} if len(train) > 1 else set()
+    if len(train) < 2:
+        raise DataError(f"{source / 'train'}: training and validation need at least one picture each")
+    held = set(sorted(train, key=lambda image: zlib.crc32(str(image).encode()))[:max(1, len(train) // 20)])
     answers = {example.turns[0][1] for groups in (train, test) for group in groups.values() for example in group}
     return Folder({"train": [g for image, g in train.items() if image not in held],
                    "val": [g for image, g in train.items() if image in held],

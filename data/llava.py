@@ -8,6 +8,7 @@ the family for the tables. A tenth of the pictures is held out for test and a te
 always stay together.
 """
 
+import json
 import zlib
 from pathlib import Path
 
@@ -21,9 +22,13 @@ def read_entry(entry, where: str, images: Path) -> Example:
     if not isinstance(entry, dict):
         raise DataError(f"{where}: expected an object with image and conversations")
     where += f" (id {entry['id']!r})" if "id" in entry else ""
-    names = entry.get("image") or []
-    names = [names] if isinstance(names, str) else names
+    names = entry.get("image")
+    names = [] if names is None else [names] if isinstance(names, str) else names
     talk = entry.get("conversations")
+    try:
+        json.dumps(entry, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: its text holds half of a surrogate pair") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{where}: image must be a file name or a list of file names")
     if not isinstance(talk, list) or not talk or len(talk) % 2:
@@ -31,7 +36,7 @@ def read_entry(entry, where: str, images: Path) -> Example:
     for k, message in enumerate(talk):
         if not isinstance(message, dict) or not isinstance(message.get("value"), str):
             raise DataError(f'{where}: message {k} must be {{"from": ..., "value": text}}')
-        if SPEAKER.get(message.get("from")) != ("human", "gpt")[k % 2]:
+        if SPEAKER.get(str(message.get("from"))) != ("human", "gpt")[k % 2]:
             raise DataError(f"{where}: message {k} should be from {('human', 'gpt')[k % 2]!r}, not {message.get('from')!r}")
         if k % 2 and IMAGE in message["value"]:
             raise DataError(f"{where}: message {k}: an answer cannot hold {IMAGE}")
@@ -41,10 +46,14 @@ def read_entry(entry, where: str, images: Path) -> Example:
         raise DataError(f"{where}: {n} {IMAGE} in the messages, but {len(names)} pictures in image")
     paths = []
     for name in names:
-        path = images / name
-        if not path.resolve().is_relative_to(images.resolve()):
+        try:
+            path = (images / name).resolve()
+            found = path.is_file()
+        except (OSError, ValueError) as error:
+            raise DataError(f"{where}: {name[:80]!r} cannot be a file's name ({error})") from None
+        if not path.is_relative_to(images):
             raise DataError(f"{where}: the picture {name!r} is outside {images}")
-        if not path.is_file():
+        if not found:
             raise DataError(f"{where}: no such picture {path} (set --images to the folder of the pictures)")
         paths.append(path)
     category = entry.get("category", "all")
@@ -60,7 +69,7 @@ def by_picture(examples: list[Example]) -> list[list[Example]]:
             parent[x] = x = parent[parent[x]]
         return x
 
-    keys = [[str(path) for path in e.images] or [e.id] for e in examples]
+    keys = [example.images or [repr(example.turns)] for example in examples]
     for pictures in keys:
         for other in pictures[1:]:
             parent[root(other)] = root(pictures[0])
@@ -70,17 +79,33 @@ def by_picture(examples: list[Example]) -> list[list[Example]]:
     return list(groups.values())
 
 
+def split(groups: list[list[Example]], images: Path) -> dict[str, list[list[Example]]]:
+    """A tenth of the pictures for test, a tenth for val, at least one group each. Who goes where follows from the names of the
+    pictures below `images` (from the words, where there is none), not from the order of the file or where it lies."""
+    def name(group):
+        return min(["/".join(path.relative_to(images).parts) for e in group for path in e.images] or [repr(group[0].turns)])
+
+    def size(group):
+        return max(1, len({path for e in group for path in e.images}))
+
+    sizes = sorted(map(size, groups))
+    splits, room = {"train": [], "val": [], "test": []}, dict.fromkeys(("test", "val"), max(sum(sizes) // 10, sizes[1]))
+    for group in sorted(groups, key=lambda group: (zlib.crc32(name(group).encode()), name(group))):
+        to = next((s for s in room if size(group) <= room[s]), "train")
+        splits[to].append(group)
+        if to in room:
+            room[to] -= size(group)
+    return splits
+
+
 def load(source: Path, images: Path | None = None) -> Folder:
     entries = read_json(source)
     if not isinstance(entries, list):
         raise DataError(f"{source}: expected a list of entries")
-    images = images or source.parent
+    images = (images or source.parent).resolve()
     if not images.is_dir():
         raise DataError(f"{images}: no such folder of pictures")
     groups = by_picture([read_entry(entry, f"{source}: entry {i}", images) for i, entry in enumerate(entries)])
     if len(groups) < 3:
         raise DataError(f"{source}: {len(groups)} separate pictures; training, validation and test need at least one each")
-    # The split follows the names, not the order of the file: sorted by hash, a tenth each.
-    groups.sort(key=lambda group: zlib.crc32(min([path.name for e in group for path in e.images] or [group[0].id]).encode()))
-    tenth = max(1, len(groups) // 10)
-    return Folder({"test": groups[:tenth], "val": groups[tenth:2 * tenth], "train": groups[2 * tenth:]})
+    return Folder(split(groups, images))

@@ -3,8 +3,8 @@
     python -m data.shapes                what the question alone can tell, by family, and how fast pictures are made
     python -m data.shapes --png FILE     a sheet of pictures
 
-A scene is a function of (split, seed, index), and a scene's layout decides the split it may stand in, so that no layout of
-val or test is ever trained on. Answers are balanced by construction: for each question the answer is drawn first, uniformly,
+The scenes of a step are a function of (seed, stage, step), those of val and test are always the same, and a scene's layout
+decides the split it may stand in, so that no layout of val or test is ever trained on. Answers are balanced by construction: for each question the answer is drawn first, uniformly,
 then a question about the scene that has it. The rules are symmetric in colours, shapes and places, so the words of a question tell
 nothing about its answer; what little chance leaves is measured by `question_only`.
 
@@ -22,8 +22,7 @@ from data import IMAGE, Example, seed_of
 
 COLOURS = {"red": (220, 50, 47), "green": (60, 160, 60), "blue": (50, 90, 220), "yellow": (235, 200, 40),
            "purple": (150, 60, 180), "cyan": (70, 200, 210)}
-SHAPES = ["circle", "square", "triangle", "diamond"]
-COLOUR, SHAPE = list(COLOURS), SHAPES
+COLOUR, SHAPE = list(COLOURS), ["circle", "square", "triangle", "diamond"]
 GRID, CELL = 4, 16  # cells along a side, pixels along a cell
 CELLS, EMPTY = GRID * GRID, -1
 SPLITS = {"train": range(0, 8), "val": range(8, 9), "test": range(9, 10)}  # by layout hash modulo 10
@@ -38,13 +37,13 @@ def sprites() -> Tensor:
     at = torch.arange(CELL) - (CELL - 1) / 2
     y, x = at[:, None], at[None, :]
     out = []
-    for name in SHAPES:
+    for name in SHAPE:
         for r in (4.0, 4.75, 5.5):
             out.append({"circle": x * x + y * y <= (r + .3) ** 2,
                         "square": (x.abs() <= r - .5) & (y.abs() <= r - .5),
                         "triangle": (y <= r) & (y >= -r) & (x.abs() <= (y + r) / 2 + .5),
                         "diamond": x.abs() + y.abs() <= r + .5}[name])
-    return torch.stack(out).view(len(SHAPES), 3, CELL, CELL)
+    return torch.stack(out).view(len(SHAPE), 3, CELL, CELL)
 
 
 SPRITES = sprites()
@@ -56,7 +55,7 @@ def _permutation(S: int, n: int, g: torch.Generator) -> Tensor:
 
 
 def layouts(S: int, g: torch.Generator) -> Tensor:
-    """Scenes: int64 [S, CELLS], colour * len(SHAPES) + shape of the object in each cell, or EMPTY."""
+    """Scenes: int64 [S, CELLS], colour * len(SHAPE) + shape of the object in each cell, or EMPTY."""
     colour, shape = _permutation(S, len(COLOUR), g), _permutation(S, len(SHAPE), g)
     # kinds 0..3: four distinct ones of three colours x three shapes; kind 4: a fourth colour; kind 5: the fourth shape
     main = _permutation(S, 9, g)[:, :4]
@@ -223,7 +222,7 @@ def question_only(n_scenes: int = 20_000) -> dict[str, tuple[float, float]]:
     """family -> (accuracy of the best answer to each question, known from half of the scenes, on the other half; chance)."""
     g = torch.Generator().manual_seed(1)
     asked = questions(scenes(n_scenes, "train", g), 5, g)
-    known, best, out = defaultdict(Counter), {}, {}
+    known, out = defaultdict(Counter), {}
     for rows in asked[::2]:
         for family, question, answer in rows:
             known[family, question][answer] += 1

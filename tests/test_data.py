@@ -73,7 +73,7 @@ def test_text_cannot_pose_as_a_special_token(tokenizer):
 
 
 def test_tokenizer_loses_no_text_and_travels(tokenizer):
-    for text in ("is there a red circle?", "Ünïcode ☂ and Zeichen 42", "line one", "¿dónde está?"):
+    for text in ("is there a red circle?", "Ünïcode ☂ and Zeichen 42", "two\nlines", "¿dónde  está?", "5 m², ½ ① ﬁ", "色は？"):
         assert tokenizer.decode(list(tokenizer.encode(text))) == text
     again = pickle.loads(pickle.dumps(tokenizer))
     assert again.encode("a red diamond") == tokenizer.encode("a red diamond")
@@ -209,6 +209,12 @@ def test_splits_are_disjoint_by_construction():
     assert not (layouts["train"] & layouts["test"] or layouts["train"] & layouts["val"] or layouts["val"] & layouts["test"])
 
 
+def test_a_picture_of_another_size_is_scaled(tmp_path):
+    example = Shapes().heldout("test", 1)[0]
+    assert data.pixels_of(example.images[0], 32, "").shape == (3, 32, 32)
+    assert data.pixels_of(example.images[0], 64, "") is example.images[0]
+
+
 def test_draws_follow_stage_step_and_seed_alone():
     world = Shapes()
 
@@ -296,6 +302,12 @@ def edit(change):
     (edit(lambda e: e[4].update(image="missing.png")), "entry 4 .*no such picture .*missing.png"),
     (edit(lambda e: e[4].update(image="../../etc/passwd")), "entry 4 .*outside"),
     (edit(lambda e: e[4].update(image=[3])), "entry 4 .*image must be a file name"),
+    (edit(lambda e: e[4].update(image=0)), "entry 4 .*image must be a file name"),
+    (edit(lambda e: e[4].update(image="a\0.png")), "entry 4 .*cannot be a file's name"),
+    (edit(lambda e: e[4].update(image="x" * 300)), "entry 4 .*(cannot be a file's name|no such picture)"),
+    (edit(lambda e: e[4]["conversations"][0].update({"from": ["human"]})), "entry 4 .*message 0 should be from"),
+    (edit(lambda e: e[4]["conversations"][0].update(value="<image>\ud83d")), "entry 4 .*surrogate"),
+    (lambda f: f.write_text("[" + "9" * 5000 + "]"), "data.json: not readable as JSON"),
     (edit(lambda e: e[4]["conversations"][1].update(value="<image>")), "entry 4 .*an answer cannot hold"),
     (edit(lambda e: e.__delitem__(slice(2, None))), "2 separate pictures"),
 ])
@@ -330,6 +342,62 @@ def test_a_finite_set_is_seen_whole_in_each_epoch_in_another_order(easy_vqa):
     assert [e.id for e in one] == [e.id for e in folder.draw("sft", 5, 7, 2, 0)] and len(one) == 14
 
 
+def test_every_question_of_a_picture_gets_its_turn(easy_vqa):
+    folder = data.load("easy_vqa", easy_vqa)
+    n = len(folder.splits["train"])
+    asked = [e.turns[0][0] for step in range(n) for e in folder.draw("sft", step, 1, 1, 0)]  # two questions each
+    assert 0.25 < sum("color" in q for q in asked) / n < 0.75
+
+
+def test_the_llava_split_follows_the_names_alone(llava, tmp_path, monkeypatch):
+    def split(source, images=None):
+        folder = data.load("llava", source, images)
+        return {s: {tuple(p.name for p in e.images) + e.turns[0] for e in folder.heldout(s)} for s in SPLITS}
+    base = split(llava)
+    entries = json.loads(llava.read_text())
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "other.json").write_text(json.dumps(entries[::-1]), encoding="utf-8-sig")
+    assert split(tmp_path / "elsewhere" / "other.json", llava.parent) == base
+    monkeypatch.chdir(llava.parent)
+    assert split(llava.relative_to(llava.parent)) == base
+    for i in range(15):  # the same picture by another name
+        entries.append({**entries[i], "image": f"../{llava.parent.name}/{entries[i]['image']}"})
+    llava.write_text(json.dumps(entries))
+    pictures = {s: {p for e in data.load("llava", llava).heldout(s) for p in e.images} for s in SPLITS}
+    assert not pictures["train"] & pictures["test"] and not pictures["train"] & pictures["val"] and not pictures["val"] & pictures["test"]
+
+
+def test_a_large_group_of_pictures_is_trained_on(llava):
+    entries = json.loads(llava.read_text())
+    for i in range(14):  # 0.png - 1.jpg - ... - 14.png hang together
+        entries.append({"image": [entries[i]["image"], entries[i + 1]["image"]], "conversations": [
+            {"from": "human", "value": "<image><image>"}, {"from": "gpt", "value": "two"}]})
+    llava.write_text(json.dumps(entries))
+    folder = data.load("llava", llava)
+    n = {s: len({p for e in folder.heldout(s) for p in e.images}) for s in SPLITS}
+    assert n["train"] > 20 and 1 <= n["val"] <= 3 and 1 <= n["test"] <= 3
+
+
+def test_pictures_are_read_as_a_viewer_shows_them(tmp_path):
+    picture = Image.new("RGB", (32, 32), "red")
+    picture.paste((0, 0, 255), (0, 16, 32, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    picture.save(tmp_path / "phone.png", exif=exif)
+    assert data.read_picture(tmp_path / "phone.png", 32)[2, 4, 16] > 200
+    deep = Image.frombytes("I;16", (32, 32), b"".join((x * 2048).to_bytes(2, "little") for x in range(32)) * 32)
+    deep.save(tmp_path / "deep.png")
+    row = data.read_picture(tmp_path / "deep.png", 32)[0, 5].tolist()
+    assert row == sorted(row) and len(set(row)) > 25 and row[16] in range(120, 136)
+
+
+def test_text_that_no_tokenizer_fits_is_one_clear_error():
+    with pytest.raises(DataError, match="raise --vocab-size"):
+        data.Tokenizer.train(["".join(chr(0x4E00 + i) for i in range(1500))], 1000)
+    with pytest.raises(DataError, match="no tokenizer"):
+        data.Tokenizer.train([""], 1000)
+
+
 def test_unusable_rows_are_counted_and_left_out(llava, tokenizer):
     entries = json.loads(llava.read_text())
     for i in (0, 1, 2, 3, 4):  # a long answer is cut; a long question leaves no answer
@@ -347,4 +415,7 @@ def test_unusable_rows_are_counted_and_left_out(llava, tokenizer):
 
 
 def test_normalise():
-    assert data.normalise(" The  red, circle. ") == "red circle" and data.normalise("Yes!") == "yes" and data.normalise("an A") == ""
+    for same in ((" The  red, circle. ", "red circle"), ("Yes!", "yes"), ("An apple", "apple"), ("A.", "a"), ("It is 3.5.", "it is 3.5")):
+        assert data.normalise(same[0]) == data.normalise(same[1])
+    for other in (("A", ""), ("-1", "1"), ("+", "-"), ("C++", "C"), ("<", ">"), ("3.5", "35"), ("?", ""), ("m²", "m2")):
+        assert data.normalise(other[0]) != data.normalise(other[1])

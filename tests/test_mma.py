@@ -107,7 +107,9 @@ def test_bad_input_says_what_is_allowed():
     role = torch.ones(2, 5, dtype=torch.int64)
     with pytest.raises(ValueError, match="causal.*mma"):
         attention_mask("mmma", role)
-    for bad in (role.float(), role.bool(), role[0], role[None], role.tolist()):
+    with pytest.raises(ValueError, match="unknown mask kind"):
+        attention_mask(["mma"], role)
+    for bad in (role.float(), role.bool(), role[0], role[None], role.tolist(), None):
         with pytest.raises(ValueError, match=r"integer tensor of shape \[B, T\]"):
             attention_mask("mma", bad)
     with pytest.raises(ValueError, match="turn must have role's shape"):
@@ -194,6 +196,14 @@ def test_no_kind_leaks_on_dialogues_of_several_turns_pictures_and_documents():
         assert not leaks(attention_mask(kind, packed, torch.cat([turn, turn], 1), document), packed, document).any(), kind
 
 
+@pytest.mark.parametrize("shape", [(2, 1), (0, 5), (2, 0)])
+def test_the_smallest_shapes(shape):
+    role = torch.full(shape, int(ANSWER))
+    for kind in OPENS:
+        mask = attention_mask(kind, role)
+        assert mask.shape == (shape[0], 1, shape[1], shape[1]) and leaks(mask, role).shape == shape
+
+
 def test_the_first_token_of_a_document_is_not_supervised():
     role, document = torch.tensor([[4, 4, 4, 4]]), torch.tensor([[0, 0, 1, 1]])
     assert supervised(role).tolist() == [[False, True, True, True]]
@@ -201,11 +211,12 @@ def test_the_first_token_of_a_document_is_not_supervised():
 
 
 def test_drawing(tmp_path, monkeypatch):
-    assert "V # # # . . O O O" in mma.draw("mma") and "O" not in mma.draw("causal")
+    assert "V # # . . O O O . ." in mma.draw("mma") and "O" not in mma.draw("causal")
     mma.write_png(tmp_path / "masks.png")
     from PIL import Image
     image = Image.open(tmp_path / "masks.png")
     assert image.width > image.height and len(image.getcolors()) > 3
-    assert all("leaks no label" in mma.verdict(kind) for kind in OPENS)
+    assert all(("as one turn it would" in mma.verdict(kind)) == (kind != "causal") for kind in OPENS)
     monkeypatch.setitem(OPENS, "leaky", lambda q, k: (q == IMAGE) & (k == ANSWER))
     assert "LEAKS" in mma.verdict("leaky")
+    assert "O" in mma.draw("leaky")

@@ -145,8 +145,9 @@ def test_generation_cached_equals_uncached_equals_one_by_one(model, batch_of, di
         assert together == [expected[i] for i in some]
 
 
-def test_generate_refuses_padding_on_the_left(model):
-    role = torch.tensor([[0, 0, 1, 1]])
+@pytest.mark.parametrize("roles", [[0, 0, 1, 1], [0, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0], []])
+def test_generate_refuses_padding_anywhere_but_on_the_right(model, roles):
+    role = torch.tensor([roles], dtype=torch.int64)
     with pytest.raises(ValueError, match="padded on the right"):
         model.generate(torch.zeros_like(role), role, eos=3)
 
@@ -160,6 +161,9 @@ def test_pictures_that_do_not_fit_are_refused(model, batch_of, dialogues):
     role[0, 1], role[1, -1] = int(Role.TEXT), int(Role.IMAGE)  # the sum is right, the rows are not
     with pytest.raises(ValueError, match=r"\[3, 5\]"):
         model(**{**batch, "role": role})
+    for change in ({"images": None}, {"picture": torch.tensor([0, 2])}, {"picture": torch.tensor([0, -1])}):
+        with pytest.raises(ValueError, match="picture names the images .* but . are given"):
+            model(**{**batch, **change})
     with pytest.raises(ValueError, match=r"uint8 \[N, 3, 16, 16\]"):
         model(**{**batch, "images": batch["images"].float()})
 
@@ -199,6 +203,8 @@ def test_save_and_load(model, batch_of, dialogues, tmp_path):
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="image_size=60 must be a multiple of patch_size=16"):
         Config(vocab_size=10, image_size=60)
+    with pytest.raises(ValueError, match="unknown mask kind 'nope'"):
+        Config(vocab_size=10, mask="nope")
 
 
 def test_dense_mask_is_bool_and_one_for_all_heads(batch_of, dialogues):
