@@ -103,7 +103,8 @@ def table(runs: list[dict]) -> str:
     rows.append(["unparsed", *(cell([run["unparsed"] for run in group], "{:,.0f}") for group in groups.values())])
     rows.append(["parameters", *(cell([group[0]["params"]], "{:,}") for group in groups.values())])
     width = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-    lines = ["| " + " | ".join(text.ljust(w) if c == 0 else text.rjust(w) for c, (text, w) in enumerate(zip(row, width))) + " |" for row in rows]
+    lines = ["| " + " | ".join(text.rjust(w) if c else text.ljust(w) for c, (text, w) in enumerate(zip(row, width))) + " |"
+             for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 1) + (":" if c else "-") for c, w in enumerate(width)) + "|", *lines[1:]])
 
 
@@ -220,7 +221,8 @@ def main(argv=None):
         if args.image:
             for run in args.runs:
                 model, tokenizer, _ = open_run(run, args.device)
-                row = data.encode(data.Example([args.image], [(data.IMAGE + (args.question or ""), "")]), tokenizer, model.config.n_image_tokens, upto=0)
+                asked = data.Example([args.image], [(data.IMAGE + (args.question or ""), "")])
+                row = data.encode(asked, tokenizer, model.config.n_image_tokens, upto=0)
                 batch = {name: x.to(args.device) for name, x in data.collate([row], tokenizer.pad, model.config.image_size).items()}
                 print(tokenizer.decode(model.generate(**batch, eos=tokenizer.eos, max_new_tokens=64)[0]))
             return

@@ -145,7 +145,9 @@ def verdict(kind: str) -> str:
     role, turn = example()
     with_turns = leaks(attention_mask(kind, role, turn), role).any()
     without = leaks(attention_mask(kind, role), role).any()
-    return "LEAKS labels" if with_turns else "leaks no label" + (", if `turn` tells the turns apart (as one turn it would)" if without else "")
+    if with_turns:
+        return "LEAKS labels"
+    return "leaks no label" + (", if `turn` tells the turns apart (as one turn it would)" if without else "")
 
 
 def draw(kind: str) -> str:

@@ -201,7 +201,8 @@ class MLLM(nn.Module):
         if P == 0:
             return x
         if images is None or int(picture.min()) < 0 or int(picture.max()) >= len(images):
-            raise ValueError(f"picture names the images {sorted(set(picture.tolist()))}, but {0 if images is None else len(images)} are given")
+            given = 0 if images is None else len(images)
+            raise ValueError(f"picture names the images {sorted(set(picture.tolist()))}, but {given} are given")
         features = self.projector(self.encoder(images)).to(x.dtype)  # [N, n, D]: each picture is encoded once
         return x.masked_scatter(here[..., None], features[picture])
 

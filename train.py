@@ -182,17 +182,19 @@ def run(args) -> None:
                         **PRESETS[args.preset]["model"])
     except ValueError as error:
         raise data.DataError(str(error)) from None
-    stages = [("pt", "causal", Steps(source, tokenizer, config, "pt", args)), ("sft", args.mask, Steps(source, tokenizer, config, "sft", args))]
+    stages = [(stage, kind, Steps(source, tokenizer, config, stage, args)) for stage, kind in (("pt", "causal"), ("sft", args.mask))]
     if isinstance(source, data.Folder):
         source.read_pictures(args.image_size)
         cut, dropped = source.drop_unusable(tokenizer, config.n_image_tokens, args.max_tokens)
-        print(f"{cut} training rows are longer than {args.max_tokens} tokens and are cut; {dropped} of them keep no answer and are left out")
+        print(f"{cut} training rows are longer than {args.max_tokens} tokens and are cut; "
+              f"{dropped} of them keep no answer and are left out")
     for stage, kind, batches in stages:
         check_labels(kind, batches[0])
         if not isinstance(source, data.Folder):
-            cut, without = (len(some) for some in data.unusable(batches.examples(0), tokenizer, config.n_image_tokens, args.max_tokens))
+            cut, without = map(len, data.unusable(batches.examples(0), tokenizer, config.n_image_tokens, args.max_tokens))
             if cut:
-                print(f"stage {stage}: {cut} rows of the first batch are longer than {args.max_tokens} tokens and are cut; {without} of them keep no answer")
+                print(f"stage {stage}: {cut} rows of the first batch are longer than {args.max_tokens} tokens and are cut; "
+                      f"{without} of them keep no answer")
     validation = source.heldout("val", 500)
 
     # Model

@@ -278,4 +278,6 @@ def load(name: str, source=None, images=None):
     from data import easy_vqa, llava, shapes  # here, because they build on this file
     if name != "shapes" and source is None:
         raise DataError(f"--data {name} needs --source: the path of its " + ("JSON file" if name == "llava" else "folder"))
-    return {"shapes": lambda: shapes.Shapes(), "easy_vqa": lambda: easy_vqa.load(source), "llava": lambda: llava.load(source, images)}[name]()
+    if name == "shapes":
+        return shapes.Shapes()
+    return easy_vqa.load(source) if name == "easy_vqa" else llava.load(source, images)

@@ -4,11 +4,12 @@
     python -m data.shapes --png FILE     a sheet of pictures
 
 The scenes of a step are a function of (seed, stage, step), those of val and test are always the same, and a scene's layout
-decides the split it may stand in, so that no layout of val or test is ever trained on. Answers are balanced by construction: for each question the answer is drawn first, uniformly,
-then a question about the scene that has it. The rules are symmetric in colours, shapes and places, so the words of a question tell
-nothing about its answer; what little chance leaves is measured by `question_only`.
+decides the split it may stand in, so that no layout of val or test is ever trained on. Answers are balanced by construction:
+for each question the answer is drawn first, uniformly, then a question about the scene that has it. The rules are symmetric in
+colours, shapes and places, so the words of a question tell nothing about its answer; what little chance leaves is measured by
+`question_only`.
 
-Shapes:  S scenes   C = 16 cells in reading order   K = 24 kinds (colour x shape)
+Shapes:  S scenes   CELLS = 16 cells in reading order   KINDS = 24 kinds (colour x shape)
 """
 
 import argparse
@@ -24,6 +25,7 @@ COLOURS = {"red": (220, 50, 47), "green": (60, 160, 60), "blue": (50, 90, 220), 
            "purple": (150, 60, 180), "cyan": (70, 200, 210)}
 COLOUR, SHAPE = list(COLOURS), ["circle", "square", "triangle", "diamond"]
 GRID, CELL = 4, 16  # cells along a side, pixels along a cell
+KINDS = len(COLOUR) * len(SHAPE)
 CELLS, EMPTY = GRID * GRID, -1
 SPLITS = {"train": range(0, 8), "val": range(8, 9), "test": range(9, 10)}  # by layout hash modulo 10
 
@@ -121,13 +123,14 @@ def _pick(ok: Tensor, g: torch.Generator) -> Tensor:
 
 
 def questions(layout: Tensor, per_scene: int, g: torch.Generator) -> list[list[tuple[str, str, str]]]:
-    """(family, question, answer), per_scene for each scene: the families in turn, starting at a random one. Vectorised over the scenes."""
-    S, KINDS = len(layout), len(COLOUR) * len(SHAPE)
+    """(family, question, answer), per_scene for each scene: the families in turn, starting at a random one."""
+    S = len(layout)
     kind_count = torch.zeros(S, KINDS + 1, dtype=torch.int64).scatter_add_(1, layout % (KINDS + 1), torch.ones_like(layout))[:, :KINDS]
     table = kind_count.view(S, len(COLOUR), len(SHAPE))
     n_colour, n_shape = table.sum(2), table.sum(1)                                       # [S, 6], [S, 4]
-    both = ((n_colour > 0)[:, :, None] & (n_shape > 0)[:, None, :]).view(S, KINDS)       # its colour is there and its shape is there
-    where = torch.where(layout[:, :, None] == torch.arange(KINDS), torch.arange(CELLS)[:, None], 0).sum(1)  # cell of a kind that stands once
+    both = ((n_colour > 0)[:, :, None] & (n_shape > 0)[:, None, :]).view(S, KINDS)       # its colour and its shape are there
+    stands = layout[:, :, None] == torch.arange(KINDS)                                   # [S, CELLS, KINDS]
+    where = torch.where(stands, torch.arange(CELLS)[:, None], 0).sum(1)                  # [S, KINDS]: the cell of a kind that stands once
 
     def name(k):
         return f"{COLOUR[k // len(SHAPE)]} {SHAPE[k % len(SHAPE)]}"

@@ -37,11 +37,12 @@ def pictures():
 @pytest.fixture
 def dialogues(pictures):
     """One to three turns, no picture to two pictures, one picture in two rows."""
-    return [data.Example([pictures[0]], [("<image>is there a red circle?", "yes")]),
-            data.Example([pictures[1]], [("<image>", "blue square nothing")]),
-            data.Example([pictures[0], pictures[2]], [("<image>how many <image> circles are there?", "2"), ("more?", "no"), ("red?", "yes")]),
+    a, b, c, d = pictures
+    return [data.Example([a], [("<image>is there a red circle?", "yes")]),
+            data.Example([b], [("<image>", "blue square nothing")]),
+            data.Example([a, c], [("<image>how many <image> circles are there?", "2"), ("more?", "no"), ("red?", "yes")]),
             data.Example([], [("is blue a color?", "yes"), ("is nothing?", "no")]),
-            data.Example([pictures[3], pictures[1]], [("<image>what shape is the red object?", "square"), ("<image>and here?", "circle")])]
+            data.Example([d, b], [("<image>what shape is the red object?", "square"), ("<image>and here?", "circle")])]
 
 
 @pytest.fixture

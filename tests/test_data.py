@@ -12,7 +12,8 @@ from PIL import Image
 
 import data
 from data import DataError, Example, collate, encode
-from data.shapes import CELLS, COLOUR, EMPTY, FAMILIES, GRID, PALETTE, SHAPE, SPLITS, Shapes, question_only, questions, render, scenes, split_of
+from data.shapes import (CELLS, COLOUR, EMPTY, FAMILIES, GRID, PALETTE, SHAPE, SPLITS, Shapes, question_only, questions, render,
+                         scenes, split_of)
 from mma import Role
 
 LETTERS = "-tVQA"
@@ -254,7 +255,7 @@ def test_easy_vqa(easy_vqa):
 
 @pytest.mark.parametrize("damage,message", [
     (lambda d: (d / "train" / "questions.json").write_text("[[1, 2"), r"train.questions.json: not readable as JSON"),
-    (lambda d: (d / "train" / "questions.json").write_text('[["a", "b", 0], ["a", 3, 0]]'), r"questions.json: entry 1: expected \[question"),
+    (lambda d: (d / "train" / "questions.json").write_text('[["a", "b", 0], ["a", 3, 0]]'), r"entry 1: expected \[question"),
     (lambda d: (d / "train" / "images" / "3.png").unlink(), r"questions.json: entry 6: no such picture .*3.png"),
     (lambda d: shutil.rmtree(d / "test"), r"test.questions.json: no such file"),
 ])

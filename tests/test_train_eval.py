@@ -14,7 +14,8 @@ import mma
 import train
 
 ROOT = Path(__file__).parent.parent
-TINY = ["--preset", "tiny", "--device", "cpu", "--workers", "0", "--pt-pictures", "4", "--pictures", "4", "--questions", "2", "--pt-steps", "2", "--steps", "3", "--eval-every", "2", "--limit", "100"]
+TINY = ("--preset tiny --device cpu --workers 0 --pt-pictures 4 --pictures 4 --questions 2 --pt-steps 2 --steps 3 --eval-every 2 "
+        "--limit 100").split()
 
 
 def lines(out):
@@ -103,7 +104,8 @@ def test_easy_vqa_trains_and_evaluates(easy_vqa, tmp_path, capsys):
 
 
 def test_your_own_folder_trains_and_evaluates(llava, tmp_path, capsys):
-    train.main([*TINY, "--data", "llava", "--source", str(llava), "--images", str(llava.parent), "--image-size", "32", "--out", str(tmp_path / "run")])
+    train.main([*TINY, "--data", "llava", "--source", str(llava), "--images", str(llava.parent), "--image-size", "32",
+                "--out", str(tmp_path / "run")])
     evaluation.main([str(tmp_path / "run"), "--device", "cpu", "--split", "all", "--json", str(tmp_path / "r.json")])
     assert json.loads((tmp_path / "r.json").read_text())["runs"][0]["n"] == 30 * 2 + 2
 
@@ -135,7 +137,8 @@ def test_a_picture_that_breaks_under_way_is_one_clear_error(llava, tmp_path, mon
     for i in range(1, 30, 2):
         (llava.parent / f"{i}.jpg").write_bytes(b"broken")
     with pytest.raises(SystemExit, match=r"entry \d+ \(id '\d+'\): .*jpg: not a readable picture"):
-        train.main([*TINY, "--data", "llava", "--source", str(llava), "--workers", workers, "--steps", "30", "--out", str(tmp_path / "run")])
+        train.main([*TINY, "--data", "llava", "--source", str(llava), "--workers", workers, "--steps", "30",
+                    "--out", str(tmp_path / "run")])
 
 
 def test_a_failed_overwrite_leaves_no_mixture(runs, tmp_path, monkeypatch):
