@@ -192,6 +192,8 @@ def evaluate(run: Path, args) -> dict:
     source = data.load(name, source and Path(source), images and Path(images))
     splits = ("train", "val", "test") if args.split == "all" else (args.split,)
     examples = [e for split in splits for e in source.heldout(split, args.limit)]
+    if not examples:
+        raise data.DataError(f"the split {args.split!r} of {name} is empty; try --split all")
     result = summarise(answer_all(model, tokenizer, examples, source.answers, args.batch_size, progress=True))
     return {"run": str(run), **result, "params": record["params"], "mask": model.config.mask, "seed": trained["seed"], "args": trained}
 

@@ -184,6 +184,8 @@ def run(args) -> None:
         raise data.DataError(str(error)) from None
     stages = [(stage, kind, Steps(source, tokenizer, config, stage, args)) for stage, kind in (("pt", "causal"), ("sft", args.mask))]
     if isinstance(source, data.Folder):
+        if not all(source.splits.values()):
+            raise data.DataError(f"{args.source}: too few pictures; training, validation and test need one each")
         source.read_pictures(args.image_size)
         cut, dropped = source.drop_unusable(tokenizer, config.n_image_tokens, args.max_tokens)
         print(f"{cut} training rows are longer than {args.max_tokens} tokens and are cut; "

@@ -81,7 +81,11 @@ def by_picture(examples: list[Example]) -> list[list[Example]]:
 
 def split(groups: list[list[Example]], images: Path) -> dict[str, list[list[Example]]]:
     """A tenth of the pictures for test, a tenth for val, at least one group each. Who goes where follows from the names of the
-    pictures below `images` (from the words, where there is none), not from the order of the file or where it lies."""
+    pictures below `images` (from the words, where there is none), not from the order of the file or where it lies. Fewer than three
+    groups cannot be split: all are train."""
+    if len(groups) < 3:
+        return {"train": groups, "val": [], "test": []}
+
     def name(group):
         return min(["/".join(path.relative_to(images).parts) for e in group for path in e.images] or [repr(group[0].turns)])
 
@@ -105,7 +109,5 @@ def load(source: Path, images: Path | None = None) -> Folder:
     images = (images or source.parent).resolve()
     if not images.is_dir():
         raise DataError(f"{images}: no such folder of pictures")
-    groups = by_picture([read_entry(entry, f"{source}: entry {i}", images) for i, entry in enumerate(entries)])
-    if len(groups) < 3:
-        raise DataError(f"{source}: {len(groups)} separate pictures; training, validation and test need at least one each")
-    return Folder(split(groups, images))
+    examples = [read_entry(entry, f"{source}: entry {i}", images) for i, entry in enumerate(entries)]
+    return Folder(split(by_picture(examples), images))

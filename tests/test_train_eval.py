@@ -110,6 +110,17 @@ def test_your_own_folder_trains_and_evaluates(llava, tmp_path, capsys):
     assert json.loads((tmp_path / "r.json").read_text())["runs"][0]["n"] == 30 * 2 + 2
 
 
+def test_two_pictures_are_enough_to_evaluate_but_not_to_train(llava, runs, tmp_path):
+    llava.write_text(json.dumps(json.loads(llava.read_text())[:2]))
+    with pytest.raises(SystemExit, match="too few pictures"):
+        train.main([*TINY, "--data", "llava", "--source", str(llava), "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit, match="try --split all"):
+        evaluation.main([str(runs / "mma-0"), "--device", "cpu", "--data", "llava", "--source", str(llava)])
+    evaluation.main([str(runs / "mma-0"), "--device", "cpu", "--data", "llava", "--source", str(llava), "--split", "all",
+                     "--json", str(tmp_path / "r.json")])
+    assert json.loads((tmp_path / "r.json").read_text())["runs"][0]["n"] == 4
+
+
 @pytest.mark.parametrize("args,message", [
     (["--data", "easy_vqa"], "error: --data easy_vqa needs --source"),
     (["--data", "llava", "--source", "/nowhere.json"], "error: .*nowhere.json: no such file"),
