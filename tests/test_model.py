@@ -181,6 +181,17 @@ def test_features_stand_where_their_picture_is_named(model, batch_of, dialogues)
             assert torch.allclose(x[b, run], features[next(order)], atol=1e-12)
 
 
+def test_bfloat16_autocast_trains_and_answers(model, batch_of, dialogues):
+    model = model.float()
+    exact = model.loss(**batch_of(dialogues))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.loss(**batch_of(dialogues))
+        answers = model.generate(**batch_of(dialogues, upto=0), eos=3, max_new_tokens=4)
+    loss.backward()
+    assert abs(loss - exact) < 0.05 * exact and len(answers) == len(dialogues)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_sampling():
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).repeat(4000, 1)
     g = torch.Generator().manual_seed(0)
