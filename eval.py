@@ -210,7 +210,7 @@ def arguments(argv=None):
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
     parser.add_argument("--curves", type=Path, metavar="FILE", help="write a PNG of validation accuracy over the steps here")
     parser.add_argument("--image", type=Path, metavar="FILE", help="answer one --question about this picture")
-    parser.add_argument("--question", help="default with --image: none, which asks for the picture's caption")
+    parser.add_argument("--question", help="what to ask about --image")
     parser.add_argument("--batch-size", type=int, default=256, help="default: 256")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     return parser.parse_args(argv)
@@ -221,9 +221,11 @@ def main(argv=None):
     try:
         check_device(args.device)
         if args.image:
+            if not args.question:
+                raise data.DataError("--image needs a --question")
             for run in args.runs:
                 model, tokenizer, _ = open_run(run, args.device)
-                asked = data.Example([args.image], [(data.IMAGE + (args.question or ""), "")])
+                asked = data.Example([args.image], [(data.IMAGE + args.question, "")])
                 row = data.encode(asked, tokenizer, model.config.n_image_tokens, upto=0)
                 batch = {name: x.to(args.device) for name, x in data.collate([row], tokenizer.pad, model.config.image_size).items()}
                 print(tokenizer.decode(model.generate(**batch, eos=tokenizer.eos, max_new_tokens=64)[0]))
