@@ -80,7 +80,7 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config, E = config, config.encoder_width
-        # Pixels reach the patch projection with mean 0 and std 1 (train.py measures the two on the training pictures).
+        # Pixels reach the patch projection with mean 0 and std 1 (train.py measures the two on the first training pictures).
         self.register_buffer("pixel_mean", torch.full((3,), 127.5))
         self.register_buffer("pixel_std", torch.full((3,), 127.5))
         self.patch = nn.Linear(3 * config.patch_size ** 2, E)

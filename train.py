@@ -13,7 +13,6 @@ Written to --out: model.pt, tokenizer.model, run.json (arguments, sizes, results
 """
 
 import argparse
-import itertools
 import json
 import time
 from pathlib import Path
@@ -210,9 +209,10 @@ def run(args) -> None:
     (args.out / "tokenizer.model").write_bytes(tokenizer.model)
     metrics = open(args.out / "metrics.jsonl", "w", buffering=1)
 
-    first = (batch for batch in map(stages[0][2].__getitem__, range(20)) if isinstance(batch, dict) and "images" in batch)
-    for batch in itertools.islice(first, 1):  # the first pictures stand for all
-        pixels = batch["images"].float()
+    some = (stages[0][2][step] for step in range(20))
+    first = next((batch["images"] for batch in some if isinstance(batch, dict) and "images" in batch), None)
+    if first is not None:  # the first pictures stand for all
+        pixels = first.float()
         model.encoder.pixel_mean.copy_(pixels.mean((0, 2, 3)))
         model.encoder.pixel_std.copy_(pixels.std((0, 2, 3)).clamp(min=1))
 
