@@ -14,6 +14,7 @@ import argparse
 from enum import IntEnum
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -28,7 +29,8 @@ class Role(IntEnum):
 
 # --------------------------------------------------------------------------------------------------------------------
 # The idea. Each kind of mask is one elementwise rule: given the roles of query i and key j, may i read j although j comes
-# later? The dense mask, the picture and the leak check derive from these lines, and a FlexAttention mask_mod can.
+# later? The dense mask, the picture and the leak check derive from these lines, and a FlexAttention mask_mod can. `cca` opens
+# nothing: it gives image tokens other positions, and "later" is judged by those.
 
 def _is_image(r): return r == Role.IMAGE
 def _is_prompt(r): return (r == Role.IMAGE) | (r == Role.QUESTION)
@@ -41,8 +43,11 @@ OPENS = {
     "v2v":     lambda q, k: _is_image(q) & _is_image(k),
     "f":       lambda q, k: _is_image(q) & _is_prompt(k),
     "mutual":  lambda q, k: (_is_image(q) != _is_image(k)) & _may_be_opened(q) & _may_be_opened(k),
+    "leaky":   lambda q, k: _is_image(q) & ~_is_image(k),
 }
 OPENS["v2t"] = OPENS["mma"]  # an alias: FutureMask's v2t, limited to the question, is the same set of pairs
+OPENS["cca"], OPENS["mma+cca"] = OPENS["causal"], OPENS["mma"]
+CONCENTRIC = {"cca", "mma+cca"}  # kinds whose image tokens are numbered by rings, from the outside in
 
 ABOUT = {
     "causal": "opens nothing: every token reads the past only",
@@ -51,18 +56,21 @@ ABOUT = {
     "v2v":    "image rows read all image columns (Gemma-3-like; FutureMask M^v2v)",
     "f":      "image rows read image and question columns (FutureMask M^f = v2v + v2t)",
     "mutual": "image and text read each other freely, answers excepted (the paper's general form; = mma where the picture comes first)",
+    "leaky":  "image rows read all later text of their turn, the answer too: a lesson, see `leaks`",
     "v2t":    "another name for mma (FutureMask M^v2t, limited to the question)",
+    "cca":    "image tokens read their own ring and those around it, and are numbered by ring (arXiv 2410.15926)",
+    "mma+cca": "cca's rings, and image rows read the question's columns",
 }
 
 
 def may_attend(kind, i, j, role_i, role_j, turn_i, turn_j, document_i, document_j):
-    """True where query i may read key j; elementwise over broadcastable integer tensors. The order of the rules matters:
-    causal OR opened, then AND same document, AND key not a pad. What is opened stays within one turn: that is free of
-    leaks, and it is what a KV cache computes anyway (an image is encoded before later turns exist).
+    """True where the query at position i may read the key at position j; elementwise over broadcastable integer tensors. The
+    order of the rules matters: causal OR opened, then AND same document, AND key not a pad. What is opened stays within one
+    turn: that is free of leaks, and it is what a KV cache computes anyway (an image is encoded before later turns exist).
     """
     opened = OPENS[kind](role_i, role_j) & (turn_i == turn_j)
-    readable = ((j <= i) | opened) & (document_i == document_j) & (role_j != Role.PAD)
-    return readable | (i == j)  # a pad reads itself, so that no row of the softmax is empty
+    itself = i == j  # a pad reads itself, so that no row of the softmax is empty
+    return ((j <= i) | opened) & (document_i == document_j) & ((role_j != Role.PAD) | itself)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -82,19 +90,55 @@ def _check(kind, **tensors):
             raise ValueError(f"{name} must have role's shape {list(shape)}, got {list(t.shape)}")
 
 
-def attention_mask(kind: str, role: Tensor, turn: Tensor | None = None, document: Tensor | None = None) -> Tensor:
+def rings(grid: tuple[int, int], device=None) -> Tensor:
+    """int64 [H * W] in reading order: the ring of each image token, 0 = the outermost (CCA, arXiv 2410.15926)."""
+    H, W = grid
+    r, c = torch.arange(H, device=device)[:, None], torch.arange(W, device=device)[None, :]
+    return torch.minimum(torch.minimum(r, H - 1 - r), torch.minimum(c, W - 1 - c)).flatten()
+
+
+def positions(kind: str, role: Tensor, document: Tensor | None = None, grid: tuple[int, int] | None = None) -> Tensor:
+    """Position of each token, int64 [B, T] ([1, T] where all rows are alike): what RoPE rotates by and the mask compares.
+
+    Tokens are counted 0, 1, 2, ... and the count restarts at each document, whose tokens stand together. Kinds in CONCENTRIC
+    count a picture of grid = (H, W) tokens by rings instead: its first position + ring, and the text after it goes on at first
+    position + number of rings. Raises ValueError if such a kind has no grid, or one that does not fit the image tokens.
+    """
+    _check(kind, role=role, document=document)
+    B, T = role.shape
+    if kind not in CONCENTRIC:
+        ring, advance = 0, role.new_ones(1, T)
+    else:
+        here = role == Role.IMAGE
+        if grid is None or bool((here.sum(1) % (grid[0] * grid[1])).any()):
+            raise ValueError(f"the mask {kind!r} needs grid=(H, W), the image tokens of a picture; got {grid} and image tokens, row "
+                             f"by row: {here.sum(1).tolist()}")
+        ring_of = rings(grid, role.device)
+        nth = (here.cumsum(1) - 1) % len(ring_of)  # which token of its picture
+        ring = ring_of[nth] * here
+        advance = torch.where(here, (nth == len(ring_of) - 1) * (ring_of.max() + 1), 1)  # a picture takes as many as it has rings
+    start = advance.cumsum(1) - advance
+    if document is not None:
+        first = F.pad(document[:, 1:] != document[:, :-1], (1, 0))
+        start = start - (start * first).cummax(1).values
+    return start + ring
+
+
+def attention_mask(kind: str, role: Tensor, turn: Tensor | None = None, document: Tensor | None = None,
+                   grid: tuple[int, int] | None = None) -> Tensor:
     """The dense mask of `kind` for scaled_dot_product_attention.
 
     role, turn, document: integer tensors [B, T]. `role` holds `Role` values; `turn` counts the user messages of a dialogue
-    (default: all tokens are of one turn); `document` tells packed documents apart (default: one document).
+    (default: all tokens are of one turn); `document` tells packed documents apart (default: one document); grid = (H, W), the
+    image tokens of a picture, is needed by the kinds in CONCENTRIC.
     Returns a bool tensor [B, 1, T, T], True = may attend. Raises ValueError on an unknown kind, a wrong dtype or shape.
     """
     _check(kind, role=role, turn=turn, document=document)
     turn = torch.zeros_like(role) if turn is None else turn
     document = torch.zeros_like(role) if document is None else document
-    at = torch.arange(role.shape[1], device=role.device)
-    pairs = [(t[:, :, None], t[:, None, :]) for t in (role, turn, document)]
-    return may_attend(kind, at[:, None], at[None, :], *pairs[0], *pairs[1], *pairs[2])[:, None]
+    at = positions(kind, role, document, grid)
+    pairs = [(t[:, :, None], t[:, None, :]) for t in (at, role, turn, document)]
+    return may_attend(kind, *(t for pair in pairs for t in pair))[:, None]
 
 
 def supervised(role: Tensor, document: Tensor | None = None) -> Tensor:
@@ -130,8 +174,9 @@ def leaks(mask: Tensor, role: Tensor, document: Tensor | None = None) -> Tensor:
 # Pictures of the masks
 
 LETTER = {Role.PAD: "-", Role.TEXT: "t", Role.IMAGE: "V", Role.QUESTION: "Q", Role.ANSWER: "A"}
-EXAMPLE = "tVVVQQQAAVVQQAAttAA-"  # a picture and its question, another picture with another, a turn without a picture, a pad
-EXAMPLE_TURN = "01111111122222233330"
+EXAMPLE = "tVVVVVVVVVQQAAVVVVVVVVVQAttA-"  # a picture and its question, another picture with another, a turn without a picture, a pad
+EXAMPLE_TURN = "01111111111111222222222223330"
+EXAMPLE_GRID = (3, 3)
 
 
 def example() -> tuple[Tensor, Tensor]:
@@ -143,8 +188,8 @@ def example() -> tuple[Tensor, Tensor]:
 def verdict(kind: str) -> str:
     """One line: whether `kind` leaks labels on the example, with turns told apart and without."""
     role, turn = example()
-    with_turns = leaks(attention_mask(kind, role, turn), role).any()
-    without = leaks(attention_mask(kind, role), role).any()
+    with_turns = leaks(attention_mask(kind, role, turn, grid=EXAMPLE_GRID), role).any()
+    without = leaks(attention_mask(kind, role, grid=EXAMPLE_GRID), role).any()
     if with_turns:
         return "LEAKS labels"
     return "leaks no label" + (", if `turn` tells the turns apart (as one turn it would)" if without else "")
@@ -153,13 +198,13 @@ def verdict(kind: str) -> str:
 def draw(kind: str) -> str:
     """`kind` on the example row as text: '#' reads the past, 'O' opened (the key comes after the query), '.' blocked."""
     role, turn = example()
-    mask = attention_mask(kind, role, turn)[0, 0].tolist()
+    mask = attention_mask(kind, role, turn, grid=EXAMPLE_GRID)[0, 0].tolist()
     rows = [LETTER[r] + " " + " ".join("O" if seen and j > i else "#" if seen else "." for j, seen in enumerate(row))
             for i, (r, row) in enumerate(zip(role[0].tolist(), mask))]
     return "\n".join(["  " + " ".join(EXAMPLE), *rows])
 
 
-def write_png(path: str, kinds: list[str] | None = None, cell: int = 13) -> None:
+def write_png(path: str, kinds: list[str] | None = None, cell: int = 12) -> None:
     """Kinds on the example row as one picture, three a line: blue = reads the past, orange = opened, grey = blocked."""
     from PIL import Image, ImageDraw  # Pillow comes with torchvision
     kinds = kinds or [kind for kind in OPENS if kind != "v2t"]

@@ -16,7 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mma import OPENS, Role, attention_mask, supervised
+from mma import OPENS, Role, attention_mask, positions, supervised
+
+
+GATES = ("none", "rave", "lora", "scalar")
 
 
 @dataclass
@@ -35,10 +38,13 @@ class Config:
     d_ff: int = 256           # hidden width of the decoder's SwiGLU
     rope_theta: float = 10_000.0
     mask: str = "mma"
+    text_first: bool = False  # the prompt's order: question, then picture (data.encode)
+    gate: str = "none"        # see Gate
 
     def __post_init__(self):
-        if self.mask not in OPENS:
-            raise ValueError(f"unknown mask kind {self.mask!r}; allowed: {', '.join(OPENS)}")
+        for name, value, allowed in (("mask kind", self.mask, OPENS), ("gate", self.gate, GATES)):
+            if value not in allowed:
+                raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(allowed)}")
         for a, b in (("image_size", "patch_size"), ("encoder_width", "encoder_heads"), ("d_model", "n_head"), ("n_head", "n_kv_head")):
             if getattr(self, b) < 1 or getattr(self, a) % getattr(self, b):
                 raise ValueError(f"{a}={getattr(self, a)} must be a multiple of {b}={getattr(self, b)}")
@@ -113,14 +119,66 @@ class Cache:
     """Preallocated keys and values of every layer: [n_layer, B, G, T_max, d]. Row b's token at column t is stored at t, so a
     batch of prompts of different lengths has no gaps: a shorter prompt's pads are overwritten as its answer grows."""
 
-    def __init__(self, config: Config, B: int, T_max: int, device, dtype):
-        shape = (config.n_layer, B, config.n_kv_head, T_max, config.d_model // config.n_head)
-        self.k, self.v = torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)
+    def __init__(self, model: "MLLM", B: int, T_max: int):
+        a = model.blocks[0].attention
+        self.k, self.v = (model.embed.weight.new_zeros(len(model.blocks), B, a.G, T_max, width) for width in (a.d + a.gate.extra, a.d))
 
     def write(self, layer: int, k: Tensor, v: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v [B, G, t, d] at column [B, t]; return all keys and values of the layer."""
-        at = column[:, None, :, None].expand_as(k)
-        return self.k[layer].scatter_(2, at, k.to(self.k.dtype)), self.v[layer].scatter_(2, at, v.to(self.v.dtype))
+        at = column[:, None, :, None]
+        return (self.k[layer].scatter_(2, at.expand_as(k), k.to(self.k.dtype)),
+                self.v[layer].scatter_(2, at.expand_as(v), v.to(self.v.dtype)))
+
+
+class Gate(nn.Module):
+    """What may be added to attention, exactly nothing at the first step. Pre-softmax scores gain, on visual keys j alone,
+
+        rave    (Wq^T q_i) . (Wk^T k_j) / sqrt(r), from queries and keys before RoPE: RAVE-style, a reconstruction from the
+                abstract of arXiv 2605.18359, whose formula we do not have
+        scalar  a learned number for each head: what a bias on visual keys does without a look at query and key
+        lora    nothing; instead the projections of q and k gain a low-rank term (LoRA), with as many parameters as rave
+
+    A score is a dot product, so what it gains is appended to q and k: one SDPA call, no bias tensor.
+    """
+    RANK, LORA_RANK = 7, 3  # these two have the same number of parameters where n_head = 2 n_kv_head
+
+    def __init__(self, config: Config, d: int):
+        super().__init__()
+        self.kind, self.d, H, G, D = config.gate, d, config.n_head, config.n_kv_head, config.d_model
+        self.extra = {"rave": self.RANK, "scalar": 1}.get(self.kind, 0)  # numbers appended to q and k
+        if self.kind == "rave":
+            self.wq, self.wk = nn.Parameter(torch.randn(H, d, self.RANK) / d ** 0.5), nn.Parameter(torch.zeros(G, d, self.RANK))
+        if self.kind == "scalar":
+            self.bias = nn.Parameter(torch.zeros(H, 1, 1))
+        if self.kind == "lora":
+            self.down = nn.Parameter(torch.randn(D, 2 * self.LORA_RANK) / D ** 0.5)
+            self.up_q, self.up_k = nn.Parameter(torch.zeros(self.LORA_RANK, H * d)), nn.Parameter(torch.zeros(self.LORA_RANK, G * d))
+
+    def low_rank(self, x: Tensor, name: str) -> Tensor | float:
+        """What q or k gain from the layer's input [B, T, D] before they are split into heads."""
+        if self.kind != "lora":
+            return 0.0
+        down_q, down_k = self.down.chunk(2, 1)
+        return x @ down_q @ self.up_q if name == "q" else x @ down_k @ self.up_k
+
+    def appended(self, q: Tensor, k: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
+        """The numbers appended to q [B, H, t, d] and k [B, G, T, d], both before RoPE; visual: bool [B, T]."""
+        visual, scale = visual[:, None, :, None].to(k.dtype), self.d ** 0.5  # the score is divided by sqrt(d)
+        if self.kind == "scalar":
+            return (self.bias.to(q.dtype) * scale).expand(*q.shape[:-1], 1), visual.expand(*k.shape[:-1], 1)
+        return q @ self.wq * (scale / self.RANK ** 0.5), k @ self.wk * visual
+
+
+@dataclass
+class Step:
+    """What every layer of one forward pass needs besides x. t = the number of queries, T = the number of keys."""
+    cos: Tensor                          # [B or 1, 1, T, d/2]
+    sin: Tensor
+    mask: Tensor                         # bool [B, 1, t, T], True = may attend
+    visual: Tensor                       # bool [B, T], the image tokens
+    cache: Cache | None = None
+    column: Tensor | None = None         # int64 [B, T], where the cache stores the tokens
+    weights: list[Tensor] | None = None  # given a list, every layer adds its attention weights [B, H, t, T], float32
 
 
 class Attention(nn.Module):
@@ -128,20 +186,41 @@ class Attention(nn.Module):
 
     def __init__(self, config: Config, layer: int):
         super().__init__()
-        self.layer, self.d = layer, config.d_model // config.n_head
+        self.layer, self.d, self.G = layer, config.d_model // config.n_head, config.n_kv_head
         self.q = nn.Linear(config.d_model, config.n_head * self.d, bias=False)
         self.k = nn.Linear(config.d_model, config.n_kv_head * self.d, bias=False)
         self.v = nn.Linear(config.d_model, config.n_kv_head * self.d, bias=False)
         self.out = nn.Linear(config.n_head * self.d, config.d_model, bias=False)
+        self.gate = Gate(config, self.d)
 
-    def forward(self, x, cos, sin, mask, cache, column):
-        q, k, v = (f(x).unflatten(-1, (-1, self.d)).transpose(1, 2) for f in (self.q, self.k, self.v))  # [B, H or G, T, d]
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if cache is not None:
-            k, v = cache.write(self.layer, k, v, column)
+    def forward(self, x: Tensor, s: Step, read: Tensor | None) -> Tensor:
+        """x [B, T, D] -> [B, T, D], or [B, K, D] for the queries at the columns `read`, int64 [B, K]."""
+        asking = x if read is None else at_columns(x, read)
+        q = self.q(asking) + self.gate.low_rank(asking, "q")
+        k = self.k(x) + self.gate.low_rank(x, "k")
+        q, k, v = (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in (q, k, self.v(x)))  # [B, H or G, t or T, d]
+        extra = self.gate.appended(q, k, s.visual) if self.gate.extra else None
+        cos, sin, mask = s.cos, s.sin, s.mask
+        k = rotate(k, cos, sin)
+        if read is not None:
+            cos, sin = (at_columns(y.expand(len(x), -1, -1, -1)[:, 0], read)[:, None] for y in (cos, sin))
+            mask = at_columns(mask[:, 0], read)[:, None]
+        q = rotate(q, cos, sin)
+        if extra is not None:
+            q, k = torch.cat([q, extra[0]], -1), torch.cat([k, extra[1]], -1)
+        if s.cache is not None:
+            k, v = s.cache.write(self.layer, k, v, s.column)
             k, v = k[:, :, :mask.shape[-1]], v[:, :, :mask.shape[-1]]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        if s.weights is not None:
+            scores = q @ k.repeat_interleave(q.shape[1] // self.G, 1).mT / self.d ** 0.5
+            s.weights.append(scores.float().masked_fill(~mask, -torch.inf).softmax(-1))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True, scale=self.d ** -0.5)
         return self.out(y.transpose(1, 2).flatten(2))
+
+
+def at_columns(x: Tensor, columns: Tensor) -> Tensor:
+    """x [B, T, ...] at columns [B, K] -> [B, K, ...]."""
+    return x[torch.arange(len(x), device=x.device)[:, None], columns]
 
 
 class DecoderBlock(nn.Module):
@@ -153,8 +232,9 @@ class DecoderBlock(nn.Module):
         self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
         self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
 
-    def forward(self, x, *attention_args):
-        x = x + self.attention(self.norm1(x), *attention_args)
+    def forward(self, x: Tensor, s: Step, read: Tensor | None = None) -> Tensor:
+        y = self.attention(self.norm1(x), s, read)
+        x = y + (x if read is None else at_columns(x, read))
         y = self.norm2(x)
         return x + self.down(F.silu(self.gate(y)) * self.up(y))  # SwiGLU
 
@@ -206,57 +286,65 @@ class MLLM(nn.Module):
         features = self.projector(self.encoder(images)).to(x.dtype)  # [N, n, D]: each picture is encoded once
         return x.masked_scatter(here[..., None], features[picture])
 
-    def _decode(self, x, position, mask, cache=None, column=None) -> Tensor:
+    def _decode(self, x, position, mask, visual, read=None, cache=None, column=None, weights=None) -> Tensor:
         d = self.config.d_model // self.config.n_head
         frequency = self.config.rope_theta ** (-torch.arange(0, d, 2, device=x.device) / d)
         angle = position[:, None, :, None] * frequency  # [B or 1, 1, T, d/2], float32
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        for block in self.blocks:
-            x = block(x, cos, sin, mask, cache, column)
-        return self.norm(x)
+        step = Step(angle.cos().to(x.dtype), angle.sin().to(x.dtype), mask, visual, cache, column, weights)
+        for block in self.blocks[:-1]:
+            x = block(x, step)
+        return self.norm(self.blocks[-1](x, step, read))  # of the last layer's rows, only those that are read are computed
 
-    def forward(self, ids, role, images=None, picture=None, turn=None, document=None, kind=None, cache=None) -> Tensor:
+    def forward(self, ids, role, images=None, picture=None, turn=None, document=None, kind=None, read=None, blocked=None,
+                cache=None, weights=None) -> Tensor:
         """The decoder's last hidden states [B, T, D]; `head` turns them into logits.
 
         ids, role, turn, document: int64 [B, T], as in mma.py. images: uint8 [N, 3, image_size, image_size].
         picture: int64 [P], which image stands at each run of image tokens, in reading order over the rows.
-        kind: a mask of mma.py (default: config.mask). Positions restart at each document, whose tokens stand together, and are
-        the same under every mask.
+        kind: a mask of mma.py (default: config.mask). read: int64 [B, K], the columns whose hidden states are wanted (default:
+        all); the result is then [B, K, D]. blocked: bool [B, T], columns that only image rows may still read. weights: a list
+        to which each layer adds its attention weights, float32 [B, H, T, T] (the last one [B, H, K, T] with `read`).
         Raises ValueError if pictures and image tokens do not fit.
         """
-        mask = attention_mask(kind or self.config.mask, role, turn, document)
-        column = torch.arange(ids.shape[1], device=ids.device)[None]
-        position = column
-        if document is not None:
-            starts = F.pad(document[:, 1:] != document[:, :-1], (1, 0))
-            position = column - (column * starts).cummax(1).values
-        return self._decode(self.embed_row(ids, role, images, picture), position, mask, cache, column.expand_as(ids))
+        kind, grid, visual = kind or self.config.mask, (self.config.grid, self.config.grid), role == Role.IMAGE
+        mask = attention_mask(kind, role, turn, document, grid)
+        if blocked is not None:
+            mask = mask & ~(blocked[:, None, None, :] & ~visual[:, None, :, None])
+        column = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        x = self.embed_row(ids, role, images, picture)
+        return self._decode(x, positions(kind, role, document, grid), mask, visual, read, cache, column, weights)
 
     def head(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embed.weight)
 
     def loss(self, ids, role, images=None, picture=None, turn=None, document=None, kind=None) -> Tensor:
         """Mean cross-entropy over the answer tokens (sum over targets / number of targets; 0 if there are none)."""
-        hidden = self(ids, role, images, picture, turn, document, kind)
-        target = supervised(role, document)[:, 1:]
-        logits = self.head(hidden[:, :-1][target]).float()  # [targets, V]: the head runs on supervised rows only
-        return F.cross_entropy(logits, ids[:, 1:][target], reduction="sum") / target.sum().clamp(min=1)
+        target = supervised(role, document)[:, 1:]  # [B, T-1]: row t predicts token t+1
+        read = target.int().argsort(dim=1, descending=True, stable=True)[:, :max(1, int(target.sum(1).max()))]
+        wanted = target.gather(1, read)  # [B, K]: rows have fewer targets than the row with the most
+        hidden = self(ids, role, images, picture, turn, document, kind, read)[wanted]
+        return F.cross_entropy(self.head(hidden).float(), ids[:, 1:].gather(1, read)[wanted], reduction="sum") / wanted.sum().clamp(min=1)
 
     @torch.no_grad()
-    def generate(self, ids, role, images=None, picture=None, turn=None, *, eos: int, max_new_tokens: int = 32,
+    def generate(self, ids, role, images=None, picture=None, turn=None, blocked=None, *, eos: int, max_new_tokens: int = 32,
                  temperature: float = 0.0, top_p: float = 1.0, generator: torch.Generator | None = None) -> list[list[int]]:
         """Continue a batch of prompts, padded on the right: prefill under the run's mask, then ordinary causal decoding over
-        the KV cache (the image's keys and values are those of the prefill). temperature 0 = greedy.
+        the KV cache (the image's keys and values are those of the prefill). temperature 0 = greedy. blocked: bool [B, T],
+        columns that no text row may read, neither now nor while decoding.
 
         Returns the new token ids of each row; a row that finished ends with `eos`.
         """
         B, T = ids.shape
         columns = torch.arange(T + max_new_tokens, device=ids.device)
-        rows, length = torch.arange(B, device=ids.device), (role != Role.PAD).sum(1)  # [B]
-        if bool((length == 0).any()) or bool(((role != Role.PAD) != (columns[:T] < length[:, None])).any()):
+        length = (role != Role.PAD).sum(1, keepdim=True)  # [B, 1]
+        if bool((length == 0).any()) or bool(((role != Role.PAD) != (columns[:T] < length)).any()):
             raise ValueError("generate needs prompts of at least one token, padded on the right")
-        cache = Cache(self.config, B, T + max_new_tokens, ids.device, self.embed.weight.dtype)
-        hidden = self(ids, role, images, picture, turn, cache=cache)[rows, length - 1]
+        position = positions(self.config.mask, role, None, (self.config.grid, self.config.grid)).expand(B, T).gather(1, length - 1)
+        readable = torch.ones_like(columns, dtype=torch.bool).expand(B, -1)
+        if blocked is not None:
+            readable = readable & ~F.pad(blocked, (0, max_new_tokens))
+        cache = Cache(self, B, T + max_new_tokens)
+        hidden = self(ids, role, images, picture, turn, read=length - 1, blocked=blocked, cache=cache)[:, 0]
         out, done = [[] for _ in range(B)], torch.zeros(B, dtype=torch.bool, device=ids.device)
         for step in range(max_new_tokens):
             token = sample(self.head(hidden).float(), temperature, top_p, generator)  # [B]
@@ -266,9 +354,10 @@ class MLLM(nn.Module):
             done |= token == eos
             if step + 1 == max_new_tokens or bool(done.all()):
                 break
-            at = (length + step)[:, None]                                        # [B, 1]: column and position alike
-            mask = (columns[:T + step + 1] <= at)[:, None, None]                 # [B, 1, 1, columns so far]
-            hidden = self._decode(self.embed(token[:, None]), at, mask, cache, at)[:, 0]
+            at, end = length + step, T + step + 1                                # column of this token; columns so far
+            mask = ((columns[:end] <= at) & readable[:, :end])[:, None, None]    # [B, 1, 1, columns so far]
+            hidden = self._decode(self.embed(token[:, None]), position + 1 + step, mask, torch.zeros_like(at, dtype=torch.bool),
+                                  cache=cache, column=at)[:, 0]
         return out
 
 
