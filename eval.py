@@ -40,7 +40,7 @@ def answer_all(model: MLLM, tokenizer: data.Tokenizer, examples: list[data.Examp
     model.eval()
     for start in tqdm(range(0, len(prompts), batch_size), desc="answering", disable=not progress):
         some = prompts[start:start + batch_size]
-        rows = [data.encode(e, tokenizer, model.config.n_image_tokens, upto=t) for e, t in some]
+        rows = [data.encode(e, tokenizer, model.config.n_image_tokens, upto=t, text_first=model.config.text_first) for e, t in some]
         batch = {name: x.to(device) for name, x in data.collate(rows, tokenizer.pad, model.config.image_size).items()}
         for (e, t), ids in zip(some, model.generate(**batch, eos=tokenizer.eos, max_new_tokens=limit)):
             (question, answer), given = e.turns[t], tokenizer.decode(ids)
@@ -226,7 +226,7 @@ def main(argv=None):
             for run in args.runs:
                 model, tokenizer, _ = open_run(run, args.device)
                 asked = data.Example([args.image], [(data.IMAGE + args.question, "")])
-                row = data.encode(asked, tokenizer, model.config.n_image_tokens, upto=0)
+                row = data.encode(asked, tokenizer, model.config.n_image_tokens, upto=0, text_first=model.config.text_first)
                 batch = {name: x.to(args.device) for name, x in data.collate([row], tokenizer.pad, model.config.image_size).items()}
                 print(tokenizer.decode(model.generate(**batch, eos=tokenizer.eos, max_new_tokens=64)[0]))
             return

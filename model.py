@@ -147,11 +147,11 @@ class Gate(nn.Module):
         self.kind, self.d, H, G, D = config.gate, d, config.n_head, config.n_kv_head, config.d_model
         self.extra = {"rave": self.RANK, "scalar": 1}.get(self.kind, 0)  # numbers appended to q and k
         if self.kind == "rave":
-            self.wq, self.wk = nn.Parameter(torch.randn(H, d, self.RANK) / d ** 0.5), nn.Parameter(torch.zeros(G, d, self.RANK))
+            self.wq, self.wk = nn.Parameter(torch.zeros(H, d, self.RANK)), nn.Parameter(torch.zeros(G, d, self.RANK))
         if self.kind == "scalar":
             self.bias = nn.Parameter(torch.zeros(H, 1, 1))
         if self.kind == "lora":
-            self.down = nn.Parameter(torch.randn(D, 2 * self.LORA_RANK) / D ** 0.5)
+            self.down = nn.Parameter(torch.zeros(D, 2 * self.LORA_RANK))
             self.up_q, self.up_k = nn.Parameter(torch.zeros(self.LORA_RANK, H * d)), nn.Parameter(torch.zeros(self.LORA_RANK, G * d))
 
     def low_rank(self, x: Tensor, name: str) -> Tensor | float:
@@ -259,6 +259,9 @@ class MLLM(nn.Module):
             for block in stack:  # what is added to the residual stream starts small, more so in a deep stack
                 for f in (block.down, getattr(block, "out", None) or block.attention.out):
                     f.weight.data /= (2 * len(stack)) ** 0.5
+        for name, p in self.named_parameters():  # last, so that all else is drawn alike with a gate and without
+            if name.endswith(("gate.wq", "gate.down")):
+                nn.init.normal_(p, std=p.shape[-2] ** -0.5)
 
     @staticmethod
     def _init(module):

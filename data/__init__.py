@@ -102,9 +102,10 @@ class Tokenizer:
 
 
 def encode(example: Example, tokenizer: Tokenizer, n_image_tokens: int, max_tokens: int | None = None,
-           upto: int | None = None) -> Row:
+           upto: int | None = None, text_first: bool = False) -> Row:
     """One dialogue as a row. `upto`: make the prompt for the answer of that turn (0 = first): what comes before it, gold
-    answers of earlier turns included, and the token that opens it.
+    answers of earlier turns included, and the token that opens it. text_first: in every message the text comes before the
+    pictures.
 
     A row longer than max_tokens is cut at its end, but never inside a picture: then the picture's whole turn goes.
     """
@@ -119,10 +120,12 @@ def encode(example: Example, tokenizer: Tokenizer, n_image_tokens: int, max_toke
         asked = len(pieces) > 1 and any(piece.strip() for piece in pieces)  # a picture alone asks nothing and opens nothing
         text_role = Role.QUESTION if asked else Role.TEXT
         pictures = [next(images) for _ in pieces[1:]]
-        for k, piece in enumerate(pieces):
-            if k > 0:
+        parts = pieces[:1] + [part for piece in pieces[1:] for part in (IMAGE, piece)]
+        for part in sorted(parts, key=lambda part: part is IMAGE) if text_first else parts:  # the sort is stable
+            if part is IMAGE:
                 row.add([tokenizer.image] * n_image_tokens, Role.IMAGE, t + 1)
-            row.add(list(tokenizer.encode(piece.strip())), text_role, t + 1)
+            else:
+                row.add(list(tokenizer.encode(part.strip())), text_role, t + 1)
         row.add([tokenizer.answer], text_role, t + 1)
         if upto != t:
             row.add([*tokenizer.encode(answer.strip()), tokenizer.eos], Role.ANSWER, t + 1)
