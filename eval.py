@@ -3,6 +3,7 @@
     python eval.py RUN [RUN ...]                           accuracy by family; runs that differ by seed alone are pooled
     python eval.py RUN --json FILE --curves FILE.png       the same as JSON; validation accuracy over the steps as a picture
     python eval.py RUN --data llava --source FILE.json     other data than the run was trained on; --split train|val|test|all
+    python eval.py RUN --mask v2v                          another mask at test time than in training; or --aif 0.5
     python eval.py RUN --image FILE --question "..."       one answer
 
 Decoding is greedy. "unparsed" counts answers that cannot be right whatever the question: outside the data set's closed list of
@@ -20,17 +21,17 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 import data
-from mma import OPENS
+from mma import OPENS, Role
 from model import MLLM, load
 
 
 @torch.no_grad()
 def answer_all(model: MLLM, tokenizer: data.Tokenizer, examples: list[data.Example], known: set[str] | None = None,
-               batch_size: int = 256, progress: bool = False) -> list[dict]:
+               batch_size: int = 256, progress: bool = False, aif: float = 0.0) -> list[dict]:
     """The model's answer to every turn of every example, earlier turns given with their true answers.
 
     Returns a dict for each: id, family, question, answer (the true one), given, correct, unparsed, images. `known`: the closed
-    set of answers, if there is one.
+    set of answers, if there is one. aif: the share of image tokens that text may not read (aif_blocked).
     """
     known = known and {data.normalise(answer) for answer in known}
     prompts = [(e, t) for e in examples for t in range(len(e.turns))]
@@ -42,7 +43,8 @@ def answer_all(model: MLLM, tokenizer: data.Tokenizer, examples: list[data.Examp
         some = prompts[start:start + batch_size]
         rows = [data.encode(e, tokenizer, model.config.n_image_tokens, upto=t, text_first=model.config.text_first) for e, t in some]
         batch = {name: x.to(device) for name, x in data.collate(rows, tokenizer.pad, model.config.image_size).items()}
-        for (e, t), ids in zip(some, model.generate(**batch, eos=tokenizer.eos, max_new_tokens=limit)):
+        blocked = aif_blocked(model, batch, aif) if aif else None
+        for (e, t), ids in zip(some, model.generate(**batch, blocked=blocked, eos=tokenizer.eos, max_new_tokens=limit)):
             (question, answer), given = e.turns[t], tokenizer.decode(ids)
             said = data.normalise(given)
             correct = said == data.normalise(answer)
@@ -51,6 +53,22 @@ def answer_all(model: MLLM, tokenizer: data.Tokenizer, examples: list[data.Examp
                                 given=given, correct=correct, unparsed=lost and not correct, images=e.images))
     model.train(was_training)
     return results
+
+
+@torch.no_grad()
+def aif_blocked(model: MLLM, batch: dict, share: float) -> torch.Tensor:
+    """AIF, as summarised (we have the notes, not the code, of arXiv 2604.15809): bool [B, T], the image tokens that text rows may
+    not read. Of each row's image tokens it is the given share whose largest attention from any text row (mean over heads) is
+    spread most evenly over the layers: entropy marks what no layer looks for. The share is fixed, not searched for."""
+    weights, role = [], batch["role"]
+    model(**batch, weights=weights)
+    image, text = role == Role.IMAGE, (role == Role.QUESTION) | (role == Role.TEXT)
+    heads = torch.stack([w.mean(1) for w in weights])                     # [layers, B, T, T]
+    d = heads.masked_fill(~text[:, :, None], 0).amax(2)                   # [layers, B, T]
+    p = d / d.sum(0).clamp(min=1e-12)
+    entropy = -(p * p.clamp(min=1e-12).log()).sum(0).masked_fill(~image, -torch.inf)
+    rank = entropy.argsort(dim=1, descending=True).argsort(dim=1)
+    return image & (rank < (share * image.sum(1, keepdim=True)).round())
 
 
 def summarise(results: list[dict]) -> dict:
@@ -84,28 +102,33 @@ def pool(runs: list[dict]) -> dict[str, list[dict]]:
     return out
 
 
-def table(runs: list[dict]) -> str:
-    """Markdown: a row for each family, a column for each run or pool of seeds (mean ± standard deviation)."""
-    groups = pool(runs)  # label -> runs
+def spread(values: list[float], form: str = "{:.1f}") -> str:
+    """mean ± standard deviation over seeds; one seed has no spread."""
+    if not values:
+        return "-"
+    return form.format(statistics.mean(values)) + (" ± " + form.format(statistics.stdev(values)) if len(values) > 1 else "")
 
-    def cell(values, form="{:.1f}"):
-        if not values:
-            return "-"
-        text = form.format(statistics.mean(values))
-        return text + (" ± " + form.format(statistics.stdev(values)) if len(values) > 1 else "")
 
-    rows = [["accuracy, %", *groups]]
-    for family in sorted({f for run in runs for f in run["families"]}):
-        rows.append([family, *(cell([100 * run["families"][family]["accuracy"] for run in group if family in run["families"]])
-                               for group in groups.values())])
-    rows.append(["**overall**", *(cell([100 * run["accuracy"] for run in group]) for group in groups.values())])
-    rows.append(["questions", *(cell([group[0]["n"]], "{:,}") for group in groups.values())])
-    rows.append(["unparsed", *(cell([run["unparsed"] for run in group], "{:,.0f}") for group in groups.values())])
-    rows.append(["parameters", *(cell([group[0]["params"]], "{:,}") for group in groups.values())])
+def markdown(rows: list[list[str]]) -> str:
+    """Rows of cells, the first one the header, as a Markdown table with its columns aligned."""
     width = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     lines = ["| " + " | ".join(text.rjust(w) if c else text.ljust(w) for c, (text, w) in enumerate(zip(row, width))) + " |"
              for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 1) + (":" if c else "-") for c, w in enumerate(width)) + "|", *lines[1:]])
+
+
+def table(groups: dict[str, list[dict]]) -> str:
+    """Markdown: a row for each family, a column for each group of runs (see pool)."""
+    families = sorted({f for runs in groups.values() for run in runs for f in run["families"]})
+    rows = [["accuracy, %", *groups]]
+    for family in families:
+        rows.append([family, *(spread([100 * run["families"][family]["accuracy"] for run in runs if family in run["families"]])
+                               for runs in groups.values())])
+    rows.append(["**overall**", *(spread([100 * run["accuracy"] for run in runs]) for runs in groups.values())])
+    rows.append(["questions", *(f"{runs[0]['n']:,}" for runs in groups.values())])
+    rows.append(["unparsed", *(spread([run["unparsed"] for run in runs], "{:,.0f}") for runs in groups.values())])
+    rows.append(["parameters", *(f"{runs[0]['params']:,}" for runs in groups.values())])
+    return markdown(rows)
 
 
 def write_sheet(path, results: list[dict], image_size: int, n: int = 24, side: int = 160) -> None:
@@ -125,17 +148,23 @@ def write_sheet(path, results: list[dict], image_size: int, n: int = 24, side: i
     sheet.save(path)
 
 
-def write_curves(path, runs: list[dict]) -> None:
-    """A PNG of validation accuracy over the steps of stage 2: the mean of each pool of seeds, from lowest to highest seed shaded."""
-    colours = [(240, 130, 30), (60, 100, 180), (60, 150, 80), (170, 60, 150), (120, 120, 120)]
+def curve(run: Path) -> dict[int, float]:
+    """Validation accuracy (0 to 1) at each step of stage 2 that was looked at, from the run's metrics.jsonl."""
+    log = map(json.loads, (Path(run) / "metrics.jsonl").read_text().splitlines())
+    return {r["step"]: r["val"]["accuracy"] for r in log if "val" in r}
+
+
+COLOURS = [(240, 130, 30), (60, 100, 180), (60, 150, 80), (170, 60, 150), (120, 120, 120), (190, 40, 40), (0, 150, 160), (150, 120, 40)]
+
+
+def write_curves(path, groups: dict[str, list[dict[int, float]]], title: str = "step of stage 2 (validation accuracy)") -> None:
+    """A PNG of validation accuracy over the steps of stage 2. groups: label -> the `curve` of each seed; drawn are their mean
+    and, shaded, the reach from the lowest to the highest seed."""
     W, H, left, top = 720, 400, 46, 14
     sheet = Image.new("RGB", (W + left + 20, H + top + 40), "white")
     pen = ImageDraw.Draw(sheet, "RGBA")
-    curves = {}
-    for label, group in pool(runs).items():
-        logs = [[json.loads(line) for line in (Path(run["run"]) / "metrics.jsonl").read_text().splitlines()] for run in group]
-        by_run = [{r["step"]: 100 * r["val"]["accuracy"] for r in log if "val" in r} for log in logs]
-        curves[label] = [(step, [c[step] for c in by_run]) for step in sorted(set.intersection(*(set(c) for c in by_run)))]
+    curves = {label: [(step, [100 * c[step] for c in runs]) for step in sorted(set.intersection(*map(set, runs)))]
+              for label, runs in groups.items()}
     curves = {label: curve for label, curve in curves.items() if curve}
     if not curves:
         raise data.DataError("no run looked at its validation split (--eval-every), so there are no curves to draw")
@@ -149,9 +178,9 @@ def write_curves(path, runs: list[dict]) -> None:
         pen.text((8, at(0, value)[1] - 6), f"{value} %", fill="black")
     for k in range(5):
         pen.text((at(last * k / 4, 0)[0] - 10, top + H + 6), f"{last * k // 4:,}", fill="black")
-    pen.text((left + W // 2 - 90, top + H + 22), "step of stage 2 (validation accuracy)", fill="black")
+    pen.text((left + W // 2 - 90, top + H + 22), title, fill="black")
     for k, (label, curve) in enumerate(curves.items()):
-        colour = colours[k % len(colours)]
+        colour = COLOURS[k % len(COLOURS)]
         band = [at(step, max(values)) for step, values in curve] + [at(step, min(values)) for step, values in reversed(curve)]
         if len(curve) > 1:
             pen.polygon(band, fill=(*colour, 50))
@@ -194,7 +223,7 @@ def evaluate(run: Path, args) -> dict:
     examples = [e for split in splits for e in source.heldout(split, args.limit)]
     if not examples:
         raise data.DataError(f"the split {args.split!r} of {name} is empty; try --split all")
-    result = summarise(answer_all(model, tokenizer, examples, source.answers, args.batch_size, progress=True))
+    result = summarise(answer_all(model, tokenizer, examples, source.answers, args.batch_size, progress=True, aif=args.aif))
     return {"run": str(run), **result, "params": record["params"], "mask": model.config.mask, "seed": trained["seed"], "args": trained}
 
 
@@ -207,6 +236,7 @@ def arguments(argv=None):
     parser.add_argument("--split", default="test", choices=("train", "val", "test", "all"), help="default: test")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N examples of the split (default: all)")
     parser.add_argument("--mask", choices=list(OPENS), help="another mask than the run was trained with, at test time only")
+    parser.add_argument("--aif", type=float, default=0.0, metavar="SHARE", help="block this share of image tokens for text (aif_blocked)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
     parser.add_argument("--curves", type=Path, metavar="FILE", help="write a PNG of validation accuracy over the steps here")
     parser.add_argument("--image", type=Path, metavar="FILE", help="answer one --question about this picture")
@@ -233,9 +263,10 @@ def main(argv=None):
         for file in filter(None, (args.json, args.curves)):
             file.parent.mkdir(parents=True, exist_ok=True)
         results = [evaluate(run, args) for run in args.runs]
-        print(table(results))
+        groups = pool(results)
+        print(table(groups))
         if args.curves:
-            write_curves(args.curves, results)
+            write_curves(args.curves, {label: [curve(run["run"]) for run in runs] for label, runs in groups.items()})
     except data.DataError as error:
         raise SystemExit(f"error: {error}") from None
     if args.json:

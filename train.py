@@ -181,6 +181,28 @@ def check_labels(kind: str, batch: dict, grid: tuple[int, int], allow_leaks: boo
         print(f"{found}: watch the loss lie")
 
 
+def config_of(args, tokenizer: data.Tokenizer) -> Config:
+    sizes = {**PRESETS[args.preset]["model"], "n_layer": args.n_layer}
+    try:
+        return Config(vocab_size=len(tokenizer), image_size=args.image_size, patch_size=args.patch_size, mask=args.mask,
+                      text_first=args.order == "text-first", gate=args.gate, **sizes)
+    except ValueError as error:
+        raise data.DataError(str(error)) from None
+
+
+def update(model: MLLM, optimizers: list, batch: dict, kind: str, rates: list[float]) -> torch.Tensor:
+    """One training step on a batch that lies on the model's device; returns the loss."""
+    with torch.autocast("cuda", torch.bfloat16, enabled=batch["ids"].is_cuda):
+        loss = model.loss(**batch, kind=kind)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer, rate in zip(optimizers, rates):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+    model.zero_grad()
+    return loss
+
+
 def run(args) -> None:
     began, cuda = time.perf_counter(), args.device.startswith("cuda")
     evaluation.check_device(args.device)
@@ -189,12 +211,7 @@ def run(args) -> None:
     # Data and tokenizer
     source = data.load(args.data, args.source, args.images)
     tokenizer = data.Tokenizer.train(source.texts(), args.vocab_size)
-    try:
-        config = Config(vocab_size=len(tokenizer), image_size=args.image_size, patch_size=args.patch_size, mask=args.mask,
-                        text_first=args.order == "text-first", gate=args.gate,
-                        **{**PRESETS[args.preset]["model"], "n_layer": args.n_layer})
-    except ValueError as error:
-        raise data.DataError(str(error)) from None
+    config = config_of(args, tokenizer)
     stages = [(stage, kind, Steps(source, tokenizer, config, stage, args)) for stage, kind in (("pt", args.pt_mask), ("sft", args.mask))]
     if isinstance(source, data.Folder):
         if not all(source.splits.values()):
@@ -240,14 +257,7 @@ def run(args) -> None:
             if isinstance(batch, data.DataError):
                 raise batch
             batch = {name: x.to(args.device, non_blocking=True) for name, x in batch.items()}
-            with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
-                loss = model.loss(**batch, kind=kind)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer, peak in zip(optimizers, (args.lr, args.adam_lr)):
-                optimizer.param_groups[0]["lr"] = peak * schedule(step - 1, steps)
-                optimizer.step()
-            model.zero_grad()
+            loss = update(model, optimizers, batch, kind, [peak * schedule(step - 1, steps) for peak in (args.lr, args.adam_lr)])
             look = step == steps or stage == "sft" and step % args.eval_every == 0
             if step % 10 == 0 or look:
                 record = {"stage": stage, "step": step, "loss": loss.item(), "seconds": round(time.perf_counter() - began, 2)}
@@ -266,7 +276,7 @@ def run(args) -> None:
               "seconds": round(time.perf_counter() - began, 1), "torch": torch.__version__}
     (args.out / "run.json").write_text(json.dumps(record, indent=1) + "\n")
     evaluation.write_sheet(args.out / "sheet.png", results, config.image_size)
-    print(f"\nHeld-out answers, after {record['seconds']:.0f} seconds:\n{evaluation.table([record])}\n"
+    print(f"\nHeld-out answers, after {record['seconds']:.0f} seconds:\n{evaluation.table(evaluation.pool([record]))}\n"
           f"Look at {args.out / 'sheet.png'}; ask: python eval.py {args.out} --image FILE --question \"...\"")
 
 

@@ -13,6 +13,7 @@ Shapes:  S scenes   CELLS = 16 cells in reading order   KINDS = 24 kinds (colour
 """
 
 import argparse
+import re
 import time
 from collections import Counter, defaultdict
 
@@ -213,12 +214,30 @@ class Shapes:
         return [Example([image], [(IMAGE + question, answer)], family)
                 for image, asked in zip(images, questions(layout, per_picture, g)) for family, question, answer in asked]
 
+    def layouts(self, split: str) -> list[list[int]]:
+        """The layout of each scene of `heldout`, five questions a scene."""
+        return self._world(split, 1000, 0)[0].tolist()
+
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         """The same 1,000 scenes with five questions each, whatever the run's seed."""
         layout, images, g = self._world(split, 1000, 0)
         return [Example([image], [(IMAGE + question, answer)], family, f"{split}-{i}")
                 for i, (image, asked) in enumerate(zip(images, questions(layout, 5, g)))
                 for family, question, answer in asked][:limit]
+
+
+def asked_about(question: str, cells: list[int]) -> list[int]:
+    """The cells, in reading order, that hold what the question names; cells: one row of a layout. "right of" names nothing."""
+    words = re.findall(r"[a-z]+", question)
+    out = set()
+    for k, word in enumerate(words):
+        if word in COLOUR:
+            named = next((s for s in SHAPE if words[k + 1:k + 2] and words[k + 1].rstrip("s") == s), None)
+            out |= {i for i, o in enumerate(cells) if o >= 0 and o // len(SHAPE) == COLOUR.index(word)
+                    and (named is None or o % len(SHAPE) == SHAPE.index(named))}
+        elif word.rstrip("s") in SHAPE and words[k - 1] not in COLOUR:
+            out |= {i for i, o in enumerate(cells) if o >= 0 and o % len(SHAPE) == SHAPE.index(word.rstrip("s"))}
+    return sorted(out)
 
 
 def question_only(n_scenes: int = 20_000) -> dict[str, tuple[float, float]]:
