@@ -4,6 +4,7 @@
     python arms.py depth                  mma against causal over decoder depth; likewise: budget, rates, easy_vqa, nlvr
     python arms.py shapes --tables        only write the tables of what has finished
     python arms.py time                   milliseconds a training step of each arm, interleaved on this machine
+    python arms.py readme                 put the tables of results/*.md into README.md
 
 A run lies in RUNS/DATA-ARM-SEED (default: runs/arms). It is known by its settings, not by its name, and is never made twice. --jobs N
 makes N at a time, each with an equal share of the cores. An arm is a line in ARMS: the options that train.py is given. What
@@ -11,8 +12,10 @@ follows -- is given to every run (python arms.py shapes -- --preset small).
 """
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -159,18 +162,18 @@ def claims(arms: dict[str, list[dict]]) -> str:
             rows.append(["mma's gains are largest in counting and existence", f"{verdict} ({gains})"])
         same = arms["mma"][0]["params"] == arms["causal"][0]["params"]
         rows.append(["mma has no parameters of its own", "yes" if same else "no"])
-    return evaluation.markdown([[cell.replace("|", "/") for cell in row] for row in rows])
+    return evaluation.markdown(rows) if len(rows) > 1 else ""
 
 
-def test_time(runs: Path, arms: dict[str, Path]) -> list[dict]:
+def test_time(arms: dict[str, Path], limit: int | None) -> list[dict]:
     """Masks and AIF that are only switched on when answering, on finished runs; each result is kept beside the run."""
-    out = []
+    out, first = [], ["--limit", str(limit)] if limit else []
     for arm, run in arms.items():
         for name, options in {"as trained": [], **TEST_TIME}.items():
             file = run / f"test-{name.replace(' ', '-')}.json"
             if not file.exists():
-                subprocess.run([sys.executable, "eval.py", str(run), *options, "--json", str(file)], check=True,
-                               cwd=Path(__file__).parent, stdout=subprocess.DEVNULL)
+                with contextlib.redirect_stdout(None):
+                    evaluation.main([str(run), *options, *first, "--json", str(file)])
             record = json.loads(file.read_text())["runs"][0]
             out.append({"trained": arm, "test": name, "accuracy": record["accuracy"], "families": record["families"]})
     return out
@@ -201,7 +204,7 @@ def step_times(arms: dict[str, str], repeats: int = 15) -> dict[str, float]:
 
 def arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=[*EXPERIMENTS, "time"])
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, "time", "readme"])
     parser.add_argument("--only", nargs="+", metavar="ARM", help="these arms alone")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help=f"of {', '.join(MAIN)} (default: 0 1 2)")
     parser.add_argument("--other-seeds", nargs="+", type=int, default=[0], help="of the other arms (default: 0)")
@@ -221,7 +224,7 @@ def main(argv=None):
     args = arguments(argv)
     args.results.mkdir(parents=True, exist_ok=True)
     try:
-        write_time(args) if args.experiment == "time" else reproduce(args)
+        {"time": write_time, "readme": write_readme}.get(args.experiment, reproduce)(args)
     except data.DataError as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -230,8 +233,22 @@ def write_time(args) -> None:
     times = step_times({arm: options for arm, options in ARMS.items() if not args.only or arm in args.only})
     where = f"{torch.get_num_threads()} CPU threads" if not torch.cuda.is_available() else torch.cuda.get_device_name()
     rows = [[arm, f"{ms:.0f}", f"{ms / times.get('causal', ms):.2f}"] for arm, ms in times.items()]
-    print(evaluation.markdown([["arm", "ms a step", "of causal"], *rows]) + f"\n{where}, torch {torch.__version__}")
+    text = evaluation.markdown([["arm", "ms a step", "of causal"], *rows]) + f"\n\n{where}, torch {torch.__version__}."
+    print(text)
+    (args.results / "time.md").write_text(text + "\n", encoding="utf-8")
     (args.results / "time.json").write_text(json.dumps({"where": where, "torch": torch.__version__, "ms": times}, indent=1) + "\n")
+
+
+def with_tables(readme: str, results: Path) -> str:
+    """The README with what stands between <!-- NAME.md --> and <!-- end --> taken from the results."""
+    def block(match):
+        return f"<!-- {match[1]} -->\n{(results / match[1]).read_text(encoding='utf-8').strip()}\n<!-- end -->"
+    return re.sub(r"<!-- ([\w+]+\.md) -->\n.*?<!-- end -->", block, readme, flags=re.S)
+
+
+def write_readme(args) -> None:
+    file = Path(__file__).parent / "README.md"
+    file.write_text(with_tables(file.read_text(encoding="utf-8"), args.results), encoding="utf-8")
 
 
 def reproduce(args) -> None:
@@ -255,14 +272,10 @@ def reproduce(args) -> None:
     records = {arm: [read(run) for run in runs] for arm, runs in done.items() if runs}
     if not records:
         raise data.DataError(f"no finished run of {args.experiment} in {args.runs}; leave --tables out to make them")
-    parts, out = [arms_table(records)], {"data": name, "arms": records, "options": {arm: arms[arm] for arm in records}}
+    out = {"data": name, "arms": records, "options": {arm: arms[arm] for arm in records}, "missing": missing}
+    if args.experiment == "shapes" and not args.tables:
+        out["test_time"] = test_time({arm: done[arm][0] for arm in ("causal", "mma") if done.get(arm)}, next(iter(found.values())).limit)
     if counts is None:
-        parts.append(claims(records))
-        both = {arm: done[arm][0] for arm in ("causal", "mma") if done.get(arm)}
-        if args.experiment == "shapes" and not args.tables:
-            out["test_time"] = test_time(args.runs, both)
-            parts.append(evaluation.markdown([["trained with", "test time", "accuracy, %"],
-                                              *([r["trained"], r["test"], f"{100 * r['accuracy']:.1f}"] for r in out["test_time"])]))
         evaluation.write_curves(args.results / f"{args.experiment}.png", {
             f"{arm} ({len(runs)} seeds)": [run["curve"] for run in runs] for arm, runs in records.items() if arm in MAIN})
     else:  # accuracy over what the @ counts
@@ -271,13 +284,24 @@ def reproduce(args) -> None:
             mask, x = arm.split("@")
             for run in runs:
                 lines.setdefault(mask, {}).setdefault(run["seed"], {})[float(x.rstrip("x"))] = run["accuracy"]
-        evaluation.write_curves(args.results / f"{args.experiment}.png", {mask: list(by.values()) for mask, by in lines.items()}, counts)
-    if missing:
-        parts.append(f"Not yet run: {', '.join(missing)}.")
-    text = "\n\n".join(parts)
-    print(text)
-    (args.results / f"{args.experiment}.md").write_text(text + "\n")
+        evaluation.write_curves(args.results / f"{args.experiment}.png", {mask: list(by.values()) for mask, by in lines.items()},
+                                f"{counts} (test accuracy)")
+    print(report(out))
+    (args.results / f"{args.experiment}.md").write_text(report(out) + "\n", encoding="utf-8")
     (args.results / f"{args.experiment}.json").write_text(json.dumps(out, indent=1) + "\n")
+
+
+def report(result: dict) -> str:
+    """The Markdown of an experiment's JSON."""
+    parts = [arms_table(result["arms"])]
+    if not any("@" in arm for arm in result["arms"]):
+        parts.append(claims(result["arms"]))
+    if "test_time" in result:
+        parts.append(evaluation.markdown([["trained with", "switched on for the test", "accuracy, %"], *(
+            [r["trained"], r["test"], f"{100 * r['accuracy']:.1f}"] for r in result["test_time"])]))
+    if result["missing"]:
+        parts.append(f"Not yet run: {', '.join(result['missing'])}.")
+    return "\n\n".join(filter(None, parts))
 
 
 if __name__ == "__main__":

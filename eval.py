@@ -66,7 +66,7 @@ def aif_blocked(model: MLLM, batch: dict, share: float) -> torch.Tensor:
     heads = torch.stack([w.mean(1) for w in weights])                     # [layers, B, T, T]
     d = heads.masked_fill(~text[:, :, None], 0).amax(2)                   # [layers, B, T]
     p = d / d.sum(0).clamp(min=1e-12)
-    entropy = -(p * p.clamp(min=1e-12).log()).sum(0).masked_fill(~image, -torch.inf)
+    entropy = (-p * p.clamp(min=1e-12).log()).sum(0).masked_fill(~image, -torch.inf)
     rank = entropy.argsort(dim=1, descending=True).argsort(dim=1)
     return image & (rank < (share * image.sum(1, keepdim=True)).round())
 
@@ -224,7 +224,8 @@ def evaluate(run: Path, args) -> dict:
     if not examples:
         raise data.DataError(f"the split {args.split!r} of {name} is empty; try --split all")
     result = summarise(answer_all(model, tokenizer, examples, source.answers, args.batch_size, progress=True, aif=args.aif))
-    return {"run": str(run), **result, "params": record["params"], "mask": model.config.mask, "seed": trained["seed"], "args": trained}
+    return {"run": str(run), **result, "params": record["params"], "mask": model.config.mask, "aif": args.aif, "seed": trained["seed"],
+            "args": trained}
 
 
 def arguments(argv=None):
@@ -250,6 +251,8 @@ def main(argv=None):
     args = arguments(argv)
     try:
         check_device(args.device)
+        if not 0 <= args.aif <= 1:
+            raise data.DataError(f"--aif {args.aif} is not a share of the image tokens, 0 to 1")
         if args.image:
             if not args.question:
                 raise data.DataError("--image needs a --question")

@@ -1,6 +1,7 @@
 """What the model looks at, causal against mma: the paper's explanation, tested on the built-in world.
 
-    python look.py RUN [RUN ...] --png results/look.png --json results/look.json
+    python look.py RUN [RUN ...]                       print the shares
+    python look.py RUN [RUN ...] --results results     and write look.md, look.json and look.png there
 
 Layer by layer, mean over heads and over test questions: the share of attention that image rows give to the question's columns
 (zero under a causal mask, by construction), and the share that the row which produces the answer gives to the cells that hold what
@@ -117,8 +118,7 @@ def draw(path: Path, pools: dict[str, list[dict]], device: str) -> None:
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs of train.py on --data shapes")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="write the figure here")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="write look.md, look.json and look.png here")
     parser.add_argument("--questions", type=int, default=1000, help="test questions to measure on (default: 1000)")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
@@ -132,14 +132,14 @@ def main(argv=None):
         rows += [[f"{mask} ({len(runs)})", str(layer + 1), *(evaluation.spread([100 * run[key][layer] for run in runs]) + " %"
                  for key in ("image_to_question", "answer_to_picture", "answer_to_asked"))]
                  for mask, runs in pools.items() for layer in range(layers)]
-        print(evaluation.markdown(rows))
-        print(f"The objects asked about fill {records[0]['asked_share_of_cells']:.0%} of the cells.")
-        for file in filter(None, (args.png, args.json)):
-            file.parent.mkdir(parents=True, exist_ok=True)
-        if args.json:
-            args.json.write_text(json.dumps(records, indent=1) + "\n")
-        if args.png:
-            draw(args.png, pools, args.device)
+        text = (f"{evaluation.markdown(rows)}\n\nThe objects asked about fill {records[0]['asked_share_of_cells']:.0%} of the cells; "
+                f"{records[0]['questions']:,} test questions, mean ± standard deviation over seeds.")
+        print(text)
+        if args.results:
+            args.results.mkdir(parents=True, exist_ok=True)
+            (args.results / "look.md").write_text(text + "\n", encoding="utf-8")
+            (args.results / "look.json").write_text(json.dumps(records, indent=1) + "\n")
+            draw(args.results / "look.png", pools, args.device)
     except data.DataError as error:
         raise SystemExit(f"error: {error}") from None
 

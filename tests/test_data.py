@@ -51,11 +51,20 @@ def test_several_pictures_stand_where_their_placeholders_do(tokenizer):
     assert letters(row) == "tQVVQVVQQQAA" and row.images == ["a", "b"]
 
 
-def test_a_prompt_is_the_row_up_to_the_answer(tokenizer):
+def test_text_first(tokenizer):
+    row = encode(Example(["a", "b"], [("is <image> the <image> red?", "no")]), tokenizer, 2, text_first=True)
+    same = encode(Example(["a", "b"], [("is <image> the <image> red?", "no")]), tokenizer, 2)
+    assert letters(row) == "tQQQQVVVVQAA" and row.images == ["a", "b"] and sorted(row.ids) == sorted(same.ids)
+    assert encode(Example(["a"], [("<image>", "red")]), tokenizer, 2, text_first=True).ids == [
+        tokenizer.bos, tokenizer.image, tokenizer.image, tokenizer.answer, *tokenizer.encode("red"), tokenizer.eos]
+
+
+@pytest.mark.parametrize("text_first", [False, True])
+def test_a_prompt_is_the_row_up_to_the_answer(tokenizer, text_first):
     example = Example(["a", "b"], [("<image>red?", "yes"), ("<image>blue?", "no"), ("is?", "yes")])
-    full = encode(example, tokenizer, 3)
+    full = encode(example, tokenizer, 3, text_first=text_first)
     for turn, n_images in ((0, 1), (1, 2), (2, 2)):
-        prompt = encode(example, tokenizer, 3, upto=turn)
+        prompt = encode(example, tokenizer, 3, upto=turn, text_first=text_first)
         assert prompt.ids == full.ids[:len(prompt.ids)] and prompt.role == full.role[:len(prompt.ids)]
         assert full.role[len(prompt.ids)] == Role.ANSWER and prompt.ids[-1] == tokenizer.answer
         assert len(prompt.images) == n_images

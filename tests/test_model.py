@@ -1,11 +1,13 @@
 """The model: the mask reaches attention, labels do not leak, batches equal single rows, the cache equals no cache."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import data
 from mma import OPENS, Role, attention_mask
-from model import MLLM, Config, load, sample, save
+from model import GATES, MLLM, Config, at_columns, load, sample, save
 from test_mma import A1, A2, LEAK_TABLE, Q1, Q2, layout
 
 
@@ -94,6 +96,110 @@ def test_loss_equals_plain_cross_entropy_over_every_position(model, batch_of, di
 
 
 @pytest.mark.parametrize("kind", list(OPENS))
+@pytest.mark.parametrize("gate", GATES)
+def test_the_rows_that_are_read_are_those_of_the_full_pass(gated, batch_of, dialogues, kind, gate):
+    model, batch = gated(gate), batch_of(dialogues)
+    g = torch.Generator().manual_seed(0)
+    read = torch.randint(batch["ids"].shape[1], (len(dialogues), 5), generator=g)
+    full, weights, some = hidden_of(model, batch, kind), [], []
+    model(**batch, kind=kind, weights=weights)
+    assert torch.equal(model(**batch, kind=kind, read=read, weights=some), model(**batch, kind=kind, read=read))
+    assert torch.allclose(at_columns(full, read), model(**batch, kind=kind, read=read), atol=1e-9)
+    assert torch.allclose(at_columns(weights[-1].transpose(1, 2), read).transpose(1, 2), some[-1])
+
+
+@pytest.fixture
+def gated(model):
+    """gated(gate) -> the model with that gate, its parameters away from their start."""
+    def make(gate, moved=True):
+        torch.manual_seed(0)
+        other = MLLM(replace(model.config, gate=gate)).double().eval()
+        if moved:
+            with torch.no_grad():
+                for p in other.parameters():
+                    p.mul_(2)
+                for name, p in other.named_parameters():
+                    if "attention.gate" in name:
+                        p.normal_(generator=torch.Generator().manual_seed(len(name)))
+        return other
+    return make
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_a_gate_is_plain_attention_at_the_first_step_and_learns(gated, batch_of, dialogues, gate):
+    plain, model, batch = gated("none", False), gated(gate, False), batch_of(dialogues)
+    assert torch.allclose(hidden_of(plain, batch, "mma"), hidden_of(model, batch, "mma"), atol=1e-12)
+    model.loss(**batch).backward()
+    learning = {name.split(".")[-1] for name, p in model.named_parameters() if "attention.gate" in name and p.grad.abs().max() > 1e-8}
+    assert learning == {"none": set(), "rave": {"wk"}, "lora": {"up_q", "up_k"}, "scalar": {"bias"}}[gate]
+    plain, model = gated("none"), gated(gate)
+    assert (gate == "none") == torch.allclose(hidden_of(plain, batch, "mma"), hidden_of(model, batch, "mma"), atol=1e-3)
+
+
+def test_the_gate_and_its_control_have_as_many_parameters():
+    from train import PRESETS
+    for preset in PRESETS.values():
+        sizes = {g: sum(p.numel() for p in MLLM(Config(vocab_size=99, gate=g, **preset["model"])).parameters()) for g in GATES}
+        assert sizes["rave"] == sizes["lora"] > sizes["scalar"] > sizes["none"]
+
+
+@pytest.mark.parametrize("gate", ["rave", "scalar"])
+def test_a_gate_is_the_formula(gated, batch_of, dialogues, gate):
+    """Against scores with the bias written out: it is added on visual keys alone, from features before RoPE."""
+    from model import rotate
+    model, batch = gated(gate), batch_of(dialogues)
+    a, weights = model.blocks[0].attention, []
+    model(**batch, weights=weights)
+    x = model.blocks[0].norm1(model.embed_row(batch["ids"], batch["role"], batch["images"], batch["picture"]))
+    T, d = x.shape[1], a.d
+    q, k = (f(x).unflatten(-1, (-1, d)).transpose(1, 2) for f in (a.q, a.k))
+    k = k.repeat_interleave(2, 1)
+    angle = torch.arange(T)[:, None] * model.config.rope_theta ** (-torch.arange(0, d, 2) / d)
+    cos, sin = angle.cos().double(), angle.sin().double()
+    scores = rotate(q, cos, sin) @ rotate(k, cos, sin).mT / d ** 0.5
+    visual = (batch["role"] == Role.IMAGE)[:, None, None, :]
+    if gate == "rave":
+        bias = (q @ a.gate.wq) @ (k @ a.gate.wk.repeat_interleave(2, 0)).mT / a.gate.RANK ** 0.5
+    else:
+        bias = a.gate.bias.expand(-1, T, T)
+    mask = attention_mask("mma", batch["role"], batch["turn"])
+    expected = (scores + bias * visual).masked_fill(~mask, -torch.inf).softmax(-1)
+    assert torch.allclose(weights[0].double(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_a_gate_decodes_as_it_is_prefilled(gated, batch_of, dialogues, gate):
+    model, row = gated(gate), batch_of(dialogues[:1], upto=0)
+    assert model.generate(**row, eos=-1, max_new_tokens=8)[0] == without_cache(model, row, "mma", 8, -1)
+
+
+def test_attention_weights_are_those_attention_uses(model, batch_of, dialogues):
+    """Recomputed by hand from the weights, the layer's output is that of SDPA."""
+    batch, weights, seen = batch_of(dialogues), [], []
+    a = model.blocks[0].attention
+    hooks = [a.v.register_forward_hook(lambda module, args, out: seen.append(out)),
+             a.out.register_forward_hook(lambda module, args, out: seen.append(args[0]))]
+    model(**batch, weights=weights)
+    for hook in hooks:
+        hook.remove()
+    v = seen[0].unflatten(-1, (-1, a.d)).transpose(1, 2).repeat_interleave(2, 1)
+    assert torch.allclose((weights[0].double() @ v).transpose(1, 2).flatten(2), seen[1], atol=1e-5)
+    assert len(weights) == len(model.blocks) and torch.allclose(weights[1].sum(-1), torch.tensor(1.0), atol=1e-5)
+
+
+def test_blocked_columns_reach_no_text_neither_now_nor_while_decoding(model, batch_of, dialogues):
+    """With the whole picture blocked, text says the same whatever the picture shows; image rows still see it."""
+    batch = batch_of(dialogues[:1], upto=0)
+    other = {**batch, "images": 255 - batch["images"]}
+    image = batch["role"] == Role.IMAGE
+    states = [model(**b, kind="mma", blocked=image) for b in (batch, other)]
+    assert torch.equal(states[0][~image], states[1][~image]) and not torch.allclose(states[0][image], states[1][image])
+    said = [model.generate(**b, blocked=image, eos=-1, max_new_tokens=8) for b in (batch, other)]
+    assert said[0] == said[1]
+    assert model.generate(**batch, blocked=image & False, eos=-1) == model.generate(**batch, eos=-1) != model.generate(**other, eos=-1)
+
+
+@pytest.mark.parametrize("kind", list(OPENS))
 def test_packed_documents_equal_separate_rows(model, batch_of, dialogues, kind):
     singles = [batch_of([d]) for d in dialogues[:3]]
     packed = {name: torch.cat([s[name] for s in singles], 1) for name in ("ids", "role", "turn")}
@@ -129,7 +235,40 @@ def without_cache(model, batch, kind, n, eos):
     return out
 
 
-@pytest.mark.parametrize("kind", list(OPENS))
+@pytest.fixture
+def ringed(model):
+    """The model with pictures of 3 x 3 tokens, which have an inside."""
+    config = replace(model.config, image_size=24)
+    torch.manual_seed(1)
+    other = MLLM(config).double().eval()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(2)
+    return other
+
+
+@pytest.mark.parametrize("kind", ["cca", "mma+cca"])
+def test_rings_are_decoded_as_they_are_prefilled(ringed, tokenizer, dialogues, kind):
+    """The decode position goes on where the prompt's ended, not at the cache's length; in every row of a ragged batch."""
+    ringed.config.mask = kind
+    prompts = [(d, len(d.turns) - 1) for d in dialogues]
+    rows = [data.collate([data.encode(d, tokenizer, 9, upto=t)], tokenizer.pad, 24) for d, t in prompts]
+    expected = [without_cache(ringed, row, kind, 8, -1) for row in rows]
+    causal = [without_cache(ringed, row, "causal", 8, -1) for row in rows]
+    assert expected != causal and len({tuple(answer) for answer in expected}) > 1
+    assert [ringed.generate(**row, eos=-1, max_new_tokens=8)[0] for row in rows] == expected
+    some = [i for i, p in enumerate(prompts) if p[1] == 0]
+    together = data.collate([data.encode(dialogues[i], tokenizer, 9, upto=0) for i in some], tokenizer.pad, 24)
+    assert ringed.generate(**together, eos=-1, max_new_tokens=8) == [expected[i] for i in some]
+
+
+def test_rings_change_the_states_of_every_row_with_a_picture(ringed, tokenizer, dialogues):
+    batch = data.collate([data.encode(d, tokenizer, 9) for d in dialogues], tokenizer.pad, 24)
+    moved = (hidden_of(ringed, batch, "cca") - hidden_of(ringed, batch, "causal")).abs().amax((1, 2)) > 1e-4
+    assert moved.tolist() == (batch["role"] == Role.IMAGE).any(1).tolist()
+
+
+@pytest.mark.parametrize("kind", [k for k in OPENS if k != "leaky"])  # that one reads answers, so a cache cannot keep up with it
 def test_generation_cached_equals_uncached_equals_one_by_one(model, batch_of, dialogues, kind):
     model.config.mask = kind
     prompts = [(d, len(d.turns) - 1) for d in dialogues]

@@ -1,6 +1,7 @@
 """Training and evaluation as a user runs them, on small things."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,7 @@ def test_eval_table_and_json(runs, tmp_path, capsys):
     table = capsys.readouterr().out
     assert "mma (2 seeds)" in table and "±" in table and " causal |" in table and "**overall**" in table
     result = json.loads((tmp_path / "r.json").read_text())["runs"]
-    assert [set(r) for r in result] == [{"run", "accuracy", "families", "n", "unparsed", "params", "mask", "seed"}] * 3
+    assert [set(r) for r in result] == [{"run", "accuracy", "families", "n", "unparsed", "params", "mask", "aif", "seed"}] * 3
     for r, name in zip(result, names):
         record = json.loads((Path(name) / "run.json").read_text())
         assert r["run"] == name and r["accuracy"] == record["accuracy"] and r["families"] == record["families"]
@@ -96,6 +97,59 @@ def test_eval_of_another_split_mask_and_one_picture(runs, tmp_path, capsys):
     assert capsys.readouterr().out.count("\n") == 1
     with pytest.raises(SystemExit, match="--image needs a --question"):
         evaluation.main([run, "--device", "cpu", "--image", str(tmp_path / "x.jpg")])
+
+
+def test_both_orders_change_over_half_way(monkeypatch, tmp_path):
+    """DOT: the first half of each stage is [question, picture], the second half [picture, question]; it answers the latter."""
+    orders = []
+    encode = data.encode
+
+    def spy(*args, text_first=False, **kwargs):
+        orders.append(text_first)
+        return encode(*args, text_first=text_first, **kwargs)
+    monkeypatch.setattr(data, "encode", spy)
+    args = train.arguments([*TINY, "--order", "both", "--steps", "4"])
+    tokenizer = data.Tokenizer.train(data.load("shapes").texts(), 1024)
+    batches = train.Steps(data.load("shapes"), tokenizer, train.config_of(args, tokenizer), "sft", args)
+    for step, text_first in enumerate((True, True, False, False)):
+        orders.clear()
+        assert "ids" in batches[step] and set(orders) == {text_first}
+    assert not train.config_of(args, tokenizer).text_first
+
+
+def test_text_first_is_asked_as_it_was_trained(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    train.main([*TINY, "--mask", "causal", "--order", "text-first", "--out", str(out)])
+    model, tokenizer, _ = evaluation.open_run(out, "cpu")
+    roles = []
+    generate = model.generate
+    model.generate = lambda **batch: (roles.append(batch["role"]), generate(**batch))[1]
+    evaluation.answer_all(model, tokenizer, data.load("shapes").heldout("test", 3))
+    role = roles[0][0].tolist()
+    assert role.index(mma.Role.QUESTION) < role.index(mma.Role.IMAGE) and role[-1] != mma.Role.IMAGE
+
+
+def test_aif_blocks_the_share_whose_attention_is_spread_most_evenly(runs):
+    model, tokenizer, _ = evaluation.open_run(runs / "mma-0", "cpu")
+    some = data.load("shapes").heldout("test", 6)
+    rows = [data.encode(e, tokenizer, 16, upto=0) for e in some]
+    batch = data.collate(rows, tokenizer.pad, 64)
+    for share, n in ((0.25, 4), (0.5, 8), (1.0, 16)):
+        blocked = evaluation.aif_blocked(model, batch, share)
+        assert blocked.sum(1).tolist() == [n] * 6 and not blocked[batch["role"] != mma.Role.IMAGE].any()
+    weights = []
+    model(**batch, weights=weights)
+    entropy = []  # the definition, one image token at a time, of the first row
+    for i in range(1, 17):
+        d = [max(w[0].mean(0)[j, i].item() for j in range(17, len(rows[0].ids))) for w in weights]
+        p = [x / sum(d) for x in d]
+        entropy.append(-sum(x * math.log(x) for x in p))
+    expected = sorted(range(16), key=lambda i: -entropy[i])[:8]
+    assert (evaluation.aif_blocked(model, batch, 0.5)[0].nonzero()[:, 0] - 1).tolist() == sorted(expected)
+    plain, half = (evaluation.answer_all(model, tokenizer, some, aif=aif) for aif in (0.0, 0.5))
+    assert len(plain) == len(half) == 6
+    with pytest.raises(SystemExit, match="--aif 2.0 is not a share"):
+        evaluation.main([str(runs / "mma-0"), "--aif", "2"])
 
 
 def test_easy_vqa_trains_and_evaluates(easy_vqa, tmp_path, capsys):
@@ -184,10 +238,18 @@ def test_eval_names_what_is_not_a_run(tmp_path):
 
 
 def test_training_refuses_a_leaking_mask(tmp_path, monkeypatch):
-    monkeypatch.setitem(mma.OPENS, "leaky", lambda q, k: (q == mma.Role.IMAGE) & (k == mma.Role.ANSWER))
+    monkeypatch.setitem(mma.OPENS, "mine", lambda q, k: (q == mma.Role.IMAGE) & (k == mma.Role.ANSWER))
     monkeypatch.setattr(train, "OPENS", mma.OPENS)
-    with pytest.raises(SystemExit, match="'leaky' .* answer tokens .* instead of predicted"):
-        train.main([*TINY, "--mask", "leaky", "--out", str(tmp_path / "run")])
+    for options in (["--mask", "mine"], ["--pt-mask", "leaky"]):
+        with pytest.raises(SystemExit, match=f"{options[1]!r} .* answer tokens .* instead of predicted"):
+            train.main([*TINY, *options, "--out", str(tmp_path / "run")])
+
+
+def test_a_leak_can_be_watched_as_a_lesson(tmp_path, capsys):
+    """With the flag it trains: the image reads the caption (its loss depends on the mask), which an honest mask does not allow."""
+    train.main([*TINY, "--pt-mask", "leaky", "--allow-leaks", "--out", str(tmp_path / "lesson")])
+    assert "watch the loss lie" in capsys.readouterr().out
+    assert json.loads((tmp_path / "lesson" / "run.json").read_text())["args"]["pt_mask"] == "leaky"
 
 
 def test_a_score_by_hand():
@@ -198,14 +260,16 @@ def test_a_score_by_hand():
 
 
 def test_pooled_seeds_by_hand():
+    pooled = evaluation.pool
+
     def run(name, mask, seed, accuracy):
         return {"run": name, "accuracy": accuracy, "families": {"a": {"accuracy": accuracy, "n": 10}}, "n": 10, "unparsed": 0,
                 "params": 1234, "mask": mask, "seed": seed, "args": {"mask": mask, "seed": seed, "out": name, "lr": 0.1}}
-    table = evaluation.table([run("x", "mma", 0, .8), run("y", "mma", 1, .9), run("z", "causal", 0, .5)])
+    table = evaluation.table(pooled([run("x", "mma", 0, .8), run("y", "mma", 1, .9), run("z", "causal", 0, .5)]))
     assert "85.0 ± 7.1" in table and "50.0" in table and "1,234" in table
-    assert "seeds" not in evaluation.table([run("x", "mma", 0, .8), run("x", "mma", 0, .8)])  # the same seed twice is one seed
+    assert "seeds" not in evaluation.table(pooled([run("x", "mma", 0, .8), run("x", "mma", 0, .8)]))  # the same seed twice is one seed
     other = {**run("w", "mma", 0, .4), "families": {"b": {"accuracy": .4, "n": 10}}, "args": {"lr": 0.2}}
-    assert "| -" in evaluation.table([run("x", "mma", 0, .8), other]).replace("|  ", "|").replace("|  ", "|").replace("  ", " ")
+    assert "| -" in evaluation.table(pooled([run("x", "mma", 0, .8), other])).replace("|  ", "|").replace("|  ", "|").replace("  ", " ")
 
 
 def test_muon_is_torchs_muon_without_the_rounding():
