@@ -232,8 +232,18 @@ def main(argv=None):
 def write_time(args) -> None:
     times = step_times({arm: options for arm, options in ARMS.items() if not args.only or arm in args.only})
     where = f"{torch.get_num_threads()} CPU threads" if not torch.cuda.is_available() else torch.cuda.get_device_name()
-    rows = [[arm, f"{ms:.0f}", f"{ms / times.get('causal', ms):.2f}"] for arm, ms in times.items()]
-    text = evaluation.markdown([["arm", "ms a step", "of causal"], *rows]) + f"\n\n{where}, torch {torch.__version__}."
+    file = args.results / "shapes.json"
+    made = json.loads(file.read_text())["arms"] if file.exists() else {}
+    rows = [["arm", "ms a step", "of causal", "steps to 80 %", "seconds to 80 %"]]
+    for arm, ms in times.items():
+        steps = [run["step_at_80"] for run in made.get(arm, [])]
+        reached = [step for step in steps if step]
+        mean = statistics.mean(reached) if reached else 0
+        some = f" ({len(reached)} of {len(steps)} seeds)" if len(reached) < len(steps) else ""
+        to_80 = [f"{mean:,.0f}{some}", f"{mean * ms / 1000:.0f}{some}"] if reached else ["never" if steps else "-"] * 2
+        rows.append([arm, f"{ms:.0f}", f"{ms / times.get('causal', ms):.2f}", *to_80])
+    text = (f"{evaluation.markdown(rows)}\n\n{where}, torch {torch.__version__}; seconds = steps x ms a step, without stage 1 and "
+            "the looks at validation.")
     print(text)
     (args.results / "time.md").write_text(text + "\n", encoding="utf-8")
     (args.results / "time.json").write_text(json.dumps({"where": where, "torch": torch.__version__, "ms": times}, indent=1) + "\n")

@@ -115,31 +115,44 @@ def draw(path: Path, pools: dict[str, list[dict]], device: str) -> None:
     sheet.save(path)
 
 
-def main(argv=None):
+def pool(records: list[dict]) -> dict[str, list[dict]]:
+    """mask -> its records, one for each seed."""
+    pools = {}
+    for record in records:
+        pools.setdefault(record["mask"], []).append(record)
+    return pools
+
+
+def text(records: list[dict]) -> str:
+    """The table, as Markdown."""
+    layers = len(records[0]["image_to_question"])
+    rows = [["mask (seeds)", "layer", "image rows to question", "answer row to picture", "answer row to asked objects"]]
+    rows += [[f"{mask} ({len(runs)})", str(layer + 1), *(evaluation.spread([100 * run[key][layer] for run in runs]) + " %"
+             for key in ("image_to_question", "answer_to_picture", "answer_to_asked"))]
+             for mask, runs in pool(records).items() for layer in range(layers)]
+    return (f"{evaluation.markdown(rows)}\n\nThe objects asked about fill {records[0]['asked_share_of_cells']:.0%} of the cells; "
+            f"{records[0]['questions']:,} test questions, mean ± standard deviation over seeds.")
+
+
+def arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs of train.py on --data shapes")
     parser.add_argument("--results", type=Path, metavar="DIR", help="write look.md, look.json and look.png here")
     parser.add_argument("--questions", type=int, default=1000, help="test questions to measure on (default: 1000)")
     parser.add_argument("--device", default="cpu")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = arguments(argv)
     try:
         records = [measure(run, args.questions, args.device) for run in args.runs]
-        pools = {}
-        for record in records:
-            pools.setdefault(record["mask"], []).append(record)
-        layers = len(records[0]["image_to_question"])
-        rows = [["mask (seeds)", "layer", "image rows to question", "answer row to picture", "answer row to asked objects"]]
-        rows += [[f"{mask} ({len(runs)})", str(layer + 1), *(evaluation.spread([100 * run[key][layer] for run in runs]) + " %"
-                 for key in ("image_to_question", "answer_to_picture", "answer_to_asked"))]
-                 for mask, runs in pools.items() for layer in range(layers)]
-        text = (f"{evaluation.markdown(rows)}\n\nThe objects asked about fill {records[0]['asked_share_of_cells']:.0%} of the cells; "
-                f"{records[0]['questions']:,} test questions, mean ± standard deviation over seeds.")
-        print(text)
+        print(text(records))
         if args.results:
             args.results.mkdir(parents=True, exist_ok=True)
-            (args.results / "look.md").write_text(text + "\n", encoding="utf-8")
+            (args.results / "look.md").write_text(text(records) + "\n", encoding="utf-8")
             (args.results / "look.json").write_text(json.dumps(records, indent=1) + "\n")
-            draw(args.results / "look.png", pools, args.device)
+            draw(args.results / "look.png", pool(records), args.device)
     except data.DataError as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import arms
 import eval as evaluation
+import look
 import train
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +35,10 @@ def test_a_command_parses(command):
         train.arguments(args)
     elif script == "eval.py":
         evaluation.arguments(args)
+    elif script == "arms.py":
+        arms.arguments(args)
+    elif script == "look.py":
+        look.arguments(args)
     else:
         assert script in ("mma.py", "model.py") or (script == "-m" and args[0] in ("pytest", "data.shapes"))
 
@@ -53,15 +59,35 @@ def test_every_file_it_names_exists():
         assert (ROOT / name).exists(), name
 
 
-@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "results").glob("*.json")))
-def test_its_accuracies_are_those_of_the_results_files(name):
-    runs = json.loads((ROOT / "results" / name).read_text())["runs"]
-    for mask in {run["mask"] for run in runs}:
-        mine = [run for run in runs if run["mask"] == mask]
-        rows = {"**overall**": [run["accuracy"] for run in mine],
-                **{family: [run["families"][family]["accuracy"] for run in mine] for family in mine[0]["families"]}}
-        for label, values in rows.items():
-            some = [100 * value for value in values]
-            text = f"{statistics.mean(some):.1f}" + (f" ± {statistics.stdev(some):.1f}" if len(some) > 1 else "")
-            lines = [line for line in README.splitlines() if line.startswith(f"| {label} ")]
-            assert any(f" {text} |" in line for line in lines), (name, mask, label, text)
+RESULTS = ROOT / "results"
+
+
+def test_its_tables_are_those_of_the_results():
+    """Each table between two markers is a file that a command wrote (python arms.py readme puts it there)."""
+    assert "<!-- shapes.md -->" in README and arms.with_tables(README, RESULTS) == README
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in RESULTS.glob("*.json")))
+def test_a_table_is_what_its_json_says(name):
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+    if "arms" in result:
+        assert text == arms.report(result) + "\n"
+        for arm, runs in result["arms"].items():  # and the report is what the runs say
+            mean = evaluation.spread([100 * run["accuracy"] for run in runs])
+            assert any(line.startswith(f"| {arm} ") and f" {mean} |" in line for line in text.splitlines())
+            for run in runs:
+                right = sum(f["accuracy"] * f["n"] for f in run["families"].values())
+                assert abs(right / run["n"] - run["accuracy"]) < 1e-9
+    elif name == "time":
+        assert all(any(line.startswith(f"| {arm} ") and f" {ms:.0f} |" in line for line in text.splitlines())
+                   for arm, ms in result["ms"].items())
+    else:
+        assert text == look.text(result) + "\n"
+
+
+def test_the_numbers_in_its_sentences_are_in_the_results():
+    """Percentages named in the text near a results file's figure are rounded from it: mma and causal on shapes."""
+    arms_of = json.loads((RESULTS / "shapes.json").read_text())["arms"]
+    for arm in ("mma", "causal"):
+        assert f"{100 * statistics.mean(run['accuracy'] for run in arms_of[arm]):.1f}" in README
