@@ -252,7 +252,7 @@ def run(args) -> None:
 
     # Results
     save(args.out / "model.pt", model)
-    results = evaluation.answer_all(model, tokenizer, source.heldout(getattr(source, "final_split", "test"), args.limit), source.answers, progress=True)
+    results = evaluation.answer_all(model, tokenizer, source.heldout(source.final_split, args.limit), source.answers, progress=True)
     record = {"run": str(args.out), **evaluation.summarise(results), "params": params, "mask": args.mask, "seed": args.seed,
               "args": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
               "seconds": round(time.perf_counter() - began, 1), "torch": torch.__version__}

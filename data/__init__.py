@@ -227,6 +227,7 @@ def unusable(examples: list[Example], tokenizer: Tokenizer, n_image_tokens: int,
 class Folder:
     """A finite data set: examples of each split grouped by picture. `splits` maps train, val and test to a list of groups;
     the examples of one group share a picture, so a batch encodes it once."""
+    final_split = "test"  # what train.py reports at its end
 
     def __init__(self, splits: dict[str, list[list[Example]]], answers: set[str] | None = None):
         self.splits = splits
@@ -270,6 +271,9 @@ class Folder:
             group = groups[order[k % len(groups)]]
             chosen += [group[i] for i in torch.randperm(len(group), generator=choice)[:per_picture]]
         return chosen
+
+    def split_names(self) -> list[str]:
+        return list(self.splits)
 
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         """The examples of a split, or the first `limit` of them."""

@@ -3,8 +3,8 @@
     SOURCE/SPLIT/SPLIT.json     an object a line: sentence, label "true" or "false", identifier "n-m", directory
     SOURCE/SPLIT/images/...     SPLIT-n-m-K.png, 400 x 100: three boxes of 100 x 100; K = 0..5 tells the order of the boxes
 
-or the folder that holds this layout as `nlvr/`, as in a clone. Where a picture lies below images/ does not matter, and one of its
-six orders is enough: the others are made by permuting its boxes. Each box is a picture of its own.
+or the folder that holds this layout as `nlvr/`, as in a clone. Where a picture lies below images/ does not matter. Where one of
+its six orders is missing, all are made by permuting the boxes of the first that is there. Each box is a picture of its own.
 
 Training takes the boxes in a random order. A held-out split asks every sentence six times, once for each order: that is NLVR's
 official accuracy. Consistency is the share of sentences (identifiers n) whose answers are all correct, for all of their pictures
@@ -36,20 +36,25 @@ def plain(sentence: str) -> str:
     return " ".join(words).replace(" ,", ",")
 
 
-def read_split(folder: Path) -> dict[str, list[list[Example]]]:
-    """directory -> its examples, those of one sentence together, the boxes in the order of the first picture there is."""
-    file = folder / f"{folder.name}.json"
-    if not file.is_file():  # the hidden split's file has another name
+def files(source: Path) -> dict[str, Path]:
+    """split -> its JSON file: its folder's name, or the file's own where a folder holds several (hidden/hidden_final.json)."""
+    out = {}
+    for folder in sorted(path for path in source.iterdir() if (path / "images").is_dir()):
         some = sorted(folder.glob("*.json"))
-        if len(some) != 1:
-            raise DataError(f"{file}: no such file" + (f", and several others: {', '.join(f.name for f in some)}" if some else " (check --source)"))
-        file = some[0]
-    have = {}
-    for path in sorted((folder / "images").rglob("*.png"), reverse=True):  # so that the lowest K is the one that stays
-        have[path.name.rpartition("-")[0]] = path
+        out |= {folder.name if len(some) == 1 or file.stem == folder.name else file.stem: file for file in some}
+    return out
+
+
+def read_split(file: Path) -> dict[str, list[list[Example]]]:
+    """directory -> its examples, those of one sentence together, the boxes in the order of the first picture there is."""
+    folder, have = file.parent, {}
+    for path in sorted((folder / "images").rglob("*.png"), key=lambda path: path.name, reverse=True):
+        have[path.name.rpartition("-")[0]] = path  # the lowest K is the one that stays
     out = {}
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file (check --source)") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: not readable ({error})") from None
     for number, line in enumerate(lines, 1):
@@ -85,27 +90,39 @@ def in_order(example: Example, order: tuple[int, ...]) -> Example:
     return replace(example, images=[example.images[k] for k in order])
 
 
+def in_all_orders(example: Example) -> list[Example]:
+    """The example six times: from its own six pictures, where they are all there (NLVR drew each of them: they differ from a
+    permutation in up to four pixels), else by permuting its boxes."""
+    path = example.images[0].path
+    own = [path.with_name(f"{path.stem.rpartition('-')[0]}-{k}.png") for k in range(len(ORDERS))]
+    if all(file.is_file() for file in own):
+        return [replace(example, images=[replace(crop, path=file) for crop in example.images]) for file in own]
+    return [in_order(example, order) for order in ORDERS]
+
+
 class NLVR(Folder):
-    """NLVR as a data set. With `world`, stage 1 learns the world's captions, and in stage 2 its sentences stand beside NLVR's own in
-    every batch."""
+    """NLVR as a data set. With `world`, stage 1 is the world's alone, and in stage 2 it has its share of every batch."""
     final_split = "val"  # what train.py reports at its end: the official splits are read only when eval.py is asked to
     answers = {"true", "false"}
-    SHARE = 0.25         # of NLVR's own sentences in a batch of stage 2, where there is a world
+    SHARE = 2 / 3        # NLVR's of the `pictures` of a step of stage 2, where there is a world
 
     def __init__(self, source: Path, world: World | None = None):
         self.source = source / "nlvr" if (source / "nlvr").is_dir() else source
         if not self.source.is_dir():
             raise DataError(f"{self.source}: no such folder (check --source)")
-        self.world = world
+        self.world, self.files = world, files(self.source)
+        if not self.files:
+            raise DataError(f"{self.source}: expected folders such as train, each with train.json and images (check --source)")
 
     @cached_property
     def splits(self) -> dict[str, list[list[Example]]]:
         """train and val, a group for each sentence (up to four pictures); split by directory, as NLVR's authors advise, because
         train holds many pictures that differ in the order of their boxes alone."""
-        by_directory = read_split(self.source / "train")
+        by_directory = read_split(self.files.get("train", self.source / "train" / "train.json"))
         names = sorted(by_directory, key=lambda name: (zlib.crc32(name.encode()), name))
         n = max(1, len(names) // 10)
-        return {split: [group for name in some for group in by_directory[name]] for split, some in (("train", names[n:]), ("val", names[:n]))}
+        return {split: [group for name in some for group in by_directory[name]]
+                for split, some in (("train", names[n:]), ("val", names[:n]))}
 
     def texts(self):
         yield from super().texts()
@@ -125,15 +142,13 @@ class NLVR(Folder):
         return examples
 
     def split_names(self) -> list[str]:
-        official = sorted(path.name for path in self.source.iterdir() if path.is_dir() and list(path.glob("*.json")))
-        return ["train", "val", *(name for name in official if name != "train"), *(["world"] if self.world else [])]
+        """train and val; the official splits that are there; world, where there is one."""
+        return ["train", "val", *(name for name in self.files if name != "train"), *(["world"] if self.world else [])]
 
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         """Every example in all six orders: first all examples in the first order, then in the second, ..."""
-        if split not in self.split_names():
-            raise DataError(f"{self.source}: no split {split!r}; there are {', '.join(self.split_names())}")
         if split == "world":
             return self.world.heldout(split, limit)
-        groups = self.splits[split] if split in ("train", "val") else [g for some in read_split(self.source / split).values() for g in some]
-        examples = [example for group in groups for example in group]
-        return [in_order(example, order) for order in ORDERS for example in examples][:limit]
+        groups = self.splits[split] if split in ("train", "val") else [g for some in read_split(self.files[split]).values() for g in some]
+        six = [in_all_orders(example) for group in groups for example in group]
+        return [examples[k] for k in range(len(ORDERS)) for examples in six][:limit]
