@@ -4,6 +4,7 @@
     python eval.py RUN --json FILE --curves FILE.png       the same as JSON; validation accuracy over the steps as a picture
     python eval.py RUN --data llava --source FILE.json     other data than the run was trained on; --split train|val|test|all
     python eval.py RUN --mask v2v                          another mask at test time than in training; or --aif 0.5
+    python eval.py RUN --split dev                         an official split of NLVR
     python eval.py RUN --image FILE --question "..."       one answer
 
 Decoding is greedy. "unparsed" counts answers that cannot be right whatever the question: outside the data set's closed list of
@@ -30,8 +31,8 @@ def answer_all(model: MLLM, tokenizer: data.Tokenizer, examples: list[data.Examp
                batch_size: int = 256, progress: bool = False, aif: float = 0.0) -> list[dict]:
     """The model's answer to every turn of every example, earlier turns given with their true answers.
 
-    Returns a dict for each: id, family, question, answer (the true one), given, correct, unparsed, images. `known`: the closed
-    set of answers, if there is one. aif: the share of image tokens that text may not read (aif_blocked).
+    Returns a dict for each: id, group, family, question, answer (the true one), given, correct, unparsed, images. `known`: the
+    closed set of answers, if there is one. aif: the share of image tokens that text may not read (aif_blocked).
     """
     known = known and {data.normalise(answer) for answer in known}
     prompts = [(e, t) for e in examples for t in range(len(e.turns))]
@@ -49,7 +50,7 @@ def answer_all(model: MLLM, tokenizer: data.Tokenizer, examples: list[data.Examp
             said = data.normalise(given)
             correct = said == data.normalise(answer)
             lost = said not in known if known else not said or ids[-1] != tokenizer.eos
-            results.append(dict(id=e.id, family=e.family, question=question.replace(data.IMAGE, " ").strip(), answer=answer,
+            results.append(dict(id=e.id, group=e.group, family=e.family, question=question.replace(data.IMAGE, " ").strip(), answer=answer,
                                 given=given, correct=correct, unparsed=lost and not correct, images=e.images))
     model.train(was_training)
     return results
@@ -72,12 +73,17 @@ def aif_blocked(model: MLLM, batch: dict, share: float) -> torch.Tensor:
 
 
 def summarise(results: list[dict]) -> dict:
-    """{"accuracy", "families": {name: {"accuracy", "n"}}, "n", "unparsed"}; accuracy 0 to 1 over all questions."""
+    """{"accuracy", "families": {name: {"accuracy", "n"}}, "n", "unparsed"}; accuracy 0 to 1 over all questions. Where examples have
+    groups, also "consistency", the share of groups whose answers are all correct."""
     def score(some):
         return {"accuracy": sum(r["correct"] for r in some) / max(1, len(some)), "n": len(some)}
     families = sorted({r["family"] for r in results})
+    whole = {}
+    for r in results:
+        whole[r["group"]] = whole.get(r["group"], True) and r["correct"]
     return {**score(results), "families": {f: score([r for r in results if r["family"] == f]) for f in families},
-            "unparsed": sum(r["unparsed"] for r in results)}
+            "unparsed": sum(r["unparsed"] for r in results),
+            **({"consistency": sum(whole.values()) / len(whole)} if any(whole) else {})}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -125,6 +131,9 @@ def table(groups: dict[str, list[dict]]) -> str:
         rows.append([family, *(spread([100 * run["families"][family]["accuracy"] for run in runs if family in run["families"]])
                                for runs in groups.values())])
     rows.append(["**overall**", *(spread([100 * run["accuracy"] for run in runs]) for runs in groups.values())])
+    if any("consistency" in run for runs in groups.values() for run in runs):
+        rows.append(["consistency", *(spread([100 * run["consistency"] for run in runs if "consistency" in run])
+                                      for runs in groups.values())])
     rows.append(["questions", *(f"{runs[0]['n']:,}" for runs in groups.values())])
     rows.append(["unparsed", *(spread([run["unparsed"] for run in runs], "{:,.0f}") for runs in groups.values())])
     rows.append(["parameters", *(f"{runs[0]['params']:,}" for runs in groups.values())])
@@ -219,10 +228,13 @@ def evaluate(run: Path, args) -> dict:
     else:
         source, images = args.source, args.images
     source = data.load(name, source and Path(source), images and Path(images))
-    splits = ("train", "val", "test") if args.split == "all" else (args.split,)
+    names, wanted = source.split_names(), args.split or source.final_split
+    if wanted not in (*names, "all"):
+        raise data.DataError(f"{name} has no split {wanted!r}; there are {', '.join(names)}, all")
+    splits = names if wanted == "all" else [wanted]
     examples = [e for split in splits for e in source.heldout(split, args.limit)]
     if not examples:
-        raise data.DataError(f"the split {args.split!r} of {name} is empty; try --split all")
+        raise data.DataError(f"the split {wanted!r} of {name} is empty; try --split all")
     result = summarise(answer_all(model, tokenizer, examples, source.answers, args.batch_size, progress=True, aif=args.aif))
     return {"run": str(run), **result, "params": record["params"], "mask": model.config.mask, "aif": args.aif, "seed": trained["seed"],
             "args": trained}
@@ -234,7 +246,7 @@ def arguments(argv=None):
     parser.add_argument("--data", choices=data.NAMES, help="default: what the run was trained on")
     parser.add_argument("--source", type=Path, help="default: the run's")
     parser.add_argument("--images", type=Path, help="default: the run's")
-    parser.add_argument("--split", default="test", choices=("train", "val", "test", "all"), help="default: test")
+    parser.add_argument("--split", metavar="NAME", help="train, val, test, all, ... (default: test; nlvr val)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N examples of the split (default: all)")
     parser.add_argument("--mask", choices=list(OPENS), help="another mask than the run was trained with, at test time only")
     parser.add_argument("--aif", type=float, default=0.0, metavar="SHARE", help="block this share of image tokens for text (aif_blocked)")

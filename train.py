@@ -3,6 +3,7 @@
     python train.py                                                  the built-in world of shapes
     python train.py --mask causal                                    the same without MMA
     python train.py --data easy_vqa --source PATH                    easy-VQA, in its own layout
+    python train.py --data nlvr --source PATH                        NLVR, in its own layout; nlvr+world: with a world in its manner
     python train.py --data llava --source FILE.json --images DIR     your own pictures and dialogues
 
 Stage 1 (PT): captions under the causal mask, everything trainable. (The paper starts from a pretrained vision encoder and LLM
@@ -32,8 +33,13 @@ PRESETS = {  # the model, what of the data a step of stage 2 takes, and peak lea
     "small": dict(model=dict(encoder_width=256, encoder_layers=4, encoder_heads=8, d_model=256, n_layer=6, n_head=8, n_kv_head=4, d_ff=704),
                   pictures=64, questions=4, lr=0.003, adam_lr=0.001),
 }
-CAPTIONS, NO_CAPTIONS = dict(pt_steps=100, pt_pictures=64, steps=1600), dict(pt_steps=1200, pt_pictures=32, steps=800)
-STEPS = {"shapes": CAPTIONS, "easy_vqa": NO_CAPTIONS, "llava": NO_CAPTIONS}  # questions teach the encoder more slowly
+SMALL = dict(image_size=64, patch_size=16)
+CAPTIONS = dict(pt_steps=100, pt_pictures=64, steps=1600, **SMALL)
+NO_CAPTIONS = dict(pt_steps=1200, pt_pictures=32, steps=800, **SMALL)  # questions teach the encoder more slowly
+BOXES = dict(image_size=100, patch_size=20)  # a patch is a block of a tower
+STEPS = {"shapes": CAPTIONS, "easy_vqa": NO_CAPTIONS, "llava": NO_CAPTIONS,
+         "nlvr": dict(pt_steps=300, pt_pictures=32, steps=800, **BOXES),
+         "nlvr+world": dict(pt_steps=300, pt_pictures=64, steps=1600, **BOXES)}
 
 
 class Muon(torch.optim.Optimizer):
@@ -113,7 +119,7 @@ def arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     g = parser.add_argument_group("data")
     g.add_argument("--data", default="shapes", choices=data.NAMES)
-    g.add_argument("--source", type=Path, help="easy_vqa: its folder; llava: the JSON file")
+    g.add_argument("--source", type=Path, help="easy_vqa, nlvr: its folder; llava: the JSON file")
     g.add_argument("--images", type=Path, help="llava: the folder of the pictures (default: the JSON file's)")
     g = parser.add_argument_group("model and method")
     g.add_argument("--mask", default="mma", choices=list(OPENS), help="attention mask of stage 2 and of generation (default: mma)")
@@ -133,8 +139,8 @@ def arguments(argv=None):
     g.add_argument("--questions", type=positive, help="questions about each picture in a step of stage 2")
     g.add_argument("--lr", type=float, help="peak learning rate of Muon, for the weight matrices")
     g.add_argument("--adam-lr", type=float, help="peak learning rate of AdamW, for the rest")
-    g.add_argument("--image-size", type=positive, default=64, help="pixels (default: 64)")
-    g.add_argument("--patch-size", type=positive, default=16, help="pixels (default: 16)")
+    g.add_argument("--image-size", type=positive, help="pixels (default: 64; nlvr 100)")
+    g.add_argument("--patch-size", type=positive, help="pixels (default: 16; nlvr 20)")
     g.add_argument("--vocab-size", type=positive, default=4096, help="upper bound (default: 4096)")
     g.add_argument("--max-tokens", type=positive, default=512, help="longer rows are cut, and counted (default: 512)")
     g.add_argument("--seed", type=int, default=0, help="of initialisation, sampling and data order")
@@ -270,7 +276,7 @@ def run(args) -> None:
 
     # Results
     save(args.out / "model.pt", model)
-    results = evaluation.answer_all(model, tokenizer, source.heldout("test", args.limit), source.answers, progress=True)
+    results = evaluation.answer_all(model, tokenizer, source.heldout(source.final_split, args.limit), source.answers, progress=True)
     record = {"run": str(args.out), **evaluation.summarise(results), "params": params, "mask": args.mask, "seed": args.seed,
               "args": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
               "seconds": round(time.perf_counter() - began, 1), "torch": torch.__version__}

@@ -40,14 +40,24 @@ def seed_of(*key) -> int:
     return zlib.crc32(repr(key).encode())
 
 
+@dataclass(frozen=True)
+class Crop:
+    """A part of a picture's file: left, top, right, bottom in pixels. whole: the width and height the file must have."""
+    path: Path
+    box: tuple[int, int, int, int]
+    whole: tuple[int, int]
+
+
 @dataclass
 class Example:
-    """One dialogue. turns: (user message, answer); each IMAGE in a message stands for the next of `images`, which are files
-    or uint8 tensors [3, size, size]. family: the kind of question, for the tables."""
+    """One dialogue. turns: (user message, answer); each IMAGE in a message stands for the next of `images`, which are files,
+    parts of files (Crop) or uint8 tensors [3, size, size]. family: the kind of question, for the tables. group: examples that
+    share it are consistent if all are answered right."""
     images: list
     turns: list[tuple[str, str]]
     family: str = "all"
     id: str = ""
+    group: str = ""
 
 
 @dataclass
@@ -163,7 +173,7 @@ def collate(rows: list[Row], pad: int, image_size: int) -> dict[str, Tensor]:
     return batch
 
 
-def pixels_of(image: Tensor | Path, size: int, where: str) -> Tensor:
+def pixels_of(image: Tensor | Path | Crop, size: int, where: str) -> Tensor:
     """uint8 [3, size, size] of one of an example's images; `where` names the example in an error."""
     try:
         if not isinstance(image, Tensor):
@@ -176,18 +186,15 @@ def pixels_of(image: Tensor | Path, size: int, where: str) -> Tensor:
 
 
 @lru_cache(maxsize=CACHED_PICTURES)
-def read_picture(path: Path, size: int) -> Tensor:
-    """uint8 [3, size, size]. The whole picture is kept: it is scaled to fit and centred on grey, never cropped or flipped."""
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)  # as a viewer would show it
-            if picture.mode.startswith("I"):         # 16 bits a pixel
-                picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-            picture = picture.convert("RGB")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such picture") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable picture ({error})") from None
+def read_picture(image: Path | Crop, size: int) -> Tensor:
+    """uint8 [3, size, size]. The whole picture, or the whole part, is kept: it is scaled to fit and centred on grey, never cropped
+    or flipped."""
+    picture = open_picture(image.path if isinstance(image, Crop) else image)
+    if isinstance(image, Crop):
+        if picture.size != image.whole:
+            raise DataError(f"{image.path}: expected a picture of {image.whole[0]} x {image.whole[1]} pixels, got "
+                            f"{picture.width} x {picture.height}")
+        picture = picture.crop(image.box)
     if picture.size != (size, size):
         scale = size / max(picture.size)
         picture = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.BICUBIC)
@@ -195,6 +202,21 @@ def read_picture(path: Path, size: int) -> Tensor:
         square.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
         picture = square
     return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1).contiguous()
+
+
+@lru_cache(maxsize=8)  # the parts of a picture are read one after the other
+def open_picture(path: Path) -> Image.Image:
+    """The file as an RGB picture."""
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)  # as a viewer would show it
+            if picture.mode.startswith("I"):         # 16 bits a pixel
+                picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+            return picture.convert("RGB")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such picture") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: not a readable picture ({error})") from None
 
 
 def unusable(examples: list[Example], tokenizer: Tokenizer, n_image_tokens: int, max_tokens: int) -> tuple[set[int], set[int]]:
@@ -208,6 +230,7 @@ def unusable(examples: list[Example], tokenizer: Tokenizer, n_image_tokens: int,
 class Folder:
     """A finite data set: examples of each split grouped by picture. `splits` maps train, val and test to a list of groups;
     the examples of one group share a picture, so a batch encodes it once."""
+    final_split = "test"  # what train.py reports at its end
 
     def __init__(self, splits: dict[str, list[list[Example]]], answers: set[str] | None = None):
         self.splits = splits
@@ -252,6 +275,9 @@ class Folder:
             chosen += [group[i] for i in torch.randperm(len(group), generator=choice)[:per_picture]]
         return chosen
 
+    def split_names(self) -> list[str]:
+        return list(self.splits)
+
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         """The examples of a split, or the first `limit` of them."""
         return [example for group in self.splits[split] for example in group][:limit]
@@ -273,14 +299,16 @@ def normalise(answer: str) -> str:
     return " ".join([w for w in words if w not in ("a", "an", "the")] or words or answer.lower().split())
 
 
-NAMES = ("shapes", "easy_vqa", "llava")
+NAMES = ("shapes", "easy_vqa", "llava", "nlvr", "nlvr+world")
 
 
 def load(name: str, source=None, images=None):
     """The data set `name`: an object with texts(), draw(...), heldout(split) and answers, as Folder has them."""
-    from data import easy_vqa, llava, shapes  # here, because they build on this file
+    from data import easy_vqa, llava, nlvr, nlvr_world, shapes  # here, because they build on this file
     if name != "shapes" and source is None:
         raise DataError(f"--data {name} needs --source: the path of its " + ("JSON file" if name == "llava" else "folder"))
     if name == "shapes":
         return shapes.Shapes()
+    if name.startswith("nlvr"):
+        return nlvr.NLVR(source, nlvr_world.World() if name == "nlvr+world" else None)
     return easy_vqa.load(source) if name == "easy_vqa" else llava.load(source, images)

@@ -193,6 +193,10 @@ FAMILIES = ["existence", "counting", "attribute", "comparison", "spatial"]
 class Shapes:
     """The world as a data set (the interface of data.Folder). Training scenes never run out: each step has new ones."""
     answers = {"yes", "no", *"0123", *COLOUR, *SHAPE}
+    final_split = "test"
+
+    def split_names(self) -> list[str]:
+        return list(SPLITS)
 
     def _world(self, split: str, S: int, *key: int) -> tuple[Tensor, Tensor, torch.Generator]:
         g = torch.Generator().manual_seed(seed_of(split, *key))
