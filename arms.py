@@ -31,13 +31,12 @@ import eval as evaluation
 import train
 from model import MLLM
 
-ARMS = {
+ARMS = {  # without "mutual": on rows whose picture comes before the question it is mma, pair by pair (tests/test_arms.py)
     "causal": "--mask causal",
     "mma": "--mask mma",
     "prefix": "--mask prefix",
     "v2v": "--mask v2v",
     "f": "--mask f",
-    "mutual": "--mask mutual",
     "cca": "--mask cca",
     "mma+cca": "--mask mma+cca",
     "t&i": "--mask causal --order text-first",
@@ -113,7 +112,8 @@ def read(run: Path) -> dict:
     """What the tables need of a finished run."""
     record = json.loads((run / "run.json").read_text())
     curve = evaluation.curve(run)
-    return {**{k: record[k] for k in ("seed", "accuracy", "families", "n", "unparsed", "params", "seconds")}, "curve": curve,
+    keys = ("seed", "accuracy", "consistency", "families", "n", "unparsed", "params", "seconds")
+    return {**{k: record[k] for k in keys if k in record}, "curve": curve,
             "step_at_80": next((step for step, accuracy in curve.items() if accuracy >= 0.8), None), "run": run.name}
 
 

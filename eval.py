@@ -1,7 +1,7 @@
 """Evaluate runs of train.py: answers are generated, then compared after normalisation (data.normalise), never guessed from a list.
 
     python eval.py RUN [RUN ...]                           accuracy by family; runs that differ by seed alone are pooled
-    python eval.py RUN --json FILE --curves FILE.png       the same as JSON; validation accuracy over the steps as a picture
+    python eval.py RUN --json FILE --md FILE --curves PNG  the same as files; validation accuracy over the steps as a picture
     python eval.py RUN --data llava --source FILE.json     other data than the run was trained on; --split train|val|test|all
     python eval.py RUN --mask v2v                          another mask at test time than in training; or --aif 0.5
     python eval.py RUN --split dev                         an official split of NLVR
@@ -251,6 +251,7 @@ def arguments(argv=None):
     parser.add_argument("--mask", choices=list(OPENS), help="another mask than the run was trained with, at test time only")
     parser.add_argument("--aif", type=float, default=0.0, metavar="SHARE", help="block this share of image tokens for text (aif_blocked)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
+    parser.add_argument("--md", type=Path, metavar="FILE", help="write the table here")
     parser.add_argument("--curves", type=Path, metavar="FILE", help="write a PNG of validation accuracy over the steps here")
     parser.add_argument("--image", type=Path, metavar="FILE", help="answer one --question about this picture")
     parser.add_argument("--question", help="what to ask about --image")
@@ -275,7 +276,7 @@ def main(argv=None):
                 batch = {name: x.to(args.device) for name, x in data.collate([row], tokenizer.pad, model.config.image_size).items()}
                 print(tokenizer.decode(model.generate(**batch, eos=tokenizer.eos, max_new_tokens=64)[0]))
             return
-        for file in filter(None, (args.json, args.curves)):
+        for file in filter(None, (args.json, args.md, args.curves)):
             file.parent.mkdir(parents=True, exist_ok=True)
         results = [evaluate(run, args) for run in args.runs]
         groups = pool(results)
@@ -284,8 +285,10 @@ def main(argv=None):
             write_curves(args.curves, {label: [curve(run["run"]) for run in runs] for label, runs in groups.items()})
     except data.DataError as error:
         raise SystemExit(f"error: {error}") from None
+    if args.md:
+        args.md.write_text(table(groups) + "\n", encoding="utf-8")
     if args.json:
-        runs = [{k: v for k, v in r.items() if k != "args"} for r in results]
+        runs = [{"label": label, **{k: v for k, v in run.items() if k != "args"}} for label, some in groups.items() for run in some]
         args.json.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
 
 

@@ -11,6 +11,7 @@ import eval as evaluation
 import look
 import train
 from data import shapes
+from mma import attention_mask
 from test_train_eval import TINY
 
 SMALL = ["--", *TINY, "--steps", "2", "--eval-every", "2"]
@@ -81,6 +82,16 @@ def test_every_arm_is_a_command_line_of_train():
     steps = {arm: json.loads(settings["shapes", arm]) for arm in arms.ARMS}
     same = ("data", "steps", "pt_steps", "pictures", "questions", "lr", "adam_lr", "preset", "n_layer", "train_encoder")
     assert len({tuple(s[k] for k in same) for arm, s in steps.items() if arm != "dot-double"}) == 1  # equal data, steps, recipe
+
+
+def test_mutual_needs_no_run_of_its_own():
+    args = train.arguments(["--preset", "tiny"])
+    source = data.load("shapes")
+    tokenizer = data.Tokenizer.train(source.texts(), 1024)
+    for stage in ("pt", "sft"):
+        batch = train.Steps(source, tokenizer, train.config_of(args, tokenizer), stage, args)[0]
+        mma, mutual = (attention_mask(kind, batch["role"], batch["turn"]) for kind in ("mma", "mutual"))
+        assert torch.equal(mma, mutual)
 
 
 def test_verdicts_by_hand():

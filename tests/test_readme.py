@@ -79,6 +79,11 @@ def test_a_table_is_what_its_json_says(name):
             for run in runs:
                 right = sum(f["accuracy"] * f["n"] for f in run["families"].values())
                 assert abs(right / run["n"] - run["accuracy"]) < 1e-9
+    elif "runs" in result:
+        groups = {}
+        for run in result["runs"]:
+            groups.setdefault(run["label"], []).append(run)
+        assert text == evaluation.table(groups) + "\n"
     elif name == "time":
         assert all(any(line.startswith(f"| {arm} ") and f" {ms:.0f} |" in line for line in text.splitlines())
                    for arm, ms in result["ms"].items())

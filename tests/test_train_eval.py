@@ -75,11 +75,12 @@ def test_the_encoder_is_frozen_in_stage_2_unless_thawed(tmp_path):
 
 def test_eval_table_and_json(runs, tmp_path, capsys):
     names = [str(runs / name) for name in ("mma-0", "mma-1", "causal-0")]
-    evaluation.main([*names, "--device", "cpu", "--limit", "100", "--json", str(tmp_path / "r.json")])
+    evaluation.main([*names, "--device", "cpu", "--limit", "100", "--json", str(tmp_path / "r.json"), "--md", str(tmp_path / "r.md")])
+    assert "mma (2 seeds)" in (tmp_path / "r.md").read_text(encoding="utf-8")
     table = capsys.readouterr().out
     assert "mma (2 seeds)" in table and "±" in table and " causal |" in table and "**overall**" in table
     result = json.loads((tmp_path / "r.json").read_text())["runs"]
-    assert [set(r) for r in result] == [{"run", "accuracy", "families", "n", "unparsed", "params", "mask", "aif", "seed"}] * 3
+    assert [set(r) for r in result] == [{"run", "accuracy", "families", "n", "unparsed", "params", "mask", "aif", "seed", "label"}] * 3
     for r, name in zip(result, names):
         record = json.loads((Path(name) / "run.json").read_text())
         assert r["run"] == name and r["accuracy"] == record["accuracy"] and r["families"] == record["families"]
