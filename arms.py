@@ -1,6 +1,6 @@
 """Reproduce: every method beside every other, over seeds and data, each run made by train.py and by nothing else.
 
-    python arms.py shapes                 train what is not yet there, then write results/shapes.{json,md,png}
+    python arms.py shapes                 train what is not yet there, then write results/shapes.{json,md,png}; PNG: curves over the steps
     python arms.py depth                  mma against causal over decoder depth; likewise: budget, rates, easy_vqa, nlvr
     python arms.py shapes --tables        only write the tables of what has finished
     python arms.py time                   milliseconds a training step of each arm, interleaved on this machine
@@ -285,10 +285,9 @@ def reproduce(args) -> None:
     out = {"data": name, "arms": records, "options": {arm: arms[arm] for arm in records}, "missing": missing}
     if args.experiment == "shapes" and not args.tables:
         out["test_time"] = test_time({arm: done[arm][0] for arm in ("causal", "mma") if done.get(arm)}, next(iter(found.values())).limit)
-    if counts is None:
-        evaluation.write_curves(args.results / f"{args.experiment}.png", {
-            f"{arm} ({len(runs)} seeds)": [run["curve"] for run in runs] for arm, runs in records.items() if arm in MAIN})
-    else:  # accuracy over what the @ counts
+    curves = {f"{arm} ({len(runs)} seeds)": [run["curve"] for run in runs] for arm, runs in records.items() if counts or arm in MAIN}
+    evaluation.write_curves(args.results / f"{args.experiment}{'-curves' if counts else ''}.png", curves)
+    if counts:  # accuracy over what the @ counts
         lines = {}
         for arm, runs in records.items():
             mask, x = arm.split("@")
