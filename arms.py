@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import checkpoint
 import data
 import eval as evaluation
 import train
@@ -67,7 +68,7 @@ EXPERIMENTS = {  # name -> (data, {arm: options}, what the @ in an arm's name co
     "nlvr": ("nlvr", {arm: ARMS[arm] for arm in ("causal", "mma")}, None),
     "nlvr+world": ("nlvr+world", {arm: ARMS[arm] for arm in ("causal", "mma")}, None),
 }
-WHERE = ("out", "overwrite", "workers", "device", "limit", "eval_every", "source", "images")  # not what a run is
+WHERE = ("eval_every", *checkpoint.WHERE)  # not what a run is
 
 
 def wanted(data_options: list[str], options: str, seed: int, extra: list[str]) -> tuple[list[str], argparse.Namespace]:
@@ -193,7 +194,7 @@ def step_times(arms: dict[str, str], repeats: int = 15) -> dict[str, float]:
         for args, model, batches, optimizers, times in runs.values():
             batch = {name: x.to(args.device) for name, x in batches[step].items()}
             began = time.perf_counter()
-            train.update(model, optimizers, batch, args.mask, [1e-3, 1e-3])
+            train.update(model, optimizers, batch, args.mask, [1e-3, 1e-3], train.scaler_of(args.device))
             if args.device.startswith("cuda"):
                 torch.cuda.synchronize()
             times.append(1000 * (time.perf_counter() - began))

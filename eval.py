@@ -93,7 +93,8 @@ def pool(runs: list[dict]) -> dict[str, list[dict]]:
     """Runs that differ by seed alone stand together: label -> runs. How and where a run was made does not matter."""
     groups = {}
     for run in runs:
-        same = {k: v for k, v in run["args"].items() if k not in ("seed", "out", "overwrite", "workers", "device", "limit", "eval_every")}
+        apart = ("seed", "out", "overwrite", "resume", "save_every", "workers", "device", "limit", "eval_every")
+        same = {k: v for k, v in run["args"].items() if k not in apart}
         key = json.dumps([same, run["mask"]], sort_keys=True)
         while run["seed"] in [other["seed"] for other in groups.get(key, [])]:  # the same seed again is not another seed
             key += "'"
@@ -206,7 +207,11 @@ def open_run(run: Path, device: str) -> tuple[MLLM, data.Tokenizer, dict]:
     if missing:
         raise data.DataError(f"{run}: not a finished run, {missing[0]} is missing; RUN is what --out of train.py named")
     record = json.loads((run / "run.json").read_text())
-    return load(run / "model.pt", device), data.Tokenizer((run / "tokenizer.model").read_bytes()), record
+    try:
+        model = load(run / "model.pt", device)
+    except Exception as error:  # torch.load raises many kinds; a pickle that holds code is among them
+        raise data.DataError(f"{run / 'model.pt'} cannot be read as a model: {str(error).splitlines()[0]}") from None
+    return model, data.Tokenizer((run / "tokenizer.model").read_bytes()), record
 
 
 def check_device(name: str) -> None:

@@ -14,7 +14,9 @@ Written to --out: model.pt, tokenizer.model, run.json (arguments, sizes, results
 """
 
 import argparse
+import errno
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -22,10 +24,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+import checkpoint
 import data
 import eval as evaluation
 from mma import CONCENTRIC, OPENS, attention_mask, leaks, supervised
-from model import GATES, MLLM, Config, save
+from model import GATES, MLLM, Config
+from model import save as save_model
 
 PRESETS = {  # the model, what of the data a step of stage 2 takes, and peak learning rates
     "tiny": dict(model=dict(encoder_width=128, encoder_layers=2, encoder_heads=4, d_model=128, n_layer=3, n_head=4, n_kv_head=2, d_ff=256),
@@ -148,6 +152,8 @@ def arguments(argv=None):
     g.add_argument("--limit", type=positive, help="test examples answered at the end (default: all)")
     g.add_argument("--out", type=Path, help="folder of the run (default: runs/DATA-MASK-SEED)")
     g.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
+    g.add_argument("--resume", action="store_true", help="go on with the run in --out, begun with the same options and stopped")
+    g.add_argument("--save-every", type=positive, default=100, help="steps between checkpoints (default: 100)")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     g.add_argument("--workers", type=int, default=1, help="processes that make batches ahead of time (default: 1)")
     g.add_argument("--eval-every", type=positive, default=100, help="steps of stage 2 between looks at the validation split (default: 100)")
@@ -196,17 +202,41 @@ def config_of(args, tokenizer: data.Tokenizer) -> Config:
         raise data.DataError(str(error)) from None
 
 
-def update(model: MLLM, optimizers: list, batch: dict, kind: str, rates: list[float]) -> torch.Tensor:
-    """One training step on a batch that lies on the model's device; returns the loss."""
-    with torch.autocast("cuda", torch.bfloat16, enabled=batch["ids"].is_cuda):
+def scaler_of(device: str) -> torch.amp.GradScaler:
+    """For a GPU without bfloat16: float16 gradients need their loss scaled. Does nothing elsewhere."""
+    on = device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.amp.GradScaler(device.split(":")[0], enabled=on)
+
+
+def update(model: MLLM, optimizers: list, batch: dict, kind: str, rates: list[float], scaler) -> tuple[torch.Tensor, torch.Tensor]:
+    """One training step on a batch that lies on the model's device; returns the loss and the gradient's norm. float32 on CPUs and
+    Apple's GPUs, bfloat16 on CUDA, float16 where the scaler is on."""
+    device = batch["ids"].device.type
+    with torch.autocast(device, torch.float16 if scaler.is_enabled() else torch.bfloat16, enabled=device == "cuda" or scaler.is_enabled()):
         loss = model.loss(**batch, kind=kind)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    scaler.scale(loss).backward()
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer, rate in zip(optimizers, rates):
         optimizer.param_groups[0]["lr"] = rate
-        optimizer.step()
+        scaler.step(optimizer)
+    scaler.update()
     model.zero_grad()
-    return loss
+    return loss.detach(), loss.detach() if scaler.is_enabled() else norm  # the scaler itself skips a step whose gradient overflows
+
+
+def check_finite(seen: list, stage: str, step: int, batches: Steps, out: Path) -> None:
+    """Stop if one of the last steps had a loss or gradient that is not a number. seen: (loss, norm) of the steps up to `step`; they
+    are looked at a few steps at a time, because a look makes the GPU wait, and always before a checkpoint is written."""
+    bad = (~torch.isfinite(torch.stack([a + b for a, b in seen]))).nonzero().flatten().tolist() if seen else []
+    if bad:
+        first = step - len(seen) + bad[0]  # counted from 0, as batches are
+        ids = [e.id or f"row {i}" for i, e in enumerate(batches.examples(first))]
+        kept = f"{out / checkpoint.NAME} is from before and good" if (out / checkpoint.NAME).exists() else "no checkpoint was written yet"
+        raise data.DataError(f"loss {float(seen[bad[0]][0])}, gradient norm {float(seen[bad[0]][1])} at step {first + 1} of stage {stage}: "
+                             f"{kept}. Its rows: {', '.join(ids[:8])}{', ...' if len(ids) > 8 else ''}. A lower --lr may help")
+    seen.clear()
 
 
 def run(args) -> None:
@@ -241,10 +271,16 @@ def run(args) -> None:
     print(f"{args.data}, mask {args.mask}, seed {args.seed}, preset {args.preset}: {params:,} parameters, {len(tokenizer)} tokens in the "
           f"vocabulary, {config.n_image_tokens} a picture; on {args.device}, into {args.out}")
     args.out.mkdir(parents=True, exist_ok=True)
-    for name in ("run.json", "model.pt"):  # --overwrite: until this run has finished, the folder holds none
-        (args.out / name).unlink(missing_ok=True)
-    (args.out / "tokenizer.model").write_bytes(tokenizer.model)
-    metrics = open(args.out / "metrics.jsonl", "w", buffering=1)
+    data_is = checkpoint.fingerprint(source, tokenizer, [batches[0] for _, _, batches in stages])
+    state = checkpoint.load(args.out, args.device, args, data_is) if args.resume else None
+    if args.resume:
+        print(f"going on after step {state['step']} of stage {state['stage']}" if state else f"no checkpoint in {args.out}: from the start")
+    else:
+        for name in ("run.json", "model.pt", checkpoint.NAME):  # --overwrite: until this run has finished, the folder holds none
+            (args.out / name).unlink(missing_ok=True)
+    checkpoint.write(args.out / "tokenizer.model", lambda file: file.write(tokenizer.model))
+    file = args.out / "metrics.jsonl"
+    metrics = checkpoint.reopen(file, state["metrics"]) if state else open(file, "wb", buffering=0)
 
     some = (stages[0][2][step] for step in range(20))
     first = next((batch["images"] for batch in some if isinstance(batch, dict) and "images" in batch), None)
@@ -253,47 +289,87 @@ def run(args) -> None:
         model.encoder.pixel_mean.copy_(pixels.mean((0, 2, 3)))
         model.encoder.pixel_std.copy_(pixels.std((0, 2, 3)).clamp(min=1))
 
-    for stage, kind, batches in stages:
-        steps = len(batches)
-        model.encoder.requires_grad_(stage == "pt" or args.train_encoder)
-        optimizers = optimizers_of(model, args)
-        loader = DataLoader(batches, batch_size=None, num_workers=args.workers, pin_memory=cuda)
-        bar, shown = tqdm(loader, desc={"pt": "stage 1 (captions)", "sft": "stage 2 (questions)"}[stage], mininterval=1), {}
-        for step, batch in enumerate(bar, 1):
-            if isinstance(batch, data.DataError):
-                raise batch
-            batch = {name: x.to(args.device, non_blocking=True) for name, x in batch.items()}
-            loss = update(model, optimizers, batch, kind, [peak * schedule(step - 1, steps) for peak in (args.lr, args.adam_lr)])
-            look = step == steps or stage == "sft" and step % args.eval_every == 0
-            if step % 10 == 0 or look:
-                record = {"stage": stage, "step": step, "loss": loss.item(), "seconds": round(time.perf_counter() - began, 2)}
-                if look and stage == "sft" and validation:
-                    record["val"] = evaluation.summarise(evaluation.answer_all(model, tokenizer, validation, source.answers))
-                    shown["val"] = f"{record['val']['accuracy']:.1%}"
-                metrics.write(json.dumps(record) + "\n")
-                bar.set_postfix({"loss": f"{record['loss']:.3f}", **shown})
+    scaler, clock = scaler_of(args.device), []
+    if state:
+        model.load_state_dict(state["model"])
+        scaler.load_state_dict(state["scaler"])
+        clock, began = state["clock"], began - state["seconds"]
+        stages = stages[[stage for stage, _, _ in stages].index(state["stage"]):]
+    with checkpoint.Stop() as stop:
+        for stage, kind, batches in stages:
+            steps, begin, seen = len(batches), 0, []
+            model.encoder.requires_grad_(stage == "pt" or args.train_encoder)
+            optimizers = optimizers_of(model, args)
+            if state and state["stage"] == stage:
+                begin = state["step"]
+                for optimizer, its in zip(optimizers, state["optimizers"]):
+                    optimizer.load_state_dict(its)
+            loader = DataLoader(batches, batch_size=None, sampler=range(begin, steps), num_workers=args.workers, pin_memory=cuda,
+                                generator=torch.Generator(), worker_init_fn=checkpoint.ignore_interrupt)
+            bar, shown = tqdm(loader, desc={"pt": "stage 1 (captions)", "sft": "stage 2 (questions)"}[stage], initial=begin,
+                              total=steps, mininterval=1), {}
+            for step, batch in enumerate(bar, begin + 1):
+                if isinstance(batch, data.DataError):
+                    raise batch
+                batch = {name: x.to(args.device, non_blocking=True) for name, x in batch.items()}
+                rates = [peak * schedule(step - 1, steps) for peak in (args.lr, args.adam_lr)]
+                seen.append(update(model, optimizers, batch, kind, rates, scaler))
+                look = step == steps or stage == "sft" and step % args.eval_every == 0
+                save = step == steps or step % args.save_every == 0 or stop.asked
+                if step % 10 == 0 or look or save:
+                    loss = seen[-1][0].item()
+                    check_finite(seen, stage, step, batches, args.out)
+                if step % 10 == 0 or look:
+                    record = {"stage": stage, "step": step, "loss": loss}
+                    if look and stage == "sft" and validation:
+                        record["val"] = evaluation.summarise(evaluation.answer_all(model, tokenizer, validation, source.answers))
+                        shown["val"] = f"{record['val']['accuracy']:.1%}"
+                        clock.append([step, round(time.perf_counter() - began, 2)])
+                    metrics.write((json.dumps(record) + "\n").encode())
+                    bar.set_postfix({"loss": f"{loss:.3f}", **shown})
+                if save:
+                    checkpoint.save(args.out, metrics, settings=json.dumps(checkpoint.settings(args)), data=data_is, stage=stage, step=step,
+                                    seconds=time.perf_counter() - began, clock=clock, model=model.state_dict(), scaler=scaler.state_dict(),
+                                    optimizers=[optimizer.state_dict() for optimizer in optimizers])
+                if stop.asked:
+                    bar.close()
+                    raise KeyboardInterrupt
     metrics.close()
 
     # Results
-    save(args.out / "model.pt", model)
+    checkpoint.write(args.out / "model.pt", lambda file: save_model(file, model))
     results = evaluation.answer_all(model, tokenizer, source.heldout(source.final_split, args.limit), source.answers, progress=True)
     record = {"run": str(args.out), **evaluation.summarise(results), "params": params, "mask": args.mask, "seed": args.seed,
               "args": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-              "seconds": round(time.perf_counter() - began, 1), "torch": torch.__version__}
-    (args.out / "run.json").write_text(json.dumps(record, indent=1) + "\n")
+              "seconds": round(time.perf_counter() - began, 1), "clock": clock, "torch": torch.__version__}
     evaluation.write_sheet(args.out / "sheet.png", results, config.image_size)
     print(f"\nHeld-out answers, after {record['seconds']:.0f} seconds:\n{evaluation.table(evaluation.pool([record]))}\n"
           f"Look at {args.out / 'sheet.png'}; ask: python eval.py {args.out} --image FILE --question \"...\"")
+    checkpoint.write(args.out / "run.json", lambda file: file.write((json.dumps(record, indent=1) + "\n").encode()))
+    (args.out / checkpoint.NAME).unlink()
 
 
 def main(argv=None):
     args = arguments(argv)
+    began = (args.out / checkpoint.NAME).exists()
     try:
         if (args.out / "run.json").exists() and not args.overwrite:
+            if args.resume:
+                return print(f"{args.out} holds a finished run; there is nothing to go on with")
             raise data.DataError(f"{args.out} holds a finished run; choose another --out or say --overwrite")
+        if began and not args.resume and not args.overwrite:
+            raise data.DataError(f"{args.out} holds a run that was stopped; go on with it by --resume, or say --overwrite")
         run(args)
     except data.DataError as error:
         raise SystemExit(f"error: {error}") from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise SystemExit(f"error: {args.out}: no space left on the disk; free some, then go on with --resume") from None
+    except KeyboardInterrupt:
+        go_on = "the same command with --resume goes on" if (args.out / checkpoint.NAME).exists() else "nothing was saved yet"
+        print(f"\nstopped; {go_on} ({args.out})", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":
