@@ -6,9 +6,9 @@
     python arms.py time                   milliseconds a training step of each arm, interleaved on this machine
     python arms.py readme                 put the tables of results/*.md into README.md
 
-A run lies in RUNS/DATA-ARM-SEED (default: runs/arms). It is known by its settings, not by its name, and is never made twice. --jobs N
-makes N at a time, each with an equal share of the cores. An arm is a line in ARMS: the options that train.py is given. What
-follows -- is given to every run (python arms.py shapes -- --preset small).
+A run lies in RUNS/DATA-ARM-SEED (default: runs/arms). It is known by its settings, not by its name; it is never made twice, and one
+that was stopped goes on. --jobs N makes N at a time, each with an equal share of the cores. An arm is a line in ARMS: the options
+that train.py is given. What follows -- is given to every run (python arms.py shapes -- --preset small).
 """
 
 import argparse
@@ -98,8 +98,8 @@ def make(todo: list[tuple[str, list[str]]], runs: Path, jobs: int) -> None:
         began, out = time.time(), runs / name
         out.mkdir(parents=True, exist_ok=True)
         with open(out / "log.txt", "w") as log:
-            code = subprocess.run([sys.executable, "train.py", *line, "--out", str(out), "--workers", "0"], stdout=log, stderr=log,
-                                  env={**os.environ, "OMP_NUM_THREADS": str(threads)}, cwd=Path(__file__).parent).returncode
+            code = subprocess.run([sys.executable, "train.py", *line, "--out", str(out), "--workers", "0", "--resume"], stdout=log,
+                                  stderr=log, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, cwd=Path(__file__).parent).returncode
         tqdm.write(f"{name}: {'done' if code == 0 else 'FAILED'} after {time.time() - began:.0f} s")
         return name if code else None
 
