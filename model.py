@@ -320,13 +320,15 @@ class MLLM(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embed.weight)
 
-    def loss(self, ids, role, images=None, picture=None, turn=None, document=None, kind=None) -> Tensor:
-        """Mean cross-entropy over the answer tokens (sum over targets / number of targets; 0 if there are none)."""
+    def loss(self, ids, role, images=None, picture=None, turn=None, document=None, kind=None, targets=None) -> Tensor:
+        """Mean cross-entropy over the answer tokens: sum over targets / number of targets; 0 if there are none. targets: another
+        number to divide by, where these rows are a part of a larger batch."""
         target = supervised(role, document)[:, 1:]  # [B, T-1]: row t predicts token t+1
         read = target.int().argsort(dim=1, descending=True, stable=True)[:, :max(1, int(target.sum(1).max()))]
         wanted = target.gather(1, read)  # [B, K]: rows have fewer targets than the row with the most
         hidden = self(ids, role, images, picture, turn, document, kind, read)[wanted]
-        return F.cross_entropy(self.head(hidden).float(), ids[:, 1:].gather(1, read)[wanted], reduction="sum") / wanted.sum().clamp(min=1)
+        targets = wanted.sum().clamp(min=1) if targets is None else targets
+        return F.cross_entropy(self.head(hidden).float(), ids[:, 1:].gather(1, read)[wanted], reduction="sum") / targets
 
     @torch.no_grad()
     def generate(self, ids, role, images=None, picture=None, turn=None, blocked=None, *, eos: int, max_new_tokens: int = 32,

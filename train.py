@@ -27,9 +27,10 @@ from tqdm import tqdm
 import checkpoint
 import data
 import eval as evaluation
-from mma import CONCENTRIC, OPENS, attention_mask, leaks, supervised
+from mma import CONCENTRIC, OPENS, Role, attention_mask, leaks, supervised
 from model import GATES, MLLM, Config
 from model import save as save_model
+from processes import Processes
 
 PRESETS = {  # the model, what of the data a step of stage 2 takes, and peak learning rates
     "tiny": dict(model=dict(encoder_width=128, encoder_layers=2, encoder_heads=4, d_model=128, n_layer=3, n_head=4, n_kv_head=2, d_ff=256),
@@ -90,6 +91,7 @@ class Steps(Dataset):
 
     def __init__(self, source, tokenizer: data.Tokenizer, config: Config, stage: str, args):
         self.source, self.tokenizer, self.config, self.stage, self.args = source, tokenizer, config, stage, args
+        self.rank, self.world = 0, 1  # of several processes, each takes every world-th row
 
     def __len__(self):
         return self.args.steps if self.stage == "sft" else self.args.pt_steps
@@ -99,7 +101,13 @@ class Steps(Dataset):
         try:
             rows = [data.encode(e, self.tokenizer, self.config.n_image_tokens, self.args.max_tokens, text_first=text_first)
                     for e in self.examples(step)]
-            return data.collate(rows, self.tokenizer.pad, self.config.image_size)
+            if len(rows) < self.world:
+                raise data.DataError(f"step {step + 1} of stage {self.stage} has {len(rows)} rows for {self.world} processes")
+            batch = data.collate(rows[self.rank::self.world], self.tokenizer.pad, self.config.image_size)
+            if self.world > 1:  # the losses' mean over the processes is then the mean over all answer tokens
+                targets = sum(role == Role.ANSWER for row in rows for role in row.role)
+                batch["targets"] = torch.tensor(max(1, targets) / self.world)
+            return batch
         except data.DataError as error:
             return error
 
@@ -208,12 +216,13 @@ def scaler_of(device: str) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.split(":")[0], enabled=on)
 
 
-def update(model: MLLM, optimizers: list, batch: dict, kind: str, rates: list[float], scaler) -> tuple[torch.Tensor, torch.Tensor]:
+def update(model: MLLM, optimizers: list, batch: dict, kind: str, rates: list[float], scaler,
+           loss_of=None) -> tuple[torch.Tensor, torch.Tensor]:
     """One training step on a batch that lies on the model's device; returns the loss and the gradient's norm. float32 on CPUs and
-    Apple's GPUs, bfloat16 on CUDA, float16 where the scaler is on."""
+    Apple's GPUs, bfloat16 on CUDA, float16 where the scaler is on. loss_of: model.loss, as Processes.wrap gives it."""
     device = batch["ids"].device.type
     with torch.autocast(device, torch.float16 if scaler.is_enabled() else torch.bfloat16, enabled=device == "cuda" or scaler.is_enabled()):
-        loss = model.loss(**batch, kind=kind)
+        loss = (loss_of or model.loss)(**batch, kind=kind)
     scaler.scale(loss).backward()
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
@@ -239,9 +248,8 @@ def check_finite(seen: list, stage: str, step: int, batches: Steps, out: Path) -
     seen.clear()
 
 
-def run(args) -> None:
-    began, cuda = time.perf_counter(), args.device.startswith("cuda")
-    evaluation.check_device(args.device)
+def run(args, p: Processes) -> None:
+    began, cuda, say = time.perf_counter(), args.device.startswith("cuda"), print if p.first else lambda *text: None
     torch.manual_seed(args.seed)
 
     # Data and tokenizer
@@ -254,33 +262,34 @@ def run(args) -> None:
             raise data.DataError(f"{args.source}: too few pictures; training, validation and test need one each")
         source.read_pictures(args.image_size)
         cut, dropped = source.drop_unusable(tokenizer, config.n_image_tokens, args.max_tokens)
-        print(f"{cut} training rows are longer than {args.max_tokens} tokens and are cut; "
+        say(f"{cut} training rows are longer than {args.max_tokens} tokens and are cut; "
               f"{dropped} of them keep no answer and are left out")
     for stage, kind, batches in stages:
         check_labels(kind, batches[0], (config.grid, config.grid), args.allow_leaks)
         if not isinstance(source, data.Folder):
             cut, without = map(len, data.unusable(batches.examples(0), tokenizer, config.n_image_tokens, args.max_tokens))
             if cut:
-                print(f"stage {stage}: {cut} rows of the first batch are longer than {args.max_tokens} tokens and are cut; "
+                say(f"stage {stage}: {cut} rows of the first batch are longer than {args.max_tokens} tokens and are cut; "
                       f"{without} of them keep no answer")
     validation = source.heldout("val", 500)
 
     # Model
-    model = MLLM(config).to(args.device)
+    model = MLLM(config).to(p.device)
     params = sum(p.numel() for p in model.parameters())
-    print(f"{args.data}, mask {args.mask}, seed {args.seed}, preset {args.preset}: {params:,} parameters, {len(tokenizer)} tokens in the "
+    say(f"{args.data}, mask {args.mask}, seed {args.seed}, preset {args.preset}: {params:,} parameters, {len(tokenizer)} tokens in the "
           f"vocabulary, {config.n_image_tokens} a picture; on {args.device}, into {args.out}")
     args.out.mkdir(parents=True, exist_ok=True)
     data_is = checkpoint.fingerprint(source, tokenizer, [batches[0] for _, _, batches in stages])
-    state = checkpoint.load(args.out, args.device, args, data_is) if args.resume else None
+    state = checkpoint.load(args.out, p.device, args, data_is) if args.resume else None
     if args.resume:
-        print(f"going on after step {state['step']} of stage {state['stage']}" if state else f"no checkpoint in {args.out}: from the start")
-    else:
-        for name in ("run.json", "model.pt", checkpoint.NAME):  # --overwrite: until this run has finished, the folder holds none
+        say(f"going on after step {state['step']} of stage {state['stage']}" if state else f"no checkpoint in {args.out}: from the start")
+    p.wait()  # all have read the folder: now the first one writes
+    if p.first:
+        for name in () if args.resume else ("run.json", "model.pt", checkpoint.NAME):  # --overwrite: until it has finished, there is none
             (args.out / name).unlink(missing_ok=True)
-    checkpoint.write(args.out / "tokenizer.model", lambda file: file.write(tokenizer.model))
-    file = args.out / "metrics.jsonl"
-    metrics = checkpoint.reopen(file, state["metrics"]) if state else open(file, "wb", buffering=0)
+        checkpoint.write(args.out / "tokenizer.model", lambda file: file.write(tokenizer.model))
+        file = args.out / "metrics.jsonl"
+        metrics = checkpoint.reopen(file, state["metrics"]) if state else open(file, "wb", buffering=0)
 
     some = (stages[0][2][step] for step in range(20))
     first = next((batch["images"] for batch in some if isinstance(batch, dict) and "images" in batch), None)
@@ -289,7 +298,7 @@ def run(args) -> None:
         model.encoder.pixel_mean.copy_(pixels.mean((0, 2, 3)))
         model.encoder.pixel_std.copy_(pixels.std((0, 2, 3)).clamp(min=1))
 
-    scaler, clock = scaler_of(args.device), []
+    scaler, clock = scaler_of(p.device), []
     if state:
         model.load_state_dict(state["model"])
         scaler.load_state_dict(state["scaler"])
@@ -299,7 +308,8 @@ def run(args) -> None:
         for stage, kind, batches in stages:
             steps, begin, seen = len(batches), 0, []
             model.encoder.requires_grad_(stage == "pt" or args.train_encoder)
-            optimizers = optimizers_of(model, args)
+            optimizers, loss_of = optimizers_of(model, args), p.wrap(model)
+            batches.rank, batches.world = p.rank, p.world
             if state and state["stage"] == stage:
                 begin = state["step"]
                 for optimizer, its in zip(optimizers, state["optimizers"]):
@@ -307,43 +317,49 @@ def run(args) -> None:
             loader = DataLoader(batches, batch_size=None, sampler=range(begin, steps), num_workers=args.workers, pin_memory=cuda,
                                 generator=torch.Generator(), worker_init_fn=checkpoint.ignore_interrupt)
             bar, shown = tqdm(loader, desc={"pt": "stage 1 (captions)", "sft": "stage 2 (questions)"}[stage], initial=begin,
-                              total=steps, mininterval=1), {}
+                              total=steps, mininterval=1, disable=not p.first), {}
             for step, batch in enumerate(bar, begin + 1):
                 if isinstance(batch, data.DataError):
                     raise batch
-                batch = {name: x.to(args.device, non_blocking=True) for name, x in batch.items()}
+                batch = {name: x.to(p.device, non_blocking=True) for name, x in batch.items()}
                 rates = [peak * schedule(step - 1, steps) for peak in (args.lr, args.adam_lr)]
-                seen.append(update(model, optimizers, batch, kind, rates, scaler))
+                seen.append(update(model, optimizers, batch, kind, rates, scaler, loss_of))
+                asked = p.any(stop.asked)
                 look = step == steps or stage == "sft" and step % args.eval_every == 0
-                save = step == steps or step % args.save_every == 0 or stop.asked
+                save = step == steps or step % args.save_every == 0 or asked
                 if step % 10 == 0 or look or save:
-                    loss = seen[-1][0].item()
+                    loss = p.mean(seen[-1][0])
                     check_finite(seen, stage, step, batches, args.out)
                 if step % 10 == 0 or look:
                     record = {"stage": stage, "step": step, "loss": loss}
                     if look and stage == "sft" and validation:
-                        record["val"] = evaluation.summarise(evaluation.answer_all(model, tokenizer, validation, source.answers))
+                        answers = evaluation.answer_all(model, tokenizer, p.mine(validation), source.answers)
+                        record["val"] = evaluation.summarise(p.joined(answers))
                         shown["val"] = f"{record['val']['accuracy']:.1%}"
                         clock.append([step, round(time.perf_counter() - began, 2)])
-                    metrics.write((json.dumps(record) + "\n").encode())
+                    if p.first:
+                        metrics.write((json.dumps(record) + "\n").encode())
                     bar.set_postfix({"loss": f"{loss:.3f}", **shown})
-                if save:
+                if save and p.first:
                     checkpoint.save(args.out, metrics, settings=json.dumps(checkpoint.settings(args)), data=data_is, stage=stage, step=step,
                                     seconds=time.perf_counter() - began, clock=clock, model=model.state_dict(), scaler=scaler.state_dict(),
                                     optimizers=[optimizer.state_dict() for optimizer in optimizers])
-                if stop.asked:
+                if asked:
                     bar.close()
                     raise KeyboardInterrupt
-    metrics.close()
 
     # Results
+    examples = source.heldout(source.final_split, args.limit)
+    results = p.joined(evaluation.answer_all(model, tokenizer, p.mine(examples), source.answers, progress=p.first))
+    if not p.first:
+        return
+    metrics.close()
     checkpoint.write(args.out / "model.pt", lambda file: save_model(file, model))
-    results = evaluation.answer_all(model, tokenizer, source.heldout(source.final_split, args.limit), source.answers, progress=True)
     record = {"run": str(args.out), **evaluation.summarise(results), "params": params, "mask": args.mask, "seed": args.seed,
               "args": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
               "seconds": round(time.perf_counter() - began, 1), "clock": clock, "torch": torch.__version__}
     evaluation.write_sheet(args.out / "sheet.png", results, config.image_size)
-    print(f"\nHeld-out answers, after {record['seconds']:.0f} seconds:\n{evaluation.table(evaluation.pool([record]))}\n"
+    say(f"\nHeld-out answers, after {record['seconds']:.0f} seconds:\n{evaluation.table(evaluation.pool([record]))}\n"
           f"Look at {args.out / 'sheet.png'}; ask: python eval.py {args.out} --image FILE --question \"...\"")
     checkpoint.write(args.out / "run.json", lambda file: file.write((json.dumps(record, indent=1) + "\n").encode()))
     (args.out / checkpoint.NAME).unlink()
@@ -357,9 +373,12 @@ def main(argv=None):
             if args.resume:
                 return print(f"{args.out} holds a finished run; there is nothing to go on with")
             raise data.DataError(f"{args.out} holds a finished run; choose another --out or say --overwrite")
+        evaluation.check_device(args.device)
         if began and not args.resume and not args.overwrite:
             raise data.DataError(f"{args.out} holds a run that was stopped; go on with it by --resume, or say --overwrite")
-        run(args)
+        p = Processes(args.device)
+        run(args, p)
+        p.end()
     except data.DataError as error:
         raise SystemExit(f"error: {error}") from None
     except OSError as error:

@@ -268,14 +268,23 @@ def test_float16_gradients_are_scaled(batch_of, dialogues, model):
     assert not train.scaler_of("cpu").is_enabled()
 
 
-def killed(command, out, seconds, r):
-    """Run until a random moment, or, one time in two, until the first save after it; then SIGKILL."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    end, saving = time.time() + seconds, r.random() < 0.5
+def killed(command, out, r):
+    """Start it and kill it (SIGKILL): one time in four at once, else after it has saved and gone on for a random moment, or while
+    it is saving again. False if it ended by itself."""
+    def saved():
+        return (out / checkpoint.NAME).stat().st_mtime_ns if (out / checkpoint.NAME).exists() else 0
+
+    process, before = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), saved()
+    early, saving, end = r.random() < 0.25, r.random() < 0.5, time.time() + r.uniform(0, 10)
     while process.poll() is None:
-        if time.time() > end and (not saving or (out / (checkpoint.NAME + ".part")).exists()):
+        if early and time.time() > end:
             process.kill()
-        time.sleep(0.0005)
+        if not early and saved() != before:
+            end = time.time() + r.uniform(0, 0.5)
+            while time.time() < end and not (saving and (out / (checkpoint.NAME + ".part")).exists()):
+                time.sleep(0.0002)
+            process.kill()
+        time.sleep(0.001)
     return process.returncode == -signal.SIGKILL
 
 
@@ -285,16 +294,13 @@ def test_kill_and_resume_storm(tmp_path):
     options = ("--preset tiny --device cpu --workers 1 --pt-pictures 4 --pictures 4 --questions 2 --pt-steps 60 --steps 120 "
                "--eval-every 60 --save-every 3 --limit 100").split()
     base, r, kills = [sys.executable, "train.py", *options], random.Random(0), 0
-    began = time.time()
     subprocess.run([*base, "--out", str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True)
-    whole, took, out = result(tmp_path / "whole"), time.time() - began, tmp_path / "storm"
-    while kills < 25:
-        if not killed([*base, "--out", str(out), "--resume"], out, r.uniform(0.2, 0.7) * took, r):
-            break
+    whole, out = result(tmp_path / "whole"), tmp_path / "storm"
+    while kills < 40 and killed([*base, "--out", str(out), "--resume"], out, r):
         kills += 1
     subprocess.run([*base, "--out", str(out), "--resume"], cwd=ROOT, check=True, capture_output=True)
     print(f"survived {kills} kills")
-    assert kills >= 3 and same(result(out), whole)
+    assert kills >= 10 and same(result(out), whole)
 
 
 def test_data_errors_are_not_resumed_into(tmp_path):
