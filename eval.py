@@ -233,6 +233,8 @@ def evaluate(run: Path, args) -> dict:
     else:
         source, images = args.source, args.images
     source = data.load(name, source and Path(source), images and Path(images))
+    if isinstance(source, data.Folder) and not source.damaged.strict and (left_out := source.read_pictures(model.config.image_size)):
+        print(left_out)
     names, wanted = source.split_names(), args.split or source.final_split
     if wanted not in (*names, "all"):
         raise data.DataError(f"{name} has no split {wanted!r}; there are {', '.join(names)}, all")

@@ -133,6 +133,7 @@ def arguments(argv=None):
     g.add_argument("--data", default="shapes", choices=data.NAMES)
     g.add_argument("--source", type=Path, help="easy_vqa, nlvr: its folder; llava: the JSON file")
     g.add_argument("--images", type=Path, help="llava: the folder of the pictures (default: the JSON file's)")
+    g.add_argument("--strict", action="store_true", help="llava: damaged entries are an error (default: they are left out and reported)")
     g = parser.add_argument_group("model and method")
     g.add_argument("--mask", default="mma", choices=list(OPENS), help="attention mask of stage 2 and of generation (default: mma)")
     g.add_argument("--pt-mask", choices=list(OPENS), help="attention mask of stage 1 (default: causal; cca, if --mask has it)")
@@ -253,14 +254,16 @@ def run(args, p: Processes) -> None:
     torch.manual_seed(args.seed)
 
     # Data and tokenizer
-    source = data.load(args.data, args.source, args.images)
+    source = data.load(args.data, args.source, args.images, args.strict)
     tokenizer = data.Tokenizer.train(source.texts(), args.vocab_size)
     config = config_of(args, tokenizer)
     stages = [(stage, kind, Steps(source, tokenizer, config, stage, args)) for stage, kind in (("pt", args.pt_mask), ("sft", args.mask))]
     if isinstance(source, data.Folder):
+        damaged = source.read_pictures(args.image_size)
+        if damaged:
+            say(damaged)
         if not all(source.splits.values()):
             raise data.DataError(f"{args.source}: too few pictures; training, validation and test need one each")
-        source.read_pictures(args.image_size)
         cut, dropped = source.drop_unusable(tokenizer, config.n_image_tokens, args.max_tokens)
         say(f"{cut} training rows are longer than {args.max_tokens} tokens and are cut; "
               f"{dropped} of them keep no answer and are left out")

@@ -22,17 +22,43 @@ from pathlib import Path
 
 import sentencepiece
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError  # Pillow comes with torchvision, which requires it
+from PIL import Image, ImageOps  # Pillow comes with torchvision, which requires it
 from torch import Tensor
 
 from mma import Role
 
 CACHED_PICTURES = 8192
+MAX_PIXELS = 50_000_000  # of a picture's file
 IMAGE, ANSWER = "<image>", "<answer>"  # the picture's placeholder; the token that opens an answer
 
 
 class DataError(Exception):
-    """Something in the user's data is wrong; the message says what, where and what to do."""
+    """Something in the user's data is wrong; the message says what, where and what to do. kind: for counting."""
+
+    def __init__(self, message: str, kind: str = "malformed"):
+        super().__init__(message)
+        self.kind = kind
+
+
+class Damaged:
+    """The entries of a data set that cannot be used: counted and reported by kind, or, if strict, an error at the first."""
+
+    def __init__(self, strict: bool = True):
+        self.strict, self.kinds = strict, {}
+
+    def add(self, error: DataError) -> None:
+        if self.strict:
+            raise error
+        self.kinds.setdefault(error.kind, []).append(str(error))
+
+    def report(self, of: int) -> str:
+        """What was left out of how many, with the first three of each kind; empty if nothing was."""
+        if not self.kinds:
+            return ""
+        lines = [f"{sum(map(len, self.kinds.values())):,} of {of:,} entries are damaged and left out (--strict makes them an error):"]
+        for kind, errors in sorted(self.kinds.items(), key=lambda item: -len(item[1])):
+            lines += [f"  {len(errors):,} {kind}, such as", *(f"    {error}" for error in errors[:3])]
+        return "\n".join(lines)
 
 
 def seed_of(*key) -> int:
@@ -182,7 +208,7 @@ def pixels_of(image: Tensor | Path | Crop, size: int, where: str) -> Tensor:
             return image
         return torch.nn.functional.interpolate(image[None].float(), size=(size, size), mode="area")[0].round().to(torch.uint8)
     except DataError as error:
-        raise DataError(f"{where}: {error}" if where else str(error)) from None
+        raise DataError(f"{where}: {error}" if where else str(error), "unreadable picture") from None
 
 
 @lru_cache(maxsize=CACHED_PICTURES)
@@ -204,18 +230,35 @@ def read_picture(image: Path | Crop, size: int) -> Tensor:
     return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1).contiguous()
 
 
+def check_head(path: Path, where: str) -> None:
+    """Is this a picture of a size that is read? Its pixels are not looked at."""
+    try:
+        with Image.open(path) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise DataError(f"{where}: {path}: {file.width} x {file.height} pixels are more than the {MAX_PIXELS:,} that are read",
+                                "unreadable picture")
+    except DataError:
+        raise
+    except Exception as error:  # see open_picture
+        raise DataError(f"{where}: {path}: not a readable picture ({error})", "unreadable picture") from None
+
+
 @lru_cache(maxsize=8)  # the parts of a picture are read one after the other
 def open_picture(path: Path) -> Image.Image:
     """The file as an RGB picture."""
     try:
         with Image.open(path) as file:
+            if file.width * file.height > MAX_PIXELS:  # a small file can unpack to more than the memory holds
+                raise DataError(f"{path}: {file.width} x {file.height} pixels are more than the {MAX_PIXELS:,} that are read")
             picture = ImageOps.exif_transpose(file)  # as a viewer would show it
             if picture.mode.startswith("I"):         # 16 bits a pixel
                 picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
             return picture.convert("RGB")
     except FileNotFoundError:
         raise DataError(f"{path}: no such picture") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # what Pillow raises on damaged files is not a closed list: struct.error, zlib.error, IndexError ...
         raise DataError(f"{path}: not a readable picture ({error})") from None
 
 
@@ -231,9 +274,10 @@ class Folder:
     """A finite data set: examples of each split grouped by picture. `splits` maps train, val and test to a list of groups;
     the examples of one group share a picture, so a batch encodes it once."""
     final_split = "test"  # what train.py reports at its end
+    damaged = Damaged()
 
-    def __init__(self, splits: dict[str, list[list[Example]]], answers: set[str] | None = None):
-        self.splits = splits
+    def __init__(self, splits: dict[str, list[list[Example]]], answers: set[str] | None = None, damaged: Damaged | None = None):
+        self.splits, self.damaged = splits, damaged or Damaged()
         self.answers = answers  # all possible answers, where they are a closed set
 
     def texts(self):
@@ -243,11 +287,31 @@ class Folder:
                     yield message.replace(IMAGE, " ").strip()
                     yield answer
 
-    def read_pictures(self, size: int) -> None:
-        """Read every picture once, if they all fit the cache anyway: a broken one is found now and not in an hour."""
-        where = {path: example.id for groups in self.splits.values() for group in groups for example in group for path in example.images}
-        for path in where if len(where) <= CACHED_PICTURES else ():
-            pixels_of(path, size, where[path])
+    def read_pictures(self, size: int) -> str:
+        """Read every picture once, if they all fit the cache anyway, else the head of its file: a broken one is found now and not in
+        an hour. Examples that show it are left out, or are an error (see Damaged). Returns the report of what was left out."""
+        examples = [e for groups in self.splits.values() for group in groups for e in group]
+        of, where = len(examples) + sum(map(len, self.damaged.kinds.values())), {}
+        for example in examples:
+            for image in example.images:
+                where.setdefault(image, example.id)
+        broken = {}
+        for image, entry in where.items():
+            try:
+                if len(where) <= CACHED_PICTURES:
+                    pixels_of(image, size, entry)
+                else:
+                    check_head(getattr(image, "path", image), entry)
+            except DataError as error:
+                broken[image] = error
+        for split, groups in self.splits.items() if broken else ():
+            kept = [[e for e in group if not any(image in broken for image in e.images)] for group in groups]
+            for example in {e.id: e for group in groups for e in group if any(image in broken for image in e.images)}.values():
+                error = broken[next(image for image in example.images if image in broken)]
+                what = str(error).partition(": ")[2] if example.id else str(error)  # after the id of the first that shows it
+                self.damaged.add(DataError(f"{example.id}: {what}".removeprefix(": "), error.kind))
+            self.splits[split] = [group for group in kept if group]
+        return self.damaged.report(of)
 
     def drop_unusable(self, tokenizer: Tokenizer, n_image_tokens: int, max_tokens: int) -> tuple[int, int]:
         """Take out the training rows that keep no answer token within max_tokens. Returns how many rows are cut, and how many of
@@ -302,8 +366,9 @@ def normalise(answer: str) -> str:
 NAMES = ("shapes", "easy_vqa", "llava", "nlvr", "nlvr+world")
 
 
-def load(name: str, source=None, images=None):
-    """The data set `name`: an object with texts(), draw(...), heldout(split) and answers, as Folder has them."""
+def load(name: str, source=None, images=None, strict: bool = False):
+    """The data set `name`: an object with texts(), draw(...), heldout(split) and answers, as Folder has them. strict: damaged
+    entries of a LLaVA file are an error; else they are left out, counted and reported."""
     from data import easy_vqa, llava, nlvr, nlvr_world, shapes  # here, because they build on this file
     if name != "shapes" and source is None:
         raise DataError(f"--data {name} needs --source: the path of its " + ("JSON file" if name == "llava" else "folder"))
@@ -311,4 +376,4 @@ def load(name: str, source=None, images=None):
         return shapes.Shapes()
     if name.startswith("nlvr"):
         return nlvr.NLVR(source, nlvr_world.World() if name == "nlvr+world" else None)
-    return easy_vqa.load(source) if name == "easy_vqa" else llava.load(source, images)
+    return easy_vqa.load(source) if name == "easy_vqa" else llava.load(source, images, strict)

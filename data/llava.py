@@ -12,7 +12,7 @@ import json
 import zlib
 from pathlib import Path
 
-from data import IMAGE, DataError, Example, Folder, read_json
+from data import IMAGE, Damaged, DataError, Example, Folder, read_json
 
 SPEAKER = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 
@@ -43,7 +43,8 @@ def read_entry(entry, where: str, images: Path) -> Example:
     turns = [(human["value"], gpt["value"]) for human, gpt in zip(talk[::2], talk[1::2])]
     n = sum(message.count(IMAGE) for message, _ in turns)
     if n != len(names):
-        raise DataError(f"{where}: {n} {IMAGE} in the messages, but {len(names)} pictures in image")
+        raise DataError(f"{where}: {n} {IMAGE} in the messages, but {len(names)} pictures in image",
+                        "pictures and placeholders that disagree")
     paths = []
     for name in names:
         try:
@@ -52,9 +53,9 @@ def read_entry(entry, where: str, images: Path) -> Example:
         except (OSError, ValueError) as error:
             raise DataError(f"{where}: {name[:80]!r} cannot be a file's name ({error})") from None
         if not path.is_relative_to(images):
-            raise DataError(f"{where}: the picture {name!r} is outside {images}")
+            raise DataError(f"{where}: the picture {name!r} is outside {images}", "picture outside the folder")
         if not found:
-            raise DataError(f"{where}: no such picture {path} (set --images to the folder of the pictures)")
+            raise DataError(f"{where}: no such picture {path} (set --images to the folder of the pictures)", "missing picture")
         paths.append(path)
     category = entry.get("category", "all")
     return Example(paths, turns, category if isinstance(category, str) else "all", where)
@@ -102,12 +103,19 @@ def split(groups: list[list[Example]], images: Path) -> dict[str, list[list[Exam
     return splits
 
 
-def load(source: Path, images: Path | None = None) -> Folder:
+def load(source: Path, images: Path | None = None, strict: bool = True) -> Folder:
     entries = read_json(source)
     if not isinstance(entries, list):
         raise DataError(f"{source}: expected a list of entries")
     images = (images or source.parent).resolve()
     if not images.is_dir():
         raise DataError(f"{images}: no such folder of pictures")
-    examples = [read_entry(entry, f"{source}: entry {i}", images) for i, entry in enumerate(entries)]
-    return Folder(split(by_picture(examples), images))
+    examples, damaged = [], Damaged(strict)
+    for i, entry in enumerate(entries):
+        try:
+            examples.append(read_entry(entry, f"{source}: entry {i}", images))
+        except DataError as error:
+            if not examples and i == len(entries) - 1:  # not one is good
+                raise
+            damaged.add(error)
+    return Folder(split(by_picture(examples), images), damaged=damaged)

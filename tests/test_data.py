@@ -322,7 +322,44 @@ def edit(change):
 ])
 def test_llava_damaged(llava, damage, message):
     damage(llava)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as strict:
+        data.load("llava", llava, strict=True)
+    if "entry 4" in message:  # without --strict it is left out, and reported in the same words
+        folder = data.load("llava", llava)
+        report = folder.read_pictures(32)
+        assert report.startswith("1 of 32 entries are damaged and left out (--strict makes them an error):") and str(strict.value) in report
+        assert sum(len(folder.heldout(split)) for split in SPLITS) == 31
+
+
+def test_damaged_entries_are_reported_by_number_kind_and_first_examples(llava):
+    entries = json.loads(llava.read_text())
+    for i in (3, 5, 7, 9):
+        entries[i]["image"] = f"missing{i}.png"
+    entries[11]["conversations"].pop()
+    (llava.parent / "2.png").write_bytes(b"broken")  # shown by two entries
+    llava.write_text(json.dumps(entries))
+    folder = data.load("llava", llava)
+    report = folder.read_pictures(32).splitlines()
+    assert report[0].startswith("7 of 32 entries") and report[1] == "  4 missing picture, such as" and len(report) == 1 + 4 + 3 + 2
+    assert "entry 3 (id '3'): no such picture" in report[2] and "entry 7" in report[4]
+    assert any(line == "  2 unreadable picture, such as" for line in report) and report[-2] == "  1 malformed, such as"
+    left = [e for split in SPLITS for e in folder.heldout(split)]
+    assert len(left) == 25 and not any(path.name == "2.png" for e in left for path in e.images)
+    with pytest.raises(DataError, match="entry 3 "):
+        data.load("llava", llava, strict=True)
+
+
+def test_only_the_heads_of_very_many_pictures_are_read(llava, monkeypatch):
+    monkeypatch.setattr(data, "CACHED_PICTURES", 5)
+    good = (llava.parent / "4.png").read_bytes()
+    (llava.parent / "4.png").write_bytes(good[:len(good) - 20])  # its head is whole
+    (llava.parent / "6.png").write_bytes(b"broken")
+    assert data.load("llava", llava).read_pictures(32).startswith("1 of 32 entries")
+
+
+def test_all_damaged_is_an_error(llava):
+    llava.write_text(json.dumps([1, 2]))
+    with pytest.raises(DataError, match="entry 1: expected an object"):
         data.load("llava", llava)
 
 

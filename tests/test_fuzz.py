@@ -1,0 +1,127 @@
+"""Damaged files, by the thousand: a result or one readable error, never another exception, a hang or silent garbage."""
+
+import io
+import json
+import random
+import struct
+import warnings
+import zlib
+
+import pytest
+from PIL import Image
+
+import data
+from data import DataError, llava, nlvr
+
+
+def mutated(original: bytes, r: random.Random) -> bytes:
+    """A few bytes changed, a piece cut out, doubled or moved, or the end missing."""
+    out = bytearray(original)
+    for _ in range(r.choice((1, 1, 2, 5))):
+        at, n = r.randrange(len(out)), r.randrange(1, 9)
+        how = r.randrange(5)
+        if how == 0:
+            out[at] = r.randrange(256)
+        elif how == 1:
+            del out[at:at + n]
+        elif how == 2:
+            out[at:at] = out[at:at + n]
+        elif how == 3:
+            out[at:at + n] = bytes(r.choice((0, 255, 127, 128)) for _ in range(n))
+        else:
+            del out[max(8, at):]
+        if not out:
+            return b"x"
+    return bytes(out)
+
+
+def picture(kind: str, mode: str) -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise((23, 17), 90).convert(mode).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind,mode", [("PNG", "RGB"), ("PNG", "P"), ("PNG", "LA"), ("JPEG", "RGB"), ("GIF", "P"), ("BMP", "RGB"),
+                                       ("TIFF", "RGB"), ("WEBP", "RGB")])
+def test_damaged_pictures(kind, mode, tmp_path):
+    r, original, bad = random.Random(kind + mode), picture(kind, mode), 0
+    for i in range(250):
+        path = tmp_path / f"{i}.x"
+        path.write_bytes(mutated(original, r))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                pixels = data.read_picture(path, 32)
+            assert pixels.shape == (3, 32, 32)
+        except DataError as error:
+            bad += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+    assert bad > 10
+
+
+def test_a_picture_that_unpacks_to_too_much_is_refused(tmp_path):
+    """A PNG of a few bytes whose header says 100,000 x 100,000."""
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    for side in (8_000, 100_000):
+        path = tmp_path / f"bomb{side}.png"
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+                         + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
+        with pytest.raises(DataError, match=f"bomb{side}.png: .*(more than the 50,000,000|exceeds limit)"):
+            data.read_picture(path, 32)
+
+
+def parts(value):
+    """Every place in a JSON value, as (container, key)."""
+    for key in (value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()):
+        yield value, key
+        yield from parts(value[key])
+
+
+STRANGE = [None, True, 0, -1, 1e308, "", "x", "<image>", "<image><image>", "../../etc/passwd", "/etc/passwd", "a\x00b", "\ud800",
+           "a" * 5000, [], {}, [[]], {"from": "human"}, ["a.png", "a.png"], "human"]
+
+
+def test_damaged_entries_of_a_llava_file(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    entry = {"id": "1", "image": "a.png", "category": "c", "conversations": [
+        {"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "red"},
+        {"from": "human", "value": "sure?"}, {"from": "gpt", "value": "yes"}]}
+    r, good, bad = random.Random(0), 0, 0
+    for _ in range(3000):
+        changed = json.loads(json.dumps(entry))
+        for _ in range(r.choice((1, 1, 2))):
+            container, key = r.choice(list(parts(changed)))
+            if r.random() < 0.3:
+                del container[key]
+            else:
+                container[key] = json.loads(json.dumps(r.choice(STRANGE)))
+        try:
+            example = llava.read_entry(changed, "file: entry 0", tmp_path)
+            assert all(path.is_relative_to(tmp_path) for path in example.images)
+            assert all(isinstance(text, str) for turn in example.turns for text in turn)
+            good += 1
+        except DataError as error:
+            assert str(error).startswith("file: entry 0") and "\n" not in str(error)
+            bad += 1
+    assert good > 100 and bad > 1000
+
+
+@pytest.mark.parametrize("read", [lambda file: llava.load(file), lambda file: nlvr.read_split(file)])
+def test_damaged_json_files(read, tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (400, 100)).save(tmp_path / "images" / f"{tmp_path.name}-1-0-0.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    talk = [{"from": "human", "value": "<image>é?"}, {"from": "gpt", "value": "b"}]
+    texts = [json.dumps([{"id": "1", "image": "a.png", "conversations": talk}]),
+             json.dumps({"sentence": "é is there", "label": "true", "identifier": "1-0", "directory": "0"}) + "\n"]
+    r, bad = random.Random(1), 0
+    for i in range(1500):
+        file = tmp_path / "data.json"
+        file.write_bytes(mutated(texts[i % 2].encode(), r))
+        try:
+            read(file)
+        except DataError as error:
+            bad += 1
+            assert str(file) in str(error)
+    assert bad > 500
