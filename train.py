@@ -47,6 +47,9 @@ STEPS = {"shapes": CAPTIONS, "easy_vqa": NO_CAPTIONS, "llava": NO_CAPTIONS,
          "nlvr+world": dict(pt_steps=300, pt_pictures=64, steps=1600, **BOXES)}
 
 
+VALIDATION = 500  # questions of the validation split that are answered at a look
+
+
 class Muon(torch.optim.Optimizer):
     """Muon (Keller Jordan, 2024): momentum, orthogonalised by Newton-Schulz, for weight matrices. Equal to torch.optim.Muon up
     to rounding, but in float32 and in one batch for all matrices of a shape: torch's runs matrix by matrix in bfloat16, which on a
@@ -274,7 +277,7 @@ def run(args, p: Processes) -> None:
             if cut:
                 say(f"stage {stage}: {cut} rows of the first batch are longer than {args.max_tokens} tokens and are cut; "
                       f"{without} of them keep no answer")
-    validation = source.heldout("val", 500)
+    validation = source.heldout("val", VALIDATION)
 
     # Model
     model = MLLM(config).to(p.device)

@@ -49,6 +49,7 @@ def test_two_processes_are_one(one, tmp_path):
     close(result(tmp_path), one)
 
 
+@pytest.mark.slow
 def test_from_one_process_to_two(one, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, 8, crash)
@@ -59,7 +60,8 @@ def test_from_one_process_to_two(one, tmp_path):
     close(result(tmp_path), one)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="kills by POSIX signals")
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
 def test_one_that_dies_ends_the_job_and_one_process_goes_on(one, tmp_path):
     job = subprocess.Popen([*TWO, "--out", str(tmp_path)], cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (tmp_path / checkpoint.NAME).exists():

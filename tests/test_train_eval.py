@@ -43,7 +43,7 @@ def test_a_run_leaves_what_it_promises(runs):
     assert record["n"] == 100 and set(record["families"]) == {"existence", "counting", "attribute", "comparison", "spatial"}
     assert 0 <= record["accuracy"] <= 1 and record["mask"] == "mma" and record["seed"] == 0 and record["args"]["lr"]
     looks = lines(out)
-    assert [(r["stage"], r["step"]) for r in looks] == [("pt", 2), ("sft", 2), ("sft", 3)] and looks[1]["val"]["n"] == 500
+    assert [(r["stage"], r["step"]) for r in looks] == [("pt", 2), ("sft", 2), ("sft", 3)] and looks[1]["val"]["n"] == 40
     from PIL import Image
     assert Image.open(out / "sheet.png").size > (900, 600)
 
