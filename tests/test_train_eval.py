@@ -255,7 +255,7 @@ def test_a_leak_can_be_watched_as_a_lesson(tmp_path, capsys):
 
 def test_a_score_by_hand():
     def r(family, correct, unparsed=False):
-        return dict(family=family, correct=correct, unparsed=unparsed)
+        return dict(family=family, correct=correct, unparsed=unparsed, group="")
     s = evaluation.summarise([r("a", True), r("a", False), r("a", True), r("b", False, True)])
     assert s == {"accuracy": 0.5, "n": 4, "unparsed": 1, "families": {"a": {"accuracy": 2 / 3, "n": 3}, "b": {"accuracy": 0.0, "n": 1}}}
 
