@@ -222,8 +222,8 @@ class Speaker:
     def ends(self) -> tuple[str, Tensor]:
         """'a blue block at the top'."""
         c, noun = self.r.randrange(3), self.pick("block", "block", "block", "item")
-        where, end = self.pick(("at the top", self.top), ("at the top", self.top), ("on top", self.top),
-                               *[(where, self.base) for where in ("at the base", "at the base", "at base", "at the bottom", "touching the wall")])
+        base = ("at the base", "at the base", "at base", "at the bottom", "touching the wall")
+        where, end = self.pick(*[(words, self.top) for words in ("at the top", "at the top", "on top")], *[(words, self.base) for words in base])
         return f"a {COLOUR[c]} {noun} {where}", end == c
 
     def over(self) -> tuple[str, Tensor]:
