@@ -39,7 +39,7 @@ NO_CAPTIONS = dict(pt_steps=1200, pt_pictures=32, steps=800, **SMALL)  # questio
 BOXES = dict(image_size=100, patch_size=20)  # a patch is a block of a tower
 STEPS = {"shapes": CAPTIONS, "easy_vqa": NO_CAPTIONS, "llava": NO_CAPTIONS,
          "nlvr": dict(pt_steps=300, pt_pictures=32, steps=800, **BOXES),
-         "nlvr+world": dict(pt_steps=300, pt_pictures=64, steps=1600, **BOXES)}
+         "nlvr+world": dict(pt_steps=220, pt_pictures=32, pictures=24, steps=1000, **BOXES)}
 
 
 class Muon(torch.optim.Optimizer):
