@@ -222,7 +222,8 @@ class Speaker:
         """'a blue block at the top'."""
         c, noun = self.r.randrange(3), self.pick("block", "block", "block", "item")
         base = ("at the base", "at the base", "at base", "at the bottom", "touching the wall")
-        where, end = self.pick(*[(words, self.top) for words in ("at the top", "at the top", "on top")], *[(words, self.base) for words in base])
+        where, end = self.pick(*[(words, self.top) for words in ("at the top", "at the top", "on top")],
+                               *[(words, self.base) for words in base])
         return f"a {COLOUR[c]} {noun} {where}", end == c
 
     def over(self) -> tuple[str, Tensor]:
