@@ -43,8 +43,8 @@ CAPTIONS = dict(pt_steps=100, pt_pictures=64, steps=1600, **SMALL)
 NO_CAPTIONS = dict(pt_steps=1200, pt_pictures=32, steps=800, **SMALL)  # questions teach the encoder more slowly
 BOXES = dict(image_size=100, patch_size=20)  # a patch is a block of a tower
 STEPS = {"shapes": CAPTIONS, "easy_vqa": NO_CAPTIONS, "llava": NO_CAPTIONS,
-         "nlvr": dict(pt_steps=300, pt_pictures=32, steps=800, **BOXES),
-         "nlvr+world": dict(pt_steps=300, pt_pictures=64, steps=1600, **BOXES)}
+         "nlvr": dict(pt_steps=60, pt_pictures=16, pictures=16, steps=300, **BOXES),
+         "nlvr+world": dict(pt_steps=220, pt_pictures=32, pictures=24, steps=1000, **BOXES)}
 
 
 VALIDATION = 500  # questions of the validation split that are answered at a look

@@ -104,7 +104,7 @@ class NLVR(Folder):
     """NLVR as a data set. With `world`, stage 1 is the world's alone, and in stage 2 it has its share of every batch."""
     final_split = "val"  # what train.py reports at its end: the official splits are read only when eval.py is asked to
     answers = {"true", "false"}
-    SHARE = 2 / 3        # NLVR's of the `pictures` of a step of stage 2, where there is a world
+    SHARE, AFTER = 0.5, 400  # NLVR's share of a batch of stage 2, where there is a world; until that step it is the world's alone
 
     def __init__(self, source: Path, world: World | None = None):
         self.source = source / "nlvr" if (source / "nlvr").is_dir() else source
@@ -130,7 +130,7 @@ class NLVR(Folder):
             yield from self.world.texts()
 
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int) -> list[Example]:
-        if self.world and stage == "pt":
+        if self.world and (stage == "pt" or step < self.AFTER):
             return self.world.draw(stage, step, pictures, per_picture, seed)
         own = max(1, round(pictures * self.SHARE)) if self.world else pictures
         orders = torch.Generator().manual_seed(seed_of(stage, seed, step, "orders"))

@@ -13,9 +13,8 @@ Shapes:  S scenes   3 boxes of a scene   8 items of a box at most
 import argparse
 import random
 import time
-from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ COLOUR, SHAPE, SIZE = list(COLOURS), ["circle", "square", "triangle"], [10, 20, 
 NUMBER = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"]
 BOX, GREY, ITEMS = 100, 211, 8
 TOWER_X, TOWER_Y = 40, (80, 59, 38, 17)  # the blocks of a tower, from the base up; they stand one pixel apart
-CAPTIONS = 200  # steps of stage 1 with captions alone: before the boxes can be read, there is nothing to learn from sentences
+WHY = "in each box?"
 FAMILIES = ["tower count", "tower box", "tower order", "item count", "item box", "item place"]
 
 
@@ -222,8 +221,9 @@ class Speaker:
     def ends(self) -> tuple[str, Tensor]:
         """'a blue block at the top'."""
         c, noun = self.r.randrange(3), self.pick("block", "block", "block", "item")
-        where, end = self.pick(("at the top", self.top), ("at the top", self.top), ("on top", self.top),
-                               *[(where, self.base) for where in ("at the base", "at the base", "at base", "at the bottom", "touching the wall")])
+        base = ("at the base", "at the base", "at base", "at the bottom", "touching the wall")
+        where, end = self.pick(*[(words, self.top) for words in ("at the top", "at the top", "on top")],
+                               *[(words, self.base) for words in base])
         return f"a {COLOUR[c]} {noun} {where}", end == c
 
     def over(self) -> tuple[str, Tensor]:
@@ -251,21 +251,21 @@ class Speaker:
             count = Count("two", lambda x: x == 2, False)
         return count.of(thing), count.holds(thing.mask.sum(2))
 
-    def boxes(self, content: tuple[str, Tensor], noun: str) -> tuple[str, Tensor]:
+    # Families: words, truth [S], and what it rests on: of every box how many, or whether at all (bool), [S, 3]
+
+    def boxes(self, content: tuple[str, Tensor], noun: str):
         """'there are two boxes with ...'"""
         (words, holds), form, nouns = content, self.r.random(), noun + ("es" if noun.endswith("box") else "s")
         n, with_ = holds.sum(1), self.pick(*5 * ["with"], "which has", "that has", "containing")
         count = self.count(2) if .5 <= form < .75 else Count("a" if form < .5 else "at least one", lambda x: x >= 1, True)
         if form < .82:
             noun, with_ = (noun, with_) if count.singular else (nouns, with_.replace("has", "have"))
-            return count.there(f"{count.words} {noun} {with_} {words}"), count.holds(n)
+            return count.there(f"{count.words} {noun} {with_} {words}"), count.holds(n), holds
         has, have = self.pick(("has", "have"), ("contains", "contain"))
-        return self.pick((f"one of the {nouns} {has} {words}", n >= 1), (f"one of the {nouns} {has} {words}", n >= 1),
-                         (f"one {noun} {has} {words}", n >= 1), (f"at least one {noun} {has} {words}", n >= 1),
-                         (f"two {nouns} {have} {words}", n == 2), (f"each {noun} {has} {words}", n == 3),
-                         (f"all the {nouns} {have} {words}", n == 3))
-
-    # Families: words and truth, [S]
+        return *self.pick((f"one of the {nouns} {has} {words}", n >= 1), (f"one of the {nouns} {has} {words}", n >= 1),
+                          (f"one {noun} {has} {words}", n >= 1), (f"at least one {noun} {has} {words}", n >= 1),
+                          (f"two {nouns} {have} {words}", n == 2), (f"each {noun} {has} {words}", n == 3),
+                          (f"all the {nouns} {have} {words}", n == 3)), holds
 
     def tower_box(self):
         return self.boxes(self.content(), self.pick("box", "tower", "tower"))
@@ -276,20 +276,21 @@ class Speaker:
     def item_count(self):
         count, thing = self.count(5), self.item()
         box, one = self.pick("box", "box", "tower" if self.towers else "box"), f"{self.pick('a', 'at least one')} {thing.one}"
+        n = thing.mask.sum(2)
         if self.chance(.2):
-            return self.pick(f"there is {one} in each {box}", f"each {box} has {one}"), thing.mask.any(2).all(1)
-        return count.there(count.of(thing)), count.holds(thing.mask.sum((1, 2)))
+            return self.pick(f"there is {one} in each {box}", f"each {box} has {one}"), (n > 0).all(1), n
+        return count.there(count.of(thing)), count.holds(n.sum(1)), n
 
     tower_count = item_count
 
     def item_place(self):
         thing, count, (place, at), form = self.item(), self.count(3), self.place(), self.r.random()
-        found = thing.mask & at
+        n = (thing.mask & at).sum(2)
         if form < .75:
-            return count.there(f"{count.of(thing)} {place}"), count.holds(found.sum((1, 2)))
-        return self.pick((f"none of the {thing.many} are {place}", ~found.any((1, 2))),
-                         (f"{self.pick('', 'the ')}{thing.one} is {place}", found.any((1, 2))),
-                         (f"there is a box with {count.of(thing)} {place}", count.holds(found.sum(2)).any(1)))
+            return count.there(f"{count.of(thing)} {place}"), count.holds(n.sum(1)), n
+        return *self.pick((f"none of the {thing.many} are {place}", n.sum(1) == 0),
+                          (f"{self.pick('', 'the ')}{thing.one} is {place}", n.sum(1) > 0),
+                          (f"there is a box with {count.of(thing)} {place}", count.holds(n).any(1))), n
 
     def tower_order(self):
         c, form, count = self.r.randrange(3), self.r.randrange(9), self.count(2)
@@ -297,47 +298,34 @@ class Speaker:
         blocks = count.of(Thing(f"{COLOUR[c]} block", end))
         height, fits = self.height()
         if form == 0:
-            return count.there(f"{blocks} as the {at} of a tower"), count.holds(end.sum(1))
+            return count.there(f"{blocks} as the {at} of a tower"), count.holds(end.sum(1)), end
         if form == 1:
-            return count.there(f"{blocks} as the {at} of a tower with {height}"), count.holds((end & fits).sum(1))
+            return count.there(f"{blocks} as the {at} of a tower with {height}"), count.holds((end & fits).sum(1)), end & fits
         if form == 2:
             n = self.r.randint(1, 4)
             words, has = (f"a {COLOUR[c]} block at the {at}", end) if self.chance(.7) else self.over()
             words, blocks = words if words[:2] == "a " else f"a {words}", f"{NUMBER[n]} block{'s' if n > 1 else ''}"
-            return (self.pick(f"the tower with {blocks} has", f"there is a tower with {blocks} having") + f" {words}",
-                    ((self.some == n) & (has > 0)).any(1))
+            has = (self.some == n) & (has > 0)
+            return self.pick(f"the tower with {blocks} has", f"there is a tower with {blocks} having") + f" {words}", has.any(1), has
         if form == 3:
             words, times = self.over()
             if not count.singular or " bel" in words:
                 count = Count("a", lambda x: x >= 1, True)
-            return f"there is {count.words} {words}", count.holds(times.sum(1))
+            return f"there is {count.words} {words}", count.holds(times.sum(1)), times
         if form == 4:
             only = ((self.s.colour == c) == self.s.there).all(2)
-            return self.pick((f"there is a {COLOUR[c]} tower", only.any(1)),
-                             (f"there is a {COLOUR[c]} tower with {height}", (only & fits).any(1)),
-                             (f"there is a tower with {height} which is of {COLOUR[c]} color", (only & fits).any(1)))
+            words, has = self.pick(("", only), (f" with {height}", only & fits))
+            return f"there is a {COLOUR[c]} tower{words}", has.any(1), has
         if form == 5:
             n = self.pick(1, 1, 2)
-            nth = ("second", "third")[n - 1]
-            return f"the {nth} block from the base of a tower is {COLOUR[c]}", (self.s.colour[..., n] == c).any(1)
+            nth, has = ("second", "third")[n - 1], self.s.colour[..., n] == c
+            return f"the {nth} block from the base of a tower is {COLOUR[c]}", has.any(1), has
         if form == 6:
             return self.boxes(self.stacked(), "tower")
         if form == 7:
             words, times = self.over()
             return self.boxes(("a " + words, times > 0), self.pick("box", "tower", "tower", "tower"))
         return self.boxes(self.ends(), self.pick("box", "tower", "tower", "tower"))
-
-    def phrase(self) -> tuple[str, Tensor]:
-        """Part of a sentence and what it is worth in each box, [S, 3]: how many, or whether at all (bool)."""
-        form, thing = self.r.random(), self.item()
-        if form < .35:
-            return self.content()
-        if form < .6:
-            return thing.many, thing.mask.sum(2)
-        if self.towers:
-            return self.over() if form < .8 else self.ends()
-        place, at = self.place()
-        return f"{thing.many} {place}", (thing.mask & at).sum(2)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -352,62 +340,43 @@ class World:
         some = [Scenes([[box(r) for _ in range(3)] for _ in range(max(6, n // 2))]) for box in (tower, scatter)]
         return [(scenes, scenes.render()) for scenes in some], r
 
-    def _sentences(self, pools, r: random.Random, n: int) -> list[tuple[str, int, int, str, str]]:
-        """n of (family, pool, scene, words, answer): a sentence of a scene where it is true, then the same of one where it is false; of
-        the scenes that will do, one of those asked about least."""
-        out, asked = [], Counter()
+    def _sentences(self, pools, r: random.Random, n: int) -> list[Example]:
+        """n rows: a sentence of a scene where it is true, then the same of one where it is false. A second turn asks what the sentence's
+        truth rests on: that teaches the pictures' tokens what to look for, many times faster than true and false alone."""
+        out = []
         while len(out) < n:
             family = FAMILIES[len(out) // 2 % len(FAMILIES)]
             pool, truth = int(not family.startswith("tower")), ()
             while not any(truth) or all(truth):
-                words, holds = getattr(Speaker(pools[pool][0], r, pool == 0), family.replace(" ", "_"))()
+                words, holds, worth = getattr(Speaker(pools[pool][0], r, pool == 0), family.replace(" ", "_"))()
                 truth = holds.tolist()
+            names = ("no", "yes") if worth.dtype == torch.bool else NUMBER
             for answer in (True, False):
-                scene = min((k for k, t in enumerate(truth) if t == answer), key=lambda k: (asked[pool, k], r.random()))
-                asked[pool, scene] += 1
-                out.append((family, pool, scene, words, str(answer).lower()))
-        return out
+                scene = r.choice([k for k, t in enumerate(truth) if t == answer])
+                out.append(Example(list(pools[pool][1][scene]), [(IMAGE * 3 + words, str(answer).lower()),
+                                                                 (WHY, " ".join(names[k] for k in worth[scene].tolist()))], family))
+        return out[:n]
 
     def texts(self):
         pools, r = self._scenes(400, "texts")
         for p, (scenes, _) in enumerate(pools):
             yield from (caption(scene, p == 0) for scene in scenes.boxes)
-        for *_, words, answer in self._sentences(pools, r, 6000):
-            yield words
-            yield answer
-        yield from 10 * (*NUMBER, "yes", "no")
+        for example in self._sentences(pools, r, 6000):
+            for words, answer in example.turns:
+                yield words.replace(IMAGE, "")
+                yield answer
 
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int) -> list[Example]:
-        """A row for each scene: many turns cost little more than one. In stage 1 a third of the scenes has a caption. The others
-        have `per_picture` sentences or so, and as many phrases ("blue circles touching the wall") whose answers say what is true of
-        each box ("two zero one", "yes no yes")."""
         pools, r = self._scenes(pictures, seed, step, stage)
-        out, talk, turns = [], [], defaultdict(list)
-        for p, (scenes, images) in enumerate(pools):
-            told = 0 if stage == "sft" else len(images) if step < CAPTIONS else len(images) // 8
-            out += [Example(list(images[s]), [(IMAGE * 3, caption(scenes.boxes[s], p == 0))], "caption") for s in range(told)]
-            if told < len(images):
-                talk.append((Scenes(scenes.boxes[told:]), images[told:]))
-        if not talk:
-            return out
-        for _, p, s, *turn in self._sentences(talk, r, per_picture * sum(len(images) for _, images in talk)):
-            turns[p, s].append(tuple(turn))
-        for (p, s), some in turns.items():
-            scene = Scenes([talk[p][0].boxes[s]])
-            for _ in range(per_picture):
-                words, worth = Speaker(scene, r, p == 0).phrase()
-                if not worth.any():  # most phrases come to nothing in most scenes
-                    words, worth = Speaker(scene, r, p == 0).phrase()
-                some.append((words, " ".join(("no", "yes")[x] if worth.dtype == torch.bool else NUMBER[x] for x in worth[0].tolist())))
-            r.shuffle(some)
-            out.append(Example(list(talk[p][1][s]), [(IMAGE * 3 + some[0][0], some[0][1]), *some[1:]], "talk"))
-        return out
+        if stage == "sft":
+            return self._sentences(pools, r, pictures * per_picture)
+        return [Example(list(boxes), [(IMAGE * 3, caption(scene, p == 0))], "caption")
+                for p, (scenes, images) in enumerate(pools) for scene, boxes in zip(scenes.boxes, images)]
 
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
-        """The same 1,200 sentences, whatever the run's seed, one a row."""
+        """The same 1,200 sentences, whatever the run's seed, without the second turn."""
         pools, r = self._scenes(600, "heldout", split)
-        return [Example(list(pools[p][1][s]), [(IMAGE * 3 + words, answer)], family)
-                for family, p, s, words, answer in self._sentences(pools, r, 1200)[:limit]]
+        return [replace(example, turns=example.turns[:1]) for example in self._sentences(pools, r, 1200)[:limit]]
 
 
 if __name__ == "__main__":
@@ -415,13 +384,13 @@ if __name__ == "__main__":
     parser.add_argument("--png", metavar="FILE", help="write 12 pictures here")
     args = parser.parse_args()
     world, start = World(), time.perf_counter()
-    rows = sum(len(e.turns) for step in range(20) for e in world.draw("sft", step, 24, 5, 0))
-    print(f"{rows / (time.perf_counter() - start):,.0f} sentences and phrases a second")
-    for e in world.heldout("val", 72)[::2]:
-        print(f"{e.family:<12} {e.turns[0][0].replace(IMAGE, '')}")
-    for e in world.draw("pt", 0, 24, 5, 0)[::8]:
-        print(*(f"{words.replace(IMAGE, '') or 'caption'}: {answer};" for words, answer in e.turns))
+    rows = sum(len(world.draw("sft", step, 24, 4, 0)) for step in range(20))
+    print(f"{rows / (time.perf_counter() - start):,.0f} sentences with pictures a second")
+    for e in world.draw("sft", 0, 24, 4, 0)[::2]:
+        print(f"{e.family:<12} {e.turns[0][0].replace(IMAGE, '')} {e.turns[0][1]}; {WHY} {e.turns[1][1]}")
+    for e in world.draw("pt", 0, 12, 4, 0)[::6]:
+        print(f"caption      {e.turns[0][1]}")
     if args.png:
         from torchvision.utils import save_image
-        some = [image for e in world.draw("sft", 0, 12, 4, 0) for image in e.images]
+        some = [image for e in world.draw("pt", 0, 12, 4, 0) for image in e.images]
         save_image(torch.stack(some).float() / 255, args.png, nrow=6, pad_value=.5)
