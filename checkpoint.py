@@ -101,7 +101,11 @@ def load(out: Path, device: str, args, data_fingerprint: str) -> dict | None:
 
 
 class Stop:
-    """Ctrl-C and SIGTERM finish the step first: `asked` turns true. A second Ctrl-C stops at once."""
+    """Ctrl-C and SIGTERM finish the step first: `asked` turns true. A second Ctrl-C stops at once, but not under torchrun, which
+    passes on to its processes a Ctrl-C that the terminal has sent them already."""
+
+    def __init__(self, patient: bool = False):
+        self.patient = patient
 
     def __enter__(self):
         self.asked, self.before = False, {}
@@ -111,7 +115,8 @@ class Stop:
 
     def _ask(self, number, frame):
         self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not self.patient:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def __exit__(self, *error):
         for number, handler in self.before.items():

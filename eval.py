@@ -206,12 +206,14 @@ def open_run(run: Path, device: str) -> tuple[MLLM, data.Tokenizer, dict]:
     missing = [name for name in ("model.pt", "tokenizer.model", "run.json") if not (run / name).is_file()]
     if missing:
         raise data.DataError(f"{run}: not a finished run, {missing[0]} is missing; RUN is what --out of train.py named")
-    record = json.loads((run / "run.json").read_text())
     try:
-        model = load(run / "model.pt", device)
-    except Exception as error:  # torch.load raises many kinds; a pickle that holds code is among them
-        raise data.DataError(f"{run / 'model.pt'} cannot be read as a model: {str(error).splitlines()[0]}") from None
-    return model, data.Tokenizer((run / "tokenizer.model").read_bytes()), record
+        record, name = json.loads((run / "run.json").read_text(encoding="utf-8")), "tokenizer.model"
+        tokenizer, name = data.Tokenizer((run / name).read_bytes()), "model.pt"
+        return load(run / name, device), tokenizer, record
+    except ValueError as error:
+        raise data.DataError(f"{run / 'run.json'} cannot be read: {error}") from None
+    except Exception as error:  # sentencepiece and torch raise many kinds; a pickle that holds code is among them
+        raise data.DataError(f"{run / name} cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def check_device(name: str) -> None:

@@ -310,7 +310,7 @@ def run(args, p: Processes) -> None:
         scaler.load_state_dict(state["scaler"])
         clock, began = state["clock"], began - state["seconds"]
         stages = stages[[stage for stage, _, _ in stages].index(state["stage"]):]
-    with checkpoint.Stop() as stop:
+    with checkpoint.Stop(patient=p.world > 1) as stop:
         for stage, kind, batches in stages:
             steps, begin, seen = len(batches), 0, []
             model.encoder.requires_grad_(stage == "pt" or args.train_encoder)

@@ -201,9 +201,12 @@ def test_a_pickle_with_code_in_it_is_refused(stopped, tmp_path):
         (stopped / name).write_bytes(pickle.dumps({"config": {}, "weights": Evil()}))
     with pytest.raises(SystemExit, match="cannot be read as a checkpoint"):
         train.main([*RUN, "--out", str(stopped), "--resume"])
-    (stopped / "run.json").write_text("{}")
-    with pytest.raises(SystemExit, match="cannot be read as a model"):
-        evaluation.main([str(stopped)])
+    for name, content in (("model.pt", "{}"), ("tokenizer.model", "{}"), ("run.json", "{")):
+        (stopped / "run.json").write_text(content)
+        if name == "tokenizer.model":
+            (stopped / name).write_bytes(b"broken")
+        with pytest.raises(SystemExit, match=f"{name} cannot be read: "):
+            evaluation.main([str(stopped)])
     assert not Path("/tmp/evil-was-here").exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import data
-from data import DataError, llava, nlvr
+from data import DataError, easy_vqa, llava, nlvr
 
 
 def mutated(original: bytes, r: random.Random) -> bytes:
@@ -107,18 +107,20 @@ def test_damaged_entries_of_a_llava_file(tmp_path):
     assert good > 100 and bad > 1000
 
 
-@pytest.mark.parametrize("read", [lambda file: llava.load(file), lambda file: nlvr.read_split(file)])
+@pytest.mark.parametrize("read", [llava.load, nlvr.read_split, lambda file: easy_vqa.read_split(file.parent)])
 def test_damaged_json_files(read, tmp_path):
     (tmp_path / "images").mkdir()
     Image.new("RGB", (400, 100)).save(tmp_path / "images" / f"{tmp_path.name}-1-0-0.png")
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for name in ("a.png", "images/0.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
     talk = [{"from": "human", "value": "<image>é?"}, {"from": "gpt", "value": "b"}]
     texts = [json.dumps([{"id": "1", "image": "a.png", "conversations": talk}]),
-             json.dumps({"sentence": "é is there", "label": "true", "identifier": "1-0", "directory": "0"}) + "\n"]
+             json.dumps({"sentence": "é is there", "label": "true", "identifier": "1-0", "directory": "0"}) + "\n",
+             json.dumps([["é?", "red", 0], ["is there?", "yes", 0]])]
     r, bad = random.Random(1), 0
     for i in range(1500):
-        file = tmp_path / "data.json"
-        file.write_bytes(mutated(texts[i % 2].encode(), r))
+        file = tmp_path / "questions.json"
+        file.write_bytes(mutated(texts[i % 3].encode(), r))
         try:
             read(file)
         except DataError as error:

@@ -81,6 +81,22 @@ def test_one_that_dies_ends_the_job_and_one_process_goes_on(one, tmp_path):
     close(result(tmp_path), one)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_stops_all_at_the_same_step_and_saves(one, tmp_path):
+    command = [*TWO, "--save-every", "1000", "--out", str(tmp_path)]
+    job = subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not (tmp_path / checkpoint.NAME).exists():  # the end of stage 1
+        assert job.poll() is None
+        time.sleep(0.01)
+    os.killpg(job.pid, signal.SIGINT)  # as a terminal does
+    assert job.wait(timeout=120) != 0
+    state = torch.load(tmp_path / checkpoint.NAME, weights_only=True)
+    assert state["stage"] == "sft" and 1 <= state["step"] <= 6
+    train.main([*RUN, "--save-every", "1000", "--out", str(tmp_path), "--resume"])
+    close(result(tmp_path), one)
+
+
 def test_parts_of_a_step_are_the_step(tokenizer):
     args = train.arguments(RUN)
     source = train.data.load("shapes")
