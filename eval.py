@@ -80,7 +80,8 @@ def summarise(results: list[dict]) -> dict:
     families = sorted({r["family"] for r in results})
     whole = {}
     for r in results:
-        whole[r["group"]] = whole.get(r["group"], True) and r["correct"]
+        group = r.get("group", "")
+        whole[group] = whole.get(group, True) and r["correct"]
     return {**score(results), "families": {f: score([r for r in results if r["family"] == f]) for f in families},
             "unparsed": sum(r["unparsed"] for r in results),
             **({"consistency": sum(whole.values()) / len(whole)} if any(whole) else {})}

@@ -40,7 +40,7 @@ def test_a_command_parses(command):
     elif script == "look.py":
         look.arguments(args)
     else:
-        assert script in ("mma.py", "model.py") or (script == "-m" and args[0] in ("pytest", "data.shapes"))
+        assert script in ("mma.py", "model.py") or (script == "-m" and args[0] in ("pytest", "data.shapes", "data.nlvr_world"))
 
 
 @pytest.mark.parametrize("command", sorted(set(FAST)))
