@@ -166,12 +166,14 @@ def claims(arms: dict[str, list[dict]]) -> str:
     return evaluation.markdown(rows) if len(rows) > 1 else ""
 
 
-def test_time(arms: dict[str, Path], limit: int | None) -> list[dict]:
+def test_time(arms: dict[str, Path], limit: int | None, make: bool = True) -> list[dict]:
     """Masks and AIF that are only switched on when answering, on finished runs; each result is kept beside the run."""
     out, first = [], ["--limit", str(limit)] if limit else []
     for arm, run in arms.items():
         for name, options in {"as trained": [], **TEST_TIME}.items():
             file = run / f"test-{name.replace(' ', '-')}.json"
+            if not file.exists() and not make:
+                continue
             if not file.exists():
                 with contextlib.redirect_stdout(None):
                     evaluation.main([str(run), *options, *first, "--json", str(file)])
@@ -284,8 +286,9 @@ def reproduce(args) -> None:
     if not records:
         raise data.DataError(f"no finished run of {args.experiment} in {args.runs}; leave --tables out to make them")
     out = {"data": name, "arms": records, "options": {arm: arms[arm] for arm in records}, "missing": missing}
-    if args.experiment == "shapes" and not args.tables:
-        out["test_time"] = test_time({arm: done[arm][0] for arm in ("causal", "mma") if done.get(arm)}, next(iter(found.values())).limit)
+    if args.experiment == "shapes":
+        first = {arm: done[arm][0] for arm in ("causal", "mma") if done.get(arm)}
+        out["test_time"] = test_time(first, next(iter(found.values())).limit, make=not args.tables)
     curves = {f"{arm} ({len(runs)} seeds)": [run["curve"] for run in runs] for arm, runs in records.items() if counts or arm in MAIN}
     evaluation.write_curves(args.results / f"{args.experiment}{'-curves' if counts else ''}.png", curves)
     if counts:  # accuracy over what the @ counts
@@ -306,7 +309,7 @@ def report(result: dict) -> str:
     parts = [arms_table(result["arms"])]
     if not any("@" in arm for arm in result["arms"]):
         parts.append(claims(result["arms"]))
-    if "test_time" in result:
+    if result.get("test_time"):
         parts.append(evaluation.markdown([["trained with", "switched on for the test", "accuracy, %"], *(
             [r["trained"], r["test"], f"{100 * r['accuracy']:.1f}"] for r in result["test_time"])]))
     if result["missing"]:
