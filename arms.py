@@ -68,7 +68,7 @@ EXPERIMENTS = {  # name -> (data, {arm: options}, what the @ in an arm's name co
     "nlvr": ("nlvr", {arm: ARMS[arm] for arm in ("causal", "mma")}, None),
     "nlvr+world": ("nlvr+world", {arm: ARMS[arm] for arm in ("causal", "mma")}, None),
 }
-WHERE = ("eval_every", *checkpoint.WHERE)  # not what a run is
+WHERE = ("eval_every", "val_limit", *checkpoint.WHERE)  # not what a run is
 
 
 def wanted(data_options: list[str], options: str, seed: int, extra: list[str]) -> tuple[list[str], argparse.Namespace]:

@@ -47,9 +47,6 @@ STEPS = {"shapes": CAPTIONS, "easy_vqa": NO_CAPTIONS, "llava": NO_CAPTIONS,
          "nlvr+world": dict(pt_steps=220, pt_pictures=32, pictures=24, steps=1000, **BOXES)}
 
 
-VALIDATION = 500  # questions of the validation split that are answered at a look
-
-
 class Muon(torch.optim.Optimizer):
     """Muon (Keller Jordan, 2024): momentum, orthogonalised by Newton-Schulz, for weight matrices. Equal to torch.optim.Muon up
     to rounding, but in float32 and in one batch for all matrices of a shape: torch's runs matrix by matrix in bfloat16, which on a
@@ -162,6 +159,7 @@ def arguments(argv=None):
     g.add_argument("--seed", type=int, default=0, help="of initialisation, sampling and data order")
     g = parser.add_argument_group("run")
     g.add_argument("--limit", type=positive, help="test examples answered at the end (default: all)")
+    g.add_argument("--val-limit", type=positive, default=500, help="validation examples answered at a look (default: 500)")
     g.add_argument("--out", type=Path, help="folder of the run (default: runs/DATA-MASK-SEED)")
     g.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
     g.add_argument("--resume", action="store_true", help="go on with the run in --out, begun with the same options and stopped")
@@ -277,7 +275,7 @@ def run(args, p: Processes) -> None:
             if cut:
                 say(f"stage {stage}: {cut} rows of the first batch are longer than {args.max_tokens} tokens and are cut; "
                       f"{without} of them keep no answer")
-    validation = source.heldout("val", VALIDATION)
+    validation = source.heldout("val", args.val_limit)
 
     # Model
     model = MLLM(config).to(p.device)

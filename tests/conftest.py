@@ -7,17 +7,8 @@ import torch
 from PIL import Image
 
 import data
-import train
 from data.shapes import Shapes
 from model import MLLM, Config
-
-
-@pytest.fixture(scope="session", autouse=True)
-def short_looks():
-    """The tests start many runs; a look at the validation split need not be long."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "VALIDATION", 40)
-        yield
 
 
 @pytest.fixture(scope="session")

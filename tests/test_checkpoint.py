@@ -295,7 +295,7 @@ def killed(command, out, r):
 def test_kill_and_resume_storm(tmp_path):
     """SIGKILL at random moments, while saving too, with a loader's worker: the result is that of the run nobody killed."""
     options = ("--preset tiny --device cpu --workers 1 --pt-pictures 4 --pictures 4 --questions 2 --pt-steps 60 --steps 120 "
-               "--eval-every 60 --save-every 3 --limit 100").split()
+               "--eval-every 60 --save-every 3 --limit 100 --val-limit 50").split()
     base, r, kills = [sys.executable, "train.py", *options], random.Random(0), 0
     subprocess.run([*base, "--out", str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True)
     whole, out = result(tmp_path / "whole"), tmp_path / "storm"

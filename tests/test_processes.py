@@ -17,7 +17,7 @@ from test_checkpoint import Crash, at_step, crash
 
 ROOT = Path(__file__).parent.parent
 RUN = ("--preset tiny --device cpu --workers 0 --pt-pictures 5 --pictures 3 --questions 3 --pt-steps 4 --steps 6 --eval-every 100 "
-       "--save-every 2 --limit 21").split()
+       "--save-every 2 --limit 21 --val-limit 10").split()
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", *RUN]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 

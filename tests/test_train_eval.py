@@ -16,7 +16,7 @@ import train
 
 ROOT = Path(__file__).parent.parent
 TINY = ("--preset tiny --device cpu --workers 0 --pt-pictures 4 --pictures 4 --questions 2 --pt-steps 2 --steps 3 --eval-every 2 "
-        "--limit 100").split()
+        "--limit 100 --val-limit 40").split()
 
 
 def lines(out):
