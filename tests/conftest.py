@@ -11,6 +11,9 @@ from data.shapes import Shapes
 from model import MLLM, Config
 
 
+torch.set_num_threads(1)  # for tensors as small as these, threads cost more than they give
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return data.Tokenizer.train(Shapes().texts(), 1024)
