@@ -125,19 +125,20 @@ def positions(kind: str, role: Tensor, document: Tensor | None = None, grid: tup
 
 
 def attention_mask(kind: str, role: Tensor, turn: Tensor | None = None, document: Tensor | None = None,
-                   grid: tuple[int, int] | None = None) -> Tensor:
+                   grid: tuple[int, int] | None = None, rows: Tensor | None = None) -> Tensor:
     """The dense mask of `kind` for scaled_dot_product_attention.
 
     role, turn, document: integer tensors [B, T]. `role` holds `Role` values; `turn` counts the user messages of a dialogue
     (default: all tokens are of one turn); `document` tells packed documents apart (default: one document); grid = (H, W), the
-    image tokens of a picture, is needed by the kinds in CONCENTRIC.
-    Returns a bool tensor [B, 1, T, T], True = may attend. Raises ValueError on an unknown kind, a wrong dtype or shape.
+    image tokens of a picture, is needed by the kinds in CONCENTRIC. rows: int64 [B, K], the queries wanted (default: all T).
+    Returns a bool tensor [B, 1, T or K, T], True = may attend. Raises ValueError on an unknown kind, a wrong dtype or shape.
     """
     _check(kind, role=role, turn=turn, document=document)
     turn = torch.zeros_like(role) if turn is None else turn
     document = torch.zeros_like(role) if document is None else document
     at = positions(kind, role, document, grid)
-    pairs = [(t[:, :, None], t[:, None, :]) for t in (at, role, turn, document)]
+    queries = [t if rows is None else t.expand_as(role).gather(1, rows) for t in (at, role, turn, document)]
+    pairs = [(q[:, :, None], t[:, None, :]) for q, t in zip(queries, (at, role, turn, document))]
     return may_attend(kind, *(t for pair in pairs for t in pair))[:, None]
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attention import Opened, attend, opened
 from mma import OPENS, Role, attention_mask, positions, supervised
 
 
@@ -174,8 +175,10 @@ class Step:
     """What every layer of one forward pass needs besides x. t = the number of queries, T = the number of keys."""
     cos: Tensor                          # [B or 1, 1, T, d/2]
     sin: Tensor
-    mask: Tensor                         # bool [B, 1, t, T], True = may attend
+    mask: Tensor | Opened                # of all queries, bool [B, 1, t, T], True = may attend
+    last: Tensor | Opened                # the same of the last layer's queries, [B, 1, K, T]
     visual: Tensor                       # bool [B, T], the image tokens
+    T: int                               # columns that hold a key
     cache: Cache | None = None
     column: Tensor | None = None         # int64 [B, T], where the cache stores the tokens
     weights: list[Tensor] | None = None  # given a list, every layer adds its attention weights [B, H, t, T], float32
@@ -200,22 +203,20 @@ class Attention(nn.Module):
         k = self.k(x) + self.gate.low_rank(x, "k")
         q, k, v = (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in (q, k, self.v(x)))  # [B, H or G, t or T, d]
         extra = self.gate.appended(q, k, s.visual) if self.gate.extra else None
-        cos, sin, mask = s.cos, s.sin, s.mask
+        cos, sin, mask = s.cos, s.sin, s.mask if read is None else s.last
         k = rotate(k, cos, sin)
         if read is not None:
             cos, sin = (at_columns(y.expand(len(x), -1, -1, -1)[:, 0], read)[:, None] for y in (cos, sin))
-            mask = at_columns(mask[:, 0], read)[:, None]
         q = rotate(q, cos, sin)
         if extra is not None:
             q, k = torch.cat([q, extra[0]], -1), torch.cat([k, extra[1]], -1)
         if s.cache is not None:
             k, v = s.cache.write(self.layer, k, v, s.column)
-            k, v = k[:, :, :mask.shape[-1]], v[:, :, :mask.shape[-1]]
+            k, v = k[:, :, :s.T], v[:, :, :s.T]
         if s.weights is not None:
             scores = q @ k.repeat_interleave(q.shape[1] // self.G, 1).mT / self.d ** 0.5
             s.weights.append(scores.float().masked_fill(~mask, -torch.inf).softmax(-1))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True, scale=self.d ** -0.5)
-        return self.out(y.transpose(1, 2).flatten(2))
+        return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 def at_columns(x: Tensor, columns: Tensor) -> Tensor:
@@ -289,11 +290,11 @@ class MLLM(nn.Module):
         features = self.projector(self.encoder(images)).to(x.dtype)  # [N, n, D]: each picture is encoded once
         return x.masked_scatter(here[..., None], features[picture])
 
-    def _decode(self, x, position, mask, visual, read=None, cache=None, column=None, weights=None) -> Tensor:
+    def _decode(self, x, position, masks, visual, T, read=None, cache=None, column=None, weights=None) -> Tensor:
         d = self.config.d_model // self.config.n_head
         frequency = self.config.rope_theta ** (-torch.arange(0, d, 2, device=x.device) / d)
         angle = position[:, None, :, None] * frequency  # [B or 1, 1, T, d/2], float32
-        step = Step(angle.cos().to(x.dtype), angle.sin().to(x.dtype), mask, visual, cache, column, weights)
+        step = Step(angle.cos().to(x.dtype), angle.sin().to(x.dtype), *masks, visual, T, cache, column, weights)
         for block in self.blocks[:-1]:
             x = block(x, step)
         return self.norm(self.blocks[-1](x, step, read))  # of the last layer's rows, only those that are read are computed
@@ -310,12 +311,21 @@ class MLLM(nn.Module):
         Raises ValueError if pictures and image tokens do not fit.
         """
         kind, grid, visual = kind or self.config.mask, (self.config.grid, self.config.grid), role == Role.IMAGE
-        mask = attention_mask(kind, role, turn, document, grid)
-        if blocked is not None:
-            mask = mask & ~(blocked[:, None, None, :] & ~visual[:, None, :, None])
+
+        def dense(rows):
+            mask = attention_mask(kind, role, turn, document, grid, rows)
+            if blocked is not None:
+                text = ~visual if rows is None else ~visual.gather(1, rows)
+                mask = mask & ~(blocked[:, None, None, :] & text[:, None, :, None])
+            return mask
+
+        fast = blocked is None and weights is None and not self.blocks[0].attention.gate.extra
+        mask = opened(kind, role, turn, document) if fast else None
+        mask = dense(None) if mask is None else mask
         column = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         x = self.embed_row(ids, role, images, picture)
-        return self._decode(x, positions(kind, role, document, grid), mask, visual, read, cache, column, weights)
+        return self._decode(x, positions(kind, role, document, grid), (mask, mask if read is None else dense(read)), visual, ids.shape[1],
+                            read, cache, column, weights)
 
     def head(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embed.weight)
@@ -361,8 +371,8 @@ class MLLM(nn.Module):
                 break
             at, end = length + step, T + step + 1                                # column of this token; columns so far
             mask = ((columns[:end] <= at) & readable[:, :end])[:, None, None]    # [B, 1, 1, columns so far]
-            hidden = self._decode(self.embed(token[:, None]), position + 1 + step, mask, torch.zeros_like(at, dtype=torch.bool),
-                                  cache=cache, column=at)[:, 0]
+            hidden = self._decode(self.embed(token[:, None]), position + 1 + step, (mask, mask), torch.zeros_like(at, dtype=torch.bool),
+                                  end, cache=cache, column=at)[:, 0]
         return out
 
 

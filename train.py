@@ -103,7 +103,7 @@ class Steps(Dataset):
                     for e in self.examples(step)]
             if len(rows) < self.world:
                 raise data.DataError(f"step {step + 1} of stage {self.stage} has {len(rows)} rows for {self.world} processes")
-            batch = data.collate(rows[self.rank::self.world], self.tokenizer.pad, self.config.image_size)
+            batch = data.collate(data.pack(rows[self.rank::self.world]), self.tokenizer.pad, self.config.image_size)
             if self.world > 1:  # the losses' mean over the processes is then the mean over all answer tokens
                 targets = sum(role == Role.ANSWER for row in rows for role in row.role)
                 batch["targets"] = torch.tensor(max(1, targets) / self.world)
@@ -192,9 +192,10 @@ def check_labels(kind: str, batch: dict, grid: tuple[int, int], allow_leaks: boo
     """Refuse rows that teach nothing: without a supervised token, or with labels that the mask gives away."""
     if isinstance(batch, data.DataError):
         raise batch
-    if not supervised(batch["role"]).any():
+    if not supervised(batch["role"], batch.get("document")).any():
         raise data.DataError("no row of the first batch keeps an answer token; raise --max-tokens")
-    leaking = int(leaks(attention_mask(kind, batch["role"], batch["turn"], grid=grid), batch["role"]).sum())
+    role, document = batch["role"], batch.get("document")
+    leaking = int(leaks(attention_mask(kind, role, batch["turn"], document, grid), role, document).sum())
     if leaking:
         found = f"under the mask {kind!r} {leaking} answer tokens of the first batch can be read instead of predicted (mma.leaks)"
         if not allow_leaks:

@@ -88,12 +88,14 @@ class Example:
 
 @dataclass
 class Row:
-    """An encoded dialogue: three lists of equal length, the pictures in the order of their image tokens, and its id."""
+    """An encoded dialogue: lists of equal length, the pictures in the order of their image tokens, and its id. Of a packed row (`pack`)
+    `document` counts the dialogues; of any other it is empty."""
     ids: list[int] = field(default_factory=list)
     role: list[int] = field(default_factory=list)
     turn: list[int] = field(default_factory=list)
     images: list = field(default_factory=list)
     id: str = ""
+    document: list[int] = field(default_factory=list)
 
     def add(self, ids, role, turn):
         self.ids += ids
@@ -177,15 +179,48 @@ def encode(example: Example, tokenizer: Tokenizer, n_image_tokens: int, max_toke
     return row
 
 
+def pack(rows: list[Row], enough: float = 0.85, aim: float = 0.95) -> list[Row]:
+    """Fewer, fuller rows: dialogues one after the other, told apart by `document`. Nothing else changes: no dialogue is cut, none reads
+    another, positions restart. Rows that padding to the longest fills to the share `enough` stay as they are. Packed rows are as
+    short as they can be to be filled to `aim` (attention costs T^2): first fit, longest first."""
+    longest, tokens = max(len(row.ids) for row in rows), sum(len(row.ids) for row in rows)
+    best, filled = rows, tokens / (len(rows) * longest)
+    if filled >= enough:
+        return rows
+    for length in (longest * k // 4 for k in (4, 5, 6, 8, 12)):
+        packed = first_fit(rows, length)
+        share = tokens / (len(packed) * max(len(row.ids) for row in packed))
+        if share > filled:
+            best, filled = packed, share
+        if filled >= aim:
+            break
+    return best
+
+
+def first_fit(rows: list[Row], length: int) -> list[Row]:
+    """Rows of at most `length` tokens, each dialogue in the first that has room for it."""
+    out = []
+    for row in sorted(rows, key=lambda row: -len(row.ids)):
+        into = next((o for o in out if len(o.ids) + len(row.ids) <= length), None)
+        if into is None:
+            out.append(into := Row())
+        into.document += [into.document[-1] + 1 if into.document else 0] * len(row.ids)
+        for name in ("ids", "role", "turn", "images"):
+            getattr(into, name).extend(getattr(row, name))
+    return out
+
+
 def collate(rows: list[Row], pad: int, image_size: int) -> dict[str, Tensor]:
-    """Rows padded on the right to the longest, as keyword arguments of the model: ids, role, turn int64 [B, T], images uint8
-    [N, 3, size, size] (each distinct picture once), picture int64 [P]."""
+    """Rows padded on the right to the longest, as keyword arguments of the model: ids, role, turn and, of packed rows, document
+    int64 [B, T], images uint8 [N, 3, size, size] (each distinct picture once), picture int64 [P]."""
     T = max(len(row.ids) for row in rows)
 
     def padded(name, fill):
         return torch.tensor([getattr(row, name) + [fill] * (T - len(row.ids)) for row in rows])
 
     batch = {"ids": padded("ids", pad), "role": padded("role", int(Role.PAD)), "turn": padded("turn", 0)}
+    if rows[0].document:
+        batch["document"] = padded("document", -1)
     distinct, picture = {}, []  # dict: key -> (index, pixels)
     for row in rows:
         for image in row.images:

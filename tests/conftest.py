@@ -1,5 +1,6 @@
 """Small things that several tests use: a tokenizer, a model, pictures, data sets in their public layouts."""
 
+import functools
 import json
 
 import pytest
@@ -12,6 +13,20 @@ from model import MLLM, Config
 
 
 torch.set_num_threads(1)  # for tensors as small as these, threads cost more than they give
+
+
+@pytest.fixture(scope="session", autouse=True)
+def made_once():
+    """The built-in world's text, its held-out scenes and a tokenizer of the same text are the same in every run: make them once."""
+    texts = functools.cache(lambda: tuple(plain_texts(Shapes())))
+    heldout = functools.cache(lambda split: plain_heldout(Shapes(), split))
+    train = functools.cache(data.Tokenizer.train)
+    plain_texts, plain_heldout = Shapes.texts, Shapes.heldout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Shapes, "texts", lambda self: texts())
+        patch.setattr(Shapes, "heldout", functools.wraps(plain_heldout)(lambda self, split, limit=None: heldout(split)[:limit]))
+        patch.setattr(data.Tokenizer, "train", lambda texts, vocab_size: train(tuple(texts), vocab_size))
+        yield
 
 
 @pytest.fixture(scope="session")

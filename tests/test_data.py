@@ -233,8 +233,8 @@ def test_draws_follow_stage_step_and_seed_alone():
     base = key("sft", 7, 5, 4, 0)
     assert base == key("sft", 7, 5, 4, 0) and len(base) == 20
     assert base != key("sft", 8, 5, 4, 0) and base != key("sft", 7, 5, 4, 1)
-    heldout = [(e.id, e.turns) for e in Shapes().heldout("test", 100)]
-    assert heldout == [(e.id, e.turns) for e in world.heldout("test", 100)]
+    once, again = (Shapes.heldout.__wrapped__(Shapes(), "test", 100) for _ in range(2))  # around the cache of conftest.py
+    assert [(e.id, e.turns, e.images[0].sum()) for e in once] == [(e.id, e.turns, e.images[0].sum()) for e in again]
 
 
 def test_the_question_alone_tells_little():

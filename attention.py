@@ -1,0 +1,103 @@
+"""Attention under a mask of mma.py, exactly, at the price of causal attention.
+
+A dense mask [T, T] keeps the flash kernels from skipping the half of it that is causal. But every kind of mma.py is the causal mask
+and a few opened pairs, which lie in a small rectangle: for mma, image rows x question columns. `attend` therefore takes either
+
+    a dense mask        scaled_dot_product_attention with a bool tensor: any mask, any device
+    an Opened           the causal part by the flash kernel, without a mask; the rectangle beside it; joined by their log-sum-exp,
+                        as FlashAttention joins its blocks (arXiv 2205.14135)
+
+and `opened` says when the second is possible and pays: long rows on a CPU. (On GPUs the dense mask is used: see README.)
+
+Shapes:  B rows of a batch   T tokens of a row   t queries   H query heads   G key/value heads   d head width
+         R rows and C columns of the rectangle
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mma import CONCENTRIC, OPENS, Role, may_attend
+
+LONG = 512  # tokens of a row; below, a dense mask is as fast (bench.py mask)
+
+
+@dataclass
+class Opened:
+    """The pairs that a mask opens beyond the causal mask, as a rectangle of some of them."""
+    rows: Tensor     # int64 [B, R], distinct
+    columns: Tensor  # int64 [B, C], distinct
+    pairs: Tensor    # bool [B, 1, R, C], True = opened
+
+
+def opened(kind: str, role: Tensor, turn: Tensor | None, document: Tensor | None) -> Opened | None:
+    """The opened pairs of a batch (role, turn, document: as in mma.attention_mask), or None where the dense mask is to be used: short
+    rows, other devices than a CPU, packed documents, pads before the end of a row, and kinds that move the positions."""
+    pad = role == Role.PAD
+    if role.shape[1] < LONG or role.device.type != "cpu" or document is not None or kind in CONCENTRIC or (pad[:, :-1] & ~pad[:, 1:]).any():
+        return None
+    table = OPENS[kind](*torch.meshgrid(2 * [torch.arange(len(Role))], indexing="ij"))  # bool [query role, key role]
+
+    def some(which: Tensor) -> Tensor:  # positions whose role is one of `which`; rows with fewer than the most are filled up with others
+        here = which[role]
+        return here.int().argsort(dim=1, descending=True, stable=True)[:, :int(here.sum(1).max())]
+
+    rows, columns = some(table.any(1)), some(table.any(0))
+    turn = torch.zeros_like(role) if turn is None else turn
+    of = [(x.gather(1, rows)[:, :, None], x.gather(1, columns)[:, None, :]) for x in (role, turn, torch.zeros_like(role))]
+    i, j = rows[:, :, None], columns[:, None, :]
+    pairs = may_attend(kind, i, j, *(x for pair in of for x in pair)) & (j > i)
+    return Opened(rows, columns, pairs[:, None])
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Opened) -> Tensor:
+    """q [B, H, t, d], k, v [B, G, T, d] -> [B, H, t, d of v]; scores are divided by sqrt(d of v). mask: bool [B, 1, t, T], True = may
+    attend; or Opened, with t = T."""
+    scale = v.shape[-1] ** -0.5  # q and k may be wider: model.Gate
+    if isinstance(mask, Tensor):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True, scale=scale)
+    if mask.pairs.numel() == 0:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True, scale=scale)
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    return CausalAnd.apply(q, k, v, mask.rows, mask.columns, mask.pairs, scale)
+
+
+class CausalAnd(torch.autograd.Function):
+    """Causal attention and a rectangle. Softmax over two sets of keys = the two softmaxes, each weighted by its share of exp(log-sum-exp);
+    backward, each set's part needs nothing of the other but the joint output and log-sum-exp."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, rows, columns, pairs, scale):
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True, scale=scale)  # lse [B, H, T]
+        qr, (kc, vc) = at(q, rows), (at(x, columns) for x in (k, v))
+        scores = (qr @ kc.mT * scale).masked_fill(~pairs, -torch.inf)                                           # [B, H, R, C]
+        first = at(lse[..., None], rows)
+        joint = torch.logaddexp(first, scores.logsumexp(-1, keepdim=True))
+        put(out, rows, at(out, rows) * (first - joint).exp() + (scores - joint).exp() @ vc)
+        put(lse[..., None], rows, joint)
+        ctx.save_for_backward(q, k, v, out, lse, rows, columns, pairs)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx, g):
+        q, k, v, out, lse, rows, columns, pairs = ctx.saved_tensors
+        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(g, q, k, v, out, lse, 0.0, True, scale=ctx.scale)
+        qr, gr, kc, vc = at(q, rows), at(g, rows), at(k, columns), at(v, columns)
+        p = ((qr @ kc.mT * ctx.scale).masked_fill(~pairs, -torch.inf) - at(lse[..., None], rows)).exp()
+        ds = p * (gr @ vc.mT - (gr * at(out, rows)).sum(-1, keepdim=True)) * ctx.scale
+        for d, where, part in ((dq, rows, ds @ kc), (dk, columns, ds.mT @ qr), (dv, columns, p.mT @ gr)):
+            put(d, where, at(d, where) + part)
+        return dq, dk, dv, None, None, None, None
+
+
+def at(x: Tensor, where: Tensor) -> Tensor:
+    """x [B, H, T, d] at the positions [B, R] -> [B, H, R, d]."""
+    return x.gather(2, where[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
+def put(x: Tensor, where: Tensor, values: Tensor) -> None:
+    """The inverse of `at`, in place."""
+    x.scatter_(2, where[:, None, :, None].expand_as(values), values.to(x.dtype))

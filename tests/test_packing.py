@@ -1,0 +1,64 @@
+"""Packed rows teach what rows alone do, and waste few positions."""
+
+import random
+
+import pytest
+import torch
+
+import data
+from data import Row
+from mma import OPENS, Role, attention_mask, leaks
+
+
+def lengths_of_llava(n: int, seed: int) -> list[Row]:
+    """Questions of 5 to 60 tokens, answers of 1 to 200, a picture of 16."""
+    r = random.Random(seed)
+    some = [18 + r.randint(5, 60) + r.randint(1, 200) for _ in range(n)]
+    return [Row([1] * T, [int(Role.TEXT)] * T, [1] * T) for T in some]
+
+
+def test_packed_rows_are_full():
+    for seed in range(20):
+        rows = lengths_of_llava(64, seed)
+        packed = data.pack(rows)
+        T = max(len(row.ids) for row in packed)
+        assert sum(len(row.ids) for row in rows) == sum(len(row.ids) for row in packed) >= 0.95 * len(packed) * T
+        assert T <= 3 * max(len(row.ids) for row in rows)
+
+
+def test_rows_of_like_length_stay_as_they_are():
+    rows = [Row([1] * n, [1] * n, [1] * n) for n in (28, 29, 30, 30)]
+    assert data.pack(rows) is rows
+    assert data.pack(rows[:1]) == rows[:1]
+
+
+@pytest.mark.parametrize("kind", sorted(OPENS))
+def test_packed_is_unpacked_in_loss_and_gradient(kind, model, tokenizer, dialogues):
+    rows = [data.encode(e, tokenizer, model.config.n_image_tokens) for e in dialogues]
+    packed, both = data.pack(rows), []
+    assert len(packed) < len(rows) and any(row.document[-1] for row in packed)
+    for some in (rows, packed):
+        model.zero_grad()
+        loss = model.loss(**data.collate(some, tokenizer.pad, model.config.image_size), kind=kind)
+        loss.backward()
+        both.append([loss.detach(), *(p.grad for p in model.parameters())])
+    for alone, together in zip(*both):
+        torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)  # the loss is taken in float32
+
+
+def test_a_packed_batch_leaks_where_its_rows_do(tokenizer, dialogues):
+    rows = [data.encode(e, tokenizer, 4) for e in dialogues]
+    for kind in OPENS:
+        sums = []
+        for some in (rows, data.first_fit(rows, 60)):
+            batch = data.collate(some, tokenizer.pad, 16)
+            role, document = batch["role"], batch.get("document")
+            sums.append(int(leaks(attention_mask(kind, role, batch["turn"], document, (2, 2)), role, document).sum()))
+        assert sums[0] == sums[1] and (sums[0] > 0) == (kind == "leaky")
+
+
+def test_pictures_stay_with_their_dialogues(tokenizer, dialogues):
+    rows = [data.encode(e, tokenizer, 4) for e in dialogues]
+    for row in data.first_fit(rows, 60):
+        assert len(row.images) * 4 == row.role.count(Role.IMAGE)
+        assert sorted(set(row.document)) == list(range(row.document[-1] + 1))
