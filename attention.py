@@ -95,9 +95,9 @@ class CausalAnd(torch.autograd.Function):
 
 def at(x: Tensor, where: Tensor) -> Tensor:
     """x [B, H, T, d] at the positions [B, R] -> [B, H, R, d]."""
-    return x.gather(2, where[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+    return x.transpose(1, 2)[torch.arange(len(x))[:, None], where].transpose(1, 2)
 
 
 def put(x: Tensor, where: Tensor, values: Tensor) -> None:
     """The inverse of `at`, in place."""
-    x.scatter_(2, where[:, None, :, None].expand_as(values), values.to(x.dtype))
+    x.transpose(1, 2)[torch.arange(len(x))[:, None], where] = values.transpose(1, 2)

@@ -155,10 +155,8 @@ class Gate(nn.Module):
             self.down = nn.Parameter(torch.zeros(D, 2 * self.LORA_RANK))
             self.up_q, self.up_k = nn.Parameter(torch.zeros(self.LORA_RANK, H * d)), nn.Parameter(torch.zeros(self.LORA_RANK, G * d))
 
-    def low_rank(self, x: Tensor, name: str) -> Tensor | float:
+    def low_rank(self, x: Tensor, name: str) -> Tensor:
         """What q or k gain from the layer's input [B, T, D] before they are split into heads."""
-        if self.kind != "lora":
-            return 0.0
         down_q, down_k = self.down.chunk(2, 1)
         return x @ down_q @ self.up_q if name == "q" else x @ down_k @ self.up_k
 
@@ -199,9 +197,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, s: Step, read: Tensor | None) -> Tensor:
         """x [B, T, D] -> [B, T, D], or [B, K, D] for the queries at the columns `read`, int64 [B, K]."""
         asking = x if read is None else at_columns(x, read)
-        q = self.q(asking) + self.gate.low_rank(asking, "q")
-        k = self.k(x) + self.gate.low_rank(x, "k")
-        q, k, v = (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in (q, k, self.v(x)))  # [B, H or G, t or T, d]
+        q, k, v = self.q(asking), self.k(x), self.v(x)
+        if self.gate.kind == "lora":
+            q, k = q + self.gate.low_rank(asking, "q"), k + self.gate.low_rank(x, "k")
+        q, k, v = (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in (q, k, v))  # [B, H or G, t or T, d]
         extra = self.gate.appended(q, k, s.visual) if self.gate.extra else None
         cos, sin, mask = s.cos, s.sin, s.mask if read is None else s.last
         k = rotate(k, cos, sin)
@@ -340,37 +339,44 @@ class MLLM(nn.Module):
         targets = wanted.sum().clamp(min=1) if targets is None else targets
         return F.cross_entropy(self.head(hidden).float(), ids[:, 1:].gather(1, read)[wanted], reduction="sum") / targets
 
-    @torch.no_grad()
-    def generate(self, ids, role, images=None, picture=None, turn=None, blocked=None, *, eos: int, max_new_tokens: int = 32,
+    @torch.inference_mode()
+    def generate(self, ids, role, images=None, picture=None, turn=None, blocked=None, *, eos: int, max_new_tokens: int | list[int] = 32,
                  temperature: float = 0.0, top_p: float = 1.0, generator: torch.Generator | None = None) -> list[list[int]]:
         """Continue a batch of prompts, padded on the right: prefill under the run's mask, then ordinary causal decoding over
-        the KV cache (the image's keys and values are those of the prefill). temperature 0 = greedy. blocked: bool [B, T],
-        columns that no text row may read, neither now nor while decoding.
+        the KV cache (the image's keys and values are those of the prefill). max_new_tokens: for all rows, or one for each.
+        temperature 0 = greedy. blocked: bool [B, T], columns that no text row may read, neither now nor while decoding.
 
         Returns the new token ids of each row; a row that finished ends with `eos`.
         """
         B, T = ids.shape
-        columns = torch.arange(T + max_new_tokens, device=ids.device)
+        limit = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * B
+        columns = torch.arange(T + max(limit), device=ids.device)
         length = (role != Role.PAD).sum(1, keepdim=True)  # [B, 1]
         if bool((length == 0).any()) or bool(((role != Role.PAD) != (columns[:T] < length)).any()):
             raise ValueError("generate needs prompts of at least one token, padded on the right")
         position = positions(self.config.mask, role, None, (self.config.grid, self.config.grid)).expand(B, T).gather(1, length - 1)
         readable = torch.ones_like(columns, dtype=torch.bool).expand(B, -1)
         if blocked is not None:
-            readable = readable & ~F.pad(blocked, (0, max_new_tokens))
-        cache = Cache(self, B, T + max_new_tokens)
+            readable = readable & ~F.pad(blocked, (0, max(limit)))
+        cache = Cache(self, B, T + max(limit))
         hidden = self(ids, role, images, picture, turn, read=length - 1, blocked=blocked, cache=cache)[:, 0]
-        out, done = [[] for _ in range(B)], torch.zeros(B, dtype=torch.bool, device=ids.device)
-        for step in range(max_new_tokens):
-            token = sample(self.head(hidden).float(), temperature, top_p, generator)  # [B]
-            for answer, t, over in zip(out, token.tolist(), done.tolist()):
-                if not over:
-                    answer.append(t)
-            done |= token == eos
-            if step + 1 == max_new_tokens or bool(done.all()):
+        out, rows = [[] for _ in range(B)], list(range(B))  # rows: which of the batch are still computed
+        for step in range(max(limit)):
+            token = sample(self.head(hidden).float(), temperature, top_p, generator)
+            going = []
+            for k, (b, t) in enumerate(zip(rows, token.tolist())):
+                if len(out[b]) == step and step < limit[b] and (step == 0 or out[b][-1] != eos):
+                    out[b].append(t)
+                    if t != eos and step + 1 < limit[b]:
+                        going.append(k)
+            if not going:
                 break
+            if len(going) <= 0.75 * len(rows):  # what has finished is dropped, not at once but a few rows at a time: dropping copies
+                rows, keep = [rows[k] for k in going], torch.tensor(going, device=ids.device)
+                token, length, position, readable = (x[keep] for x in (token, length, position, readable))
+                cache.k, cache.v = cache.k[:, keep], cache.v[:, keep]
             at, end = length + step, T + step + 1                                # column of this token; columns so far
-            mask = ((columns[:end] <= at) & readable[:, :end])[:, None, None]    # [B, 1, 1, columns so far]
+            mask = ((columns[:end] <= at) & readable[:, :end])[:, None, None]    # [rows, 1, 1, columns so far]
             hidden = self._decode(self.embed(token[:, None]), position + 1 + step, (mask, mask), torch.zeros_like(at, dtype=torch.bool),
                                   end, cache=cache, column=at)[:, 0]
         return out

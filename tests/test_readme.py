@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import arms
+import bench
 import eval as evaluation
 import look
 import train
@@ -87,6 +88,8 @@ def test_a_table_is_what_its_json_says(name):
     elif name == "time":
         assert all(any(line.startswith(f"| {arm} ") and f" {ms:.0f} |" in line for line in text.splitlines())
                    for arm, ms in result["ms"].items())
+    elif "topic" in result:
+        assert text == bench.report(result) + "\n"
     else:
         assert text == look.text(result) + "\n"
 
