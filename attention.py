@@ -1,4 +1,4 @@
-"""Attention under a mask of mma.py, exactly, at the price of causal attention.
+"""Attention under a mask of mma.py, exactly, at the price of causal attention; and what may be added to it (Gate).
 
 A dense mask [T, T] keeps the flash kernels from skipping the half of it that is causal. But every kind of mma.py is the causal mask
 and a few opened pairs, which lie in a small rectangle: for mma, image rows x question columns. `attend` therefore takes either
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mma import CONCENTRIC, OPENS, Role, may_attend
 
@@ -55,7 +55,7 @@ def opened(kind: str, role: Tensor, turn: Tensor | None, document: Tensor | None
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Opened) -> Tensor:
     """q [B, H, t, d], k, v [B, G, T, d] -> [B, H, t, d of v]; scores are divided by sqrt(d of v). mask: bool [B, 1, t, T], True = may
     attend; or Opened, with t = T."""
-    scale = v.shape[-1] ** -0.5  # q and k may be wider: model.Gate
+    scale = v.shape[-1] ** -0.5  # q and k may be wider: Gate
     if isinstance(mask, Tensor):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True, scale=scale)
     if mask.pairs.numel() == 0:
@@ -101,3 +101,45 @@ def at(x: Tensor, where: Tensor) -> Tensor:
 def put(x: Tensor, where: Tensor, values: Tensor) -> None:
     """The inverse of `at`, in place."""
     x.transpose(1, 2)[torch.arange(len(x))[:, None], where] = values.transpose(1, 2)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+GATES = ("none", "rave", "lora", "scalar")
+
+
+class Gate(nn.Module):
+    """What may be added to attention, exactly nothing at the first step. Pre-softmax scores gain, on visual keys j alone,
+
+        rave    (Wq^T q_i) . (Wk^T k_j) / sqrt(r), from queries and keys before RoPE: RAVE-style, a reconstruction from the
+                abstract of arXiv 2605.18359, whose formula we do not have
+        scalar  a learned number for each head: what a bias on visual keys does without a look at query and key
+        lora    nothing; instead the projections of q and k gain a low-rank term (LoRA), with as many parameters as rave
+
+    A score is a dot product, so what it gains is appended to q and k: one SDPA call, no bias tensor.
+    """
+    RANK, LORA_RANK = 7, 3  # these two have the same number of parameters where n_head = 2 n_kv_head
+
+    def __init__(self, config, d: int):
+        super().__init__()
+        self.kind, self.d, H, G, D = config.gate, d, config.n_head, config.n_kv_head, config.d_model
+        self.extra = {"rave": self.RANK, "scalar": 1}.get(self.kind, 0)  # numbers appended to q and k
+        if self.kind == "rave":
+            self.wq, self.wk = nn.Parameter(torch.zeros(H, d, self.RANK)), nn.Parameter(torch.zeros(G, d, self.RANK))
+        if self.kind == "scalar":
+            self.bias = nn.Parameter(torch.zeros(H, 1, 1))
+        if self.kind == "lora":
+            self.down = nn.Parameter(torch.zeros(D, 2 * self.LORA_RANK))
+            self.up_q, self.up_k = nn.Parameter(torch.zeros(self.LORA_RANK, H * d)), nn.Parameter(torch.zeros(self.LORA_RANK, G * d))
+
+    def low_rank(self, x: Tensor, name: str) -> Tensor:
+        """What q or k gain from the layer's input [B, T, D] before they are split into heads."""
+        down_q, down_k = self.down.chunk(2, 1)
+        return x @ down_q @ self.up_q if name == "q" else x @ down_k @ self.up_k
+
+    def appended(self, q: Tensor, k: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
+        """The numbers appended to q [B, H, t, d] and k [B, G, T, d], both before RoPE; visual: bool [B, T]."""
+        visual, scale = visual[:, None, :, None].to(k.dtype), self.d ** 0.5  # the score is divided by sqrt(d)
+        if self.kind == "scalar":
+            return (self.bias.to(q.dtype) * scale).expand(*q.shape[:-1], 1), visual.expand(*k.shape[:-1], 1)
+        return q @ self.wq * (scale / self.RANK ** 0.5), k @ self.wk * visual

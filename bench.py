@@ -5,6 +5,7 @@
     python bench.py train         a training step against the same architecture built from transformers
     python bench.py generate      prefill and decoding against transformers' generate
     python bench.py loader        how much faster batches are made than trained on
+    python bench.py size          the paper's shapes: parameters and memory; on a GPU also steps, memory and FLOPs that were measured
     python bench.py accuracy      seconds from the command `python train.py` to 80 % (95 % with --target 0.95) on validation
 
 --json FILE writes the numbers as well, --md FILE the table. The arms of a table take turns within one run, after a warm-up, and their
@@ -279,13 +280,58 @@ def accuracy(args) -> list[list[str]]:
     return table + [["mean", "", evaluation.spread(taken, "{:.0f}") if len(taken) == 3 else f"{3 - len(taken)} of 3 never"]]
 
 
+def flops(config: Config, rows: int, T: int, answers: int) -> float:
+    """Model FLOPs of a training step, one picture a row, the encoder frozen: 2 for each weight and token and 4 T D of attention for
+    each layer and token (the mask is not counted off), three times for what is trained; checkpointing's second forward not counted."""
+    D, E, d, P = config.d_model, config.encoder_width, config.d_model // config.n_head, config.patches ** 2
+    layer = D * d * (2 * config.n_head + 2 * config.n_kv_head) + 3 * D * config.d_ff
+    encoder = 4 * E * E + 2 * E * (config.encoder_d_ff or 4 * E)
+    return (6 * rows * (T * config.n_layer * (layer + 2 * T * D) + answers * D * config.vocab_size + config.n_image_tokens * D * (E + D))
+            + 2 * rows * P * (config.encoder_layers * (encoder + 2 * P * E) + 3 * config.patch_size ** 2 * E))
+
+
+def plan(config: Config, rows: int, T: int) -> dict[str, float]:
+    """What a training step of train.py holds on a GPU, in GiB: float32 weights, gradients and moments, bfloat16 copies for autocast,
+    of each layer its input and of one layer everything (checkpointing), one chunk of logits."""
+    with torch.device("meta"):
+        model = MLLM(config)
+    n = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    total, trained_ = sum(n.values()), sum(n.values()) - n["encoder"]
+    adam = n["embed"] + n.get("unembed", 0)
+    tokens, D = rows * T, config.d_model
+    return {"weights": 4 * total, "gradients": 4 * trained_, "moments": 4 * (trained_ + adam), "bfloat16 copies": 2 * total,
+            "inputs of the layers": 4 * config.n_layer * tokens * D, "one layer": tokens * (4 * 8 * D + 2 * 6 * config.d_ff),
+            "a chunk of logits": 3 * 4 * model.chunk * config.vocab_size, "parameters": total,
+            **{f"{name} parameters": x for name, x in n.items()}}
+
+
+def size(args, rows: int = 32, question: int = 60, answer: int = 120) -> list[list[str]]:
+    preset = train.PRESETS["paper"]
+    config = Config(vocab_size=32_064, **preset["pixels"], **preset["model"])
+    T = 1 + config.n_image_tokens + question + answer
+    table, held = [["what", f"{rows} rows of {T} tokens"]], plan(config, rows, T)
+    table += [[name, f"{held.pop(name) / 1e6:,.1f} M"] for name in list(held) if name.endswith("parameters")]
+    table += [[f"planned: {name}, GiB", f"{x / 2**30:.1f}"] for name, x in {**held, "in all": sum(held.values())}.items()]
+    table.append(["model FLOPs of a step", f"{flops(config, rows, T, answer) / 1e12:,.0f} T"])
+    if CUDA:
+        model, optimizers = trained(config)
+        model.checkpointing, batch = True, batch_of(config, rows_of(config, [(question, answer)] * rows))
+        t = turns({kind: step_of(model, optimizers, batch, kind) for kind in ("causal", "mma")}, args.repeats)
+        for kind, seconds in t.items():
+            used = flops(config, rows, T, answer) / seconds / args.peak / 1e12
+            table.append([f"measured: {kind}", f"{rows / seconds:.1f} rows a second, {used:.1%} of {args.peak:.0f} TFLOPS"])
+        table.append(["measured: peak memory, GiB", f"{torch.cuda.max_memory_allocated() / 2**30:.1f}"])
+    return table
+
+
 def report(record: dict) -> str:
     """The Markdown of a topic's JSON."""
     medians = "" if record["topic"] == "accuracy" else f"; medians of {record['repeats']}, the arms taking turns"
     return f"{evaluation.markdown(record['table'])}\n\n{record['where']}{medians}."
 
 
-TOPICS = {"mask": mask, "packing": packing, "train": train_step, "generate": generate, "loader": loader, "accuracy": accuracy}
+TOPICS = {"mask": mask, "packing": packing, "train": train_step, "generate": generate, "loader": loader, "size": size,
+          "accuracy": accuracy}
 
 
 def main(argv=None):
@@ -293,6 +339,7 @@ def main(argv=None):
     parser.add_argument("topic", choices=TOPICS)
     parser.add_argument("--repeats", type=int, default=9, help="timed calls of each arm (default: 9)")
     parser.add_argument("--target", type=float, default=0.8, help="accuracy: share of validation answers that are right (default: 0.8)")
+    parser.add_argument("--peak", type=float, default=989, help="size: the GPU's dense bfloat16 TFLOPS (default: 989, an H100 SXM)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
     parser.add_argument("--md", type=Path, metavar="FILE", help="write the table here")
     args = parser.parse_args(argv)

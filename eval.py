@@ -21,6 +21,7 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+import checkpoint
 import data
 from mma import OPENS, Role
 from model import MLLM, load
@@ -94,8 +95,8 @@ def pool(runs: list[dict]) -> dict[str, list[dict]]:
     """Runs that differ by seed alone stand together: label -> runs. How and where a run was made does not matter."""
     groups = {}
     for run in runs:
-        apart = ("seed", "out", "overwrite", "resume", "save_every", "workers", "device", "limit", "val_limit", "eval_every")
-        same = {k: v for k, v in run["args"].items() if k not in apart}
+        apart = ("seed", "val_limit", "eval_every", *checkpoint.WHERE)
+        same = {k: v for k, v in run["args"].items() if k not in apart or k in ("source", "images")}
         key = json.dumps([same, run["mask"]], sort_keys=True)
         while run["seed"] in [other["seed"] for other in groups.get(key, [])]:  # the same seed again is not another seed
             key += "'"

@@ -15,12 +15,10 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from attention import Opened, attend, opened
+from attention import GATES, Gate, Opened, attend, opened
 from mma import OPENS, Role, attention_mask, positions, supervised
-
-
-GATES = ("none", "rave", "lora", "scalar")
 
 
 @dataclass
@@ -32,6 +30,8 @@ class Config:
     encoder_width: int = 128
     encoder_layers: int = 2
     encoder_heads: int = 4
+    encoder_d_ff: int = 0     # hidden width of the encoder's MLP; 0: four times its width
+    pool: int = 1             # pool x pool neighbouring patches become one image token, their mean
     d_model: int = 128
     n_layer: int = 3
     n_head: int = 4
@@ -39,6 +39,7 @@ class Config:
     d_ff: int = 256           # hidden width of the decoder's SwiGLU
     rope_theta: float = 10_000.0
     mask: str = "mma"
+    tied: bool = True         # the vocabulary head is the token embedding
     text_first: bool = False  # the prompt's order: question, then picture (data.encode)
     gate: str = "none"        # see Gate
 
@@ -46,14 +47,20 @@ class Config:
         for name, value, allowed in (("mask kind", self.mask, OPENS), ("gate", self.gate, GATES)):
             if value not in allowed:
                 raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(allowed)}")
-        for a, b in (("image_size", "patch_size"), ("encoder_width", "encoder_heads"), ("d_model", "n_head"), ("n_head", "n_kv_head")):
+        for a, b in (("image_size", "patch_size"), ("patches", "pool"), ("encoder_width", "encoder_heads"), ("d_model", "n_head"),
+                     ("n_head", "n_kv_head")):
             if getattr(self, b) < 1 or getattr(self, a) % getattr(self, b):
                 raise ValueError(f"{a}={getattr(self, a)} must be a multiple of {b}={getattr(self, b)}")
 
     @property
+    def patches(self) -> int:
+        """Patches along one side of a picture."""
+        return self.image_size // self.patch_size
+
+    @property
     def grid(self) -> int:
         """Image tokens along one side of a picture."""
-        return self.image_size // self.patch_size
+        return self.patches // self.pool
 
     @property
     def n_image_tokens(self) -> int:
@@ -66,12 +73,12 @@ class Config:
 class EncoderBlock(nn.Module):
     """Pre-norm transformer block, every patch reads every patch."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, d_ff: int):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.up, self.down = nn.Linear(width, d_ff), nn.Linear(d_ff, width)
 
     def forward(self, x: Tensor) -> Tensor:
         N, n, E = x.shape
@@ -82,7 +89,7 @@ class EncoderBlock(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """ViT. uint8 pictures [N, 3, image_size, image_size] -> patch features [N, n, E], in reading order."""
+    """ViT. uint8 pictures [N, 3, image_size, image_size] -> features [N, n, E] of its image tokens, in reading order."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -91,12 +98,13 @@ class VisionEncoder(nn.Module):
         self.register_buffer("pixel_mean", torch.full((3,), 127.5))
         self.register_buffer("pixel_std", torch.full((3,), 127.5))
         self.patch = nn.Linear(3 * config.patch_size ** 2, E)
-        self.row, self.column = nn.Parameter(torch.empty(config.grid, E)), nn.Parameter(torch.empty(config.grid, E))
-        self.blocks = nn.ModuleList(EncoderBlock(E, config.encoder_heads) for _ in range(config.encoder_layers))
+        self.row, self.column = nn.Parameter(torch.empty(config.patches, E)), nn.Parameter(torch.empty(config.patches, E))
+        d_ff = config.encoder_d_ff or 4 * E
+        self.blocks = nn.ModuleList(EncoderBlock(E, config.encoder_heads, d_ff) for _ in range(config.encoder_layers))
         self.norm = nn.LayerNorm(E)
 
     def forward(self, images: Tensor) -> Tensor:
-        size, p, g = self.config.image_size, self.config.patch_size, self.config.grid
+        size, p, g, pool = self.config.image_size, self.config.patch_size, self.config.patches, self.config.pool
         if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
             raise ValueError(f"images must be uint8 [N, 3, {size}, {size}], got {images.dtype} {list(images.shape)}")
         x = (images.to(self.pixel_mean.dtype) - self.pixel_mean[:, None, None]) / self.pixel_std[:, None, None]
@@ -104,7 +112,8 @@ class VisionEncoder(nn.Module):
         x = self.patch(x) + (self.row[:, None] + self.column[None, :]).flatten(0, 1)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        x = self.norm(x)
+        return x if pool == 1 else x.view(-1, g // pool, pool, g // pool, pool, x.shape[-1]).mean((2, 4)).flatten(1, 2)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -129,43 +138,6 @@ class Cache:
         at = column[:, None, :, None]
         return (self.k[layer].scatter_(2, at.expand_as(k), k.to(self.k.dtype)),
                 self.v[layer].scatter_(2, at.expand_as(v), v.to(self.v.dtype)))
-
-
-class Gate(nn.Module):
-    """What may be added to attention, exactly nothing at the first step. Pre-softmax scores gain, on visual keys j alone,
-
-        rave    (Wq^T q_i) . (Wk^T k_j) / sqrt(r), from queries and keys before RoPE: RAVE-style, a reconstruction from the
-                abstract of arXiv 2605.18359, whose formula we do not have
-        scalar  a learned number for each head: what a bias on visual keys does without a look at query and key
-        lora    nothing; instead the projections of q and k gain a low-rank term (LoRA), with as many parameters as rave
-
-    A score is a dot product, so what it gains is appended to q and k: one SDPA call, no bias tensor.
-    """
-    RANK, LORA_RANK = 7, 3  # these two have the same number of parameters where n_head = 2 n_kv_head
-
-    def __init__(self, config: Config, d: int):
-        super().__init__()
-        self.kind, self.d, H, G, D = config.gate, d, config.n_head, config.n_kv_head, config.d_model
-        self.extra = {"rave": self.RANK, "scalar": 1}.get(self.kind, 0)  # numbers appended to q and k
-        if self.kind == "rave":
-            self.wq, self.wk = nn.Parameter(torch.zeros(H, d, self.RANK)), nn.Parameter(torch.zeros(G, d, self.RANK))
-        if self.kind == "scalar":
-            self.bias = nn.Parameter(torch.zeros(H, 1, 1))
-        if self.kind == "lora":
-            self.down = nn.Parameter(torch.zeros(D, 2 * self.LORA_RANK))
-            self.up_q, self.up_k = nn.Parameter(torch.zeros(self.LORA_RANK, H * d)), nn.Parameter(torch.zeros(self.LORA_RANK, G * d))
-
-    def low_rank(self, x: Tensor, name: str) -> Tensor:
-        """What q or k gain from the layer's input [B, T, D] before they are split into heads."""
-        down_q, down_k = self.down.chunk(2, 1)
-        return x @ down_q @ self.up_q if name == "q" else x @ down_k @ self.up_k
-
-    def appended(self, q: Tensor, k: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
-        """The numbers appended to q [B, H, t, d] and k [B, G, T, d], both before RoPE; visual: bool [B, T]."""
-        visual, scale = visual[:, None, :, None].to(k.dtype), self.d ** 0.5  # the score is divided by sqrt(d)
-        if self.kind == "scalar":
-            return (self.bias.to(q.dtype) * scale).expand(*q.shape[:-1], 1), visual.expand(*k.shape[:-1], 1)
-        return q @ self.wq * (scale / self.RANK ** 0.5), k @ self.wk * visual
 
 
 @dataclass
@@ -242,7 +214,9 @@ class DecoderBlock(nn.Module):
 # --------------------------------------------------------------------------------------------------------------------
 
 class MLLM(nn.Module):
-    """Pictures and text in, text out. The vocabulary head is the token embedding (tied)."""
+    """Pictures and text in, text out. Attributes for large models: `checkpointing` (False), to keep of each decoder layer its input alone
+    and compute the rest again in backward; `chunk` (4,096), how many answer tokens' logits there are at a time."""
+    checkpointing, chunk = False, 4096
 
     def __init__(self, config: Config):
         super().__init__()
@@ -252,6 +226,8 @@ class MLLM(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, D)
         self.blocks = nn.ModuleList(DecoderBlock(config, layer) for layer in range(config.n_layer))
         self.norm = nn.RMSNorm(D, eps=1e-6)
+        if not config.tied:
+            self.unembed = nn.Linear(D, config.vocab_size, bias=False)
         self.apply(self._init)
         for p in (self.encoder.row, self.encoder.column):  # small against the patch signal, or stage 1 sits at the prior
             nn.init.normal_(p, std=0.02)
@@ -294,9 +270,11 @@ class MLLM(nn.Module):
         frequency = self.config.rope_theta ** (-torch.arange(0, d, 2, device=x.device) / d)
         angle = position[:, None, :, None] * frequency  # [B or 1, 1, T, d/2], float32
         step = Step(angle.cos().to(x.dtype), angle.sin().to(x.dtype), *masks, visual, T, cache, column, weights)
-        for block in self.blocks[:-1]:
-            x = block(x, step)
-        return self.norm(self.blocks[-1](x, step, read))  # of the last layer's rows, only those that are read are computed
+        again = self.checkpointing and torch.is_grad_enabled()
+        for block in self.blocks:  # of the last layer's rows, only those that are read are computed
+            some = read if block is self.blocks[-1] else None
+            x = checkpoint(block, x, step, some, use_reentrant=False) if again else block(x, step, some)
+        return self.norm(x)
 
     def forward(self, ids, role, images=None, picture=None, turn=None, document=None, kind=None, read=None, blocked=None,
                 cache=None, weights=None) -> Tensor:
@@ -327,7 +305,7 @@ class MLLM(nn.Module):
                             read, cache, column, weights)
 
     def head(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.embed.weight)
+        return F.linear(hidden, self.embed.weight if self.config.tied else self.unembed.weight)
 
     def loss(self, ids, role, images=None, picture=None, turn=None, document=None, kind=None, targets=None) -> Tensor:
         """Mean cross-entropy over the answer tokens: sum over targets / number of targets; 0 if there are none. targets: another
@@ -336,8 +314,14 @@ class MLLM(nn.Module):
         read = target.int().argsort(dim=1, descending=True, stable=True)[:, :max(1, int(target.sum(1).max()))]
         wanted = target.gather(1, read)  # [B, K]: rows have fewer targets than the row with the most
         hidden = self(ids, role, images, picture, turn, document, kind, read)[wanted]
-        targets = wanted.sum().clamp(min=1) if targets is None else targets
-        return F.cross_entropy(self.head(hidden).float(), ids[:, 1:].gather(1, read)[wanted], reduction="sum") / targets
+        labels, targets = ids[:, 1:].gather(1, read)[wanted], wanted.sum().clamp(min=1) if targets is None else targets
+
+        def part(hidden, labels):
+            return F.cross_entropy(self.head(hidden).float(), labels, reduction="sum")
+        if len(hidden) <= self.chunk:
+            return part(hidden, labels) / targets
+        parts = zip(hidden.split(self.chunk), labels.split(self.chunk))
+        return sum(checkpoint(part, h, y, use_reentrant=False) for h, y in parts) / targets
 
     @torch.inference_mode()
     def generate(self, ids, role, images=None, picture=None, turn=None, blocked=None, *, eos: int, max_new_tokens: int | list[int] = 32,

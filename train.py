@@ -27,8 +27,9 @@ from tqdm import tqdm
 import checkpoint
 import data
 import eval as evaluation
+from attention import GATES
 from mma import CONCENTRIC, OPENS, Role, attention_mask, leaks, supervised
-from model import GATES, MLLM, Config
+from model import MLLM, Config
 from model import save as save_model
 from processes import Processes
 
@@ -37,6 +38,10 @@ PRESETS = {  # the model, what of the data a step of stage 2 takes, and peak lea
                  pictures=32, questions=4, lr=0.004, adam_lr=0.002),
     "small": dict(model=dict(encoder_width=256, encoder_layers=4, encoder_heads=8, d_model=256, n_layer=6, n_head=8, n_kv_head=4, d_ff=704),
                   pictures=64, questions=4, lr=0.003, adam_lr=0.001),
+    # The paper's shapes: SigLIP-so400m-384, 27 x 27 patches pooled to 9 x 9, Phi-3.5-mini. For timing; its learning rates are untried.
+    "paper": dict(model=dict(encoder_width=1152, encoder_layers=27, encoder_heads=16, encoder_d_ff=4304, pool=3, d_model=3072, n_layer=32,
+                             n_head=32, n_kv_head=32, d_ff=8192, tied=False), pixels=dict(image_size=378, patch_size=14),
+                  pictures=32, questions=1, lr=0.0005, adam_lr=0.00002, checkpointing=True),
 }
 SMALL = dict(image_size=64, patch_size=16)
 CAPTIONS = dict(pt_steps=100, pt_pictures=64, steps=1600, **SMALL)
@@ -51,6 +56,7 @@ class Muon(torch.optim.Optimizer):
     """Muon (Keller Jordan, 2024): momentum, orthogonalised by Newton-Schulz, for weight matrices. Equal to torch.optim.Muon up
     to rounding, but in float32 and in one batch for all matrices of a shape: torch's runs matrix by matrix in bfloat16, which on a
     CPU without bfloat16 units takes longer than the rest of the step (LOG.md)."""
+    AT_ONCE = 2**26  # numbers in a batch, so that large models' do not fill the GPU
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
@@ -59,10 +65,10 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             shapes = {}
-            for p in group["params"]:
+            for k, p in enumerate(group["params"]):
                 if p.grad is not None:
-                    shapes.setdefault(p.shape, []).append(p)
-            for shape, params in shapes.items():
+                    shapes.setdefault((p.shape, k // max(1, self.AT_ONCE // p.numel())), []).append(p)
+            for (shape, _), params in shapes.items():
                 updates = []
                 for p in params:
                     m = self.state[p].setdefault("momentum", torch.zeros_like(p))
@@ -140,7 +146,7 @@ def arguments(argv=None):
     g.add_argument("--allow-leaks", action="store_true", help="train although the mask gives the labels away: a lesson, not a method")
     g.add_argument("--order", default="image-first", choices=("image-first", "text-first", "both"),
                    help="picture, question (default); question, picture; or the one after the other within each stage (DOT)")
-    g.add_argument("--gate", default="none", choices=GATES, help="addition to attention: model.Gate (default: none)")
+    g.add_argument("--gate", default="none", choices=GATES, help="addition to attention: attention.Gate (default: none)")
     g.add_argument("--n-layer", type=positive, help="decoder layers (default: the preset's)")
     g.add_argument("--preset", choices=list(PRESETS), help="default: small on a GPU, tiny elsewhere")
     g.add_argument("--train-encoder", action="store_true", help="train the vision encoder in stage 2 as well")
@@ -164,13 +170,15 @@ def arguments(argv=None):
     g.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
     g.add_argument("--resume", action="store_true", help="go on with the run in --out, begun with the same options and stopped")
     g.add_argument("--save-every", type=positive, default=100, help="steps between checkpoints (default: 100)")
+    g.add_argument("--checkpointing", action="store_true", default=None, help="keep less for backward and compute it again (large models)")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     g.add_argument("--workers", type=int, default=1, help="processes that make batches ahead of time (default: 1)")
     g.add_argument("--eval-every", type=positive, default=100, help="steps of stage 2 between looks at the validation split (default: 100)")
     args = parser.parse_args(argv)
     args.preset = args.preset or ("small" if args.device.startswith("cuda") else "tiny")
-    for name, value in {**PRESETS[args.preset], **STEPS[args.data]}.items():
-        if name != "model" and getattr(args, name) is None:
+    preset = PRESETS[args.preset]
+    for name, value in {"checkpointing": False, **preset, **STEPS[args.data], **preset.get("pixels", {})}.items():
+        if name not in ("model", "pixels") and getattr(args, name) is None:
             setattr(args, name, value)
     args.pt_mask = args.pt_mask or ("cca" if args.mask in CONCENTRIC else "causal")
     args.n_layer = args.n_layer or PRESETS[args.preset]["model"]["n_layer"]
@@ -183,7 +191,7 @@ def arguments(argv=None):
 def optimizers_of(model: MLLM, args) -> list[torch.optim.Optimizer]:
     """Muon for the weight matrices that are trained, AdamW for embeddings, norms, biases and positions."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in trained if p.dim() == 2 and name.endswith(".weight") and name != "embed.weight"]
+    matrices = [p for name, p in trained if p.dim() == 2 and name.endswith(".weight") and not name.endswith("embed.weight")]
     others = [p for name, p in trained if not any(p is m for m in matrices)]
     return [Muon(matrices, args.lr), torch.optim.AdamW(others, args.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)]
 
@@ -280,6 +288,7 @@ def run(args, p: Processes) -> None:
 
     # Model
     model = MLLM(config).to(p.device)
+    model.checkpointing = args.checkpointing
     params = sum(p.numel() for p in model.parameters())
     say(f"{args.data}, mask {args.mask}, seed {args.seed}, preset {args.preset}: {params:,} parameters, {len(tokenizer)} tokens in the "
           f"vocabulary, {config.n_image_tokens} a picture; on {args.device}, into {args.out}")

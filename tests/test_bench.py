@@ -3,6 +3,8 @@
 import types
 
 import pytest
+import torch
+import torch.utils.flop_counter
 
 import bench
 from model import MLLM
@@ -46,3 +48,25 @@ def test_the_same_architecture_has_the_same_number_of_parameters():
     config = bench.tiny()
     ours, other = (sum(p.numel() for p in model.parameters()) for model in (MLLM(config), bench.theirs(config, 2)))
     assert other - ours == (config.n_image_tokens - 2 * config.grid) * config.encoder_width
+
+
+def test_the_papers_shapes():
+    """Counted by hand from the configurations of SigLIP-so400m (without its pooling head) and Phi-3.5-mini."""
+    config = bench.Config(vocab_size=32_064, **bench.train.PRESETS["paper"]["pixels"], **bench.train.PRESETS["paper"]["model"])
+    assert config.n_image_tokens == 81
+    held = bench.plan(config, 32, 262)
+    block = 4 * 3072 * 3072 + 3 * 3072 * 8192 + 2 * 3072
+    assert held["blocks parameters"] == 32 * block and held["embed parameters"] == held["unembed parameters"] == 32_064 * 3072
+    assert abs(held["encoder parameters"] - 27 * (4 * 1152 * 1152 + 2 * 1152 * 4304)) < 0.01 * held["encoder parameters"]
+    assert 40 * 2**30 < sum(x for name, x in held.items() if not name.endswith("parameters")) < 80 * 2**30
+
+
+def test_flops_are_those_that_torch_counts():
+    config = bench.tiny(d_model=64, n_head=4, n_kv_head=2, d_ff=96, n_layer=2, encoder_width=64)
+    rows, question, answer = 3, 1, 90
+    model, _ = bench.trained(config)
+    batch = bench.batch_of(config, bench.rows_of(config, [(question, answer)] * rows))
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        model.loss(**batch).backward()
+    T = batch["ids"].shape[1]
+    assert counter.get_total_flops() == pytest.approx(bench.flops(config, rows, T, answer), rel=0.1)

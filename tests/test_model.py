@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import data
+from attention import GATES
 from mma import OPENS, Role, attention_mask
-from model import GATES, MLLM, Config, at_columns, load, sample, save
+from model import MLLM, Config, at_columns, load, sample, save
 from test_mma import A1, A2, LEAK_TABLE, Q1, Q2, layout
 
 
@@ -361,3 +362,41 @@ def test_dense_mask_is_bool_and_one_for_all_heads(batch_of, dialogues):
     batch = batch_of(dialogues)
     mask = attention_mask("mma", batch["role"], batch["turn"])
     assert mask.dtype == torch.bool and mask.shape[1] == 1
+
+
+# ------------------------------------------------------------------------------------------------------------ large models
+
+@pytest.mark.parametrize("change", [dict(checkpointing=True), dict(chunk=3), dict(checkpointing=True, chunk=1)])
+def test_what_saves_memory_changes_nothing(model, batch_of, dialogues, change):
+    batch, both = batch_of(dialogues), []
+    for some in ({}, change):
+        for name, value in some.items():
+            setattr(model, name, value)
+        model.zero_grad()
+        loss = model.loss(**batch)
+        loss.backward()
+        both.append([loss.detach(), *(p.grad for p in model.parameters())])
+    for plain, saving in zip(*both):
+        torch.testing.assert_close(saving, plain, rtol=1e-6, atol=1e-6)  # the loss is taken in float32
+
+
+def test_neighbouring_patches_are_pooled(pictures):
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=50, image_size=16, patch_size=4, encoder_width=16, encoder_heads=2)
+    plain, pooled = (MLLM(Config(**sizes, pool=pool)).encoder for pool in (1, 2))
+    pooled.load_state_dict(plain.state_dict())
+    one, four = pooled(pictures), plain(pictures).view(-1, 4, 4, 16)
+    assert one.shape == (4, 4, 16)
+    torch.testing.assert_close(one[:, 1], four[:, :2, 2:].mean((1, 2)))  # the second token: rows 0 and 1, columns 2 and 3
+    torch.testing.assert_close(one[:, 2], four[:, 2:, :2].mean((1, 2)))
+    with pytest.raises(ValueError, match="patches=4 must be a multiple of pool=3"):
+        Config(**sizes, pool=3)
+
+
+def test_an_untied_head_is_its_own(tmp_path):
+    model = MLLM(Config(vocab_size=50, tied=False))
+    assert sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in MLLM(Config(vocab_size=50)).parameters()) == 50 * 128
+    hidden = torch.randn(3, 128)
+    torch.testing.assert_close(model.head(hidden), hidden @ model.unembed.weight.T)
+    save(tmp_path / "m.pt", model)
+    assert torch.equal(load(tmp_path / "m.pt").unembed.weight, model.unembed.weight)
