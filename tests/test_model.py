@@ -139,7 +139,7 @@ def test_a_gate_is_plain_attention_at_the_first_step_and_learns(gated, batch_of,
 
 def test_the_gate_and_its_control_have_as_many_parameters():
     from train import PRESETS
-    for preset in PRESETS.values():
+    for preset in (PRESETS["tiny"], PRESETS["small"]):  # n_head = 2 n_kv_head
         sizes = {g: sum(p.numel() for p in MLLM(Config(vocab_size=99, gate=g, **preset["model"])).parameters()) for g in GATES}
         assert sizes["rave"] == sizes["lora"] > sizes["scalar"] > sizes["none"]
 
