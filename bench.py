@@ -334,7 +334,7 @@ TOPICS = {"mask": mask, "packing": packing, "train": train_step, "generate": gen
           "accuracy": accuracy}
 
 
-def main(argv=None):
+def arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("topic", choices=TOPICS)
     parser.add_argument("--repeats", type=int, default=9, help="timed calls of each arm (default: 9)")
@@ -342,7 +342,11 @@ def main(argv=None):
     parser.add_argument("--peak", type=float, default=989, help="size: the GPU's dense bfloat16 TFLOPS (default: 989, an H100 SXM)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
     parser.add_argument("--md", type=Path, metavar="FILE", help="write the table here")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = arguments(argv)
     try:
         table = TOPICS[args.topic](args)
     except ImportError as error:

@@ -193,7 +193,8 @@ def optimizers_of(model: MLLM, args) -> list[torch.optim.Optimizer]:
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for name, p in trained if p.dim() == 2 and name.endswith(".weight") and not name.endswith("embed.weight")]
     others = [p for name, p in trained if not any(p is m for m in matrices)]
-    return [Muon(matrices, args.lr), torch.optim.AdamW(others, args.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)]
+    return [Muon(matrices, args.lr), torch.optim.AdamW(others, args.adam_lr, betas=(0.9, 0.95), weight_decay=0.0,
+                                                          fused=args.device.startswith("cuda"))]
 
 
 def check_labels(kind: str, batch: dict, grid: tuple[int, int], allow_leaks: bool) -> None:

@@ -40,6 +40,8 @@ def test_a_command_parses(command):
         arms.arguments(args)
     elif script == "look.py":
         look.arguments(args)
+    elif script == "bench.py":
+        bench.arguments(args)
     else:
         assert script in ("mma.py", "model.py") or (script == "-m" and args[0] in ("pytest", "data.shapes", "data.nlvr_world"))
 
