@@ -38,6 +38,11 @@ class Config:
     n_kv_head: int = 2
     d_ff: int = 256           # hidden width of the decoder's SwiGLU
     rope_theta: float = 10_000.0
+    rope_factors: tuple = ()  # long-rope: (of short rows, of long rows), d/2 divisors of the frequencies each; () = none
+    rope_short: int = 0       # long-rope: rows of up to so many tokens are short
+    rope_scale: float = 1.0   # long-rope: cosines and sines are multiplied by it
+    norm_eps: float = 1e-6
+    siglip: bool = False      # the encoder is SigLIP's: a position for each patch, GELU by its tanh approximation
     mask: str = "mma"
     tied: bool = True         # the vocabulary head is the token embedding
     text_first: bool = False  # the prompt's order: question, then picture (data.encode)
@@ -49,7 +54,7 @@ class Config:
                 raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(allowed)}")
         for a, b in (("image_size", "patch_size"), ("patches", "pool"), ("encoder_width", "encoder_heads"), ("d_model", "n_head"),
                      ("n_head", "n_kv_head")):
-            if getattr(self, b) < 1 or getattr(self, a) % getattr(self, b):
+            if getattr(self, b) < 1 or getattr(self, a) % getattr(self, b) and not (self.siglip and a == "image_size"):
                 raise ValueError(f"{a}={getattr(self, a)} must be a multiple of {b}={getattr(self, b)}")
 
     @property
@@ -73,10 +78,10 @@ class Config:
 class EncoderBlock(nn.Module):
     """Pre-norm transformer block, every patch reads every patch."""
 
-    def __init__(self, width: int, heads: int, d_ff: int):
+    def __init__(self, width: int, heads: int, d_ff: int, siglip: bool):
         super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.heads, self.gelu, eps = heads, "tanh" if siglip else "none", 1e-6 if siglip else 1e-5
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, d_ff), nn.Linear(d_ff, width)
 
@@ -85,7 +90,7 @@ class EncoderBlock(nn.Module):
         q, k, v = self.qkv(self.norm1(x)).view(N, n, 3, self.heads, E // self.heads).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v)
         x = x + self.out(y.transpose(1, 2).reshape(N, n, E))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate=self.gelu))
 
 
 class VisionEncoder(nn.Module):
@@ -98,18 +103,22 @@ class VisionEncoder(nn.Module):
         self.register_buffer("pixel_mean", torch.full((3,), 127.5))
         self.register_buffer("pixel_std", torch.full((3,), 127.5))
         self.patch = nn.Linear(3 * config.patch_size ** 2, E)
-        self.row, self.column = nn.Parameter(torch.empty(config.patches, E)), nn.Parameter(torch.empty(config.patches, E))
-        d_ff = config.encoder_d_ff or 4 * E
-        self.blocks = nn.ModuleList(EncoderBlock(E, config.encoder_heads, d_ff) for _ in range(config.encoder_layers))
-        self.norm = nn.LayerNorm(E)
+        if config.siglip:
+            self.position = nn.Parameter(torch.empty(config.patches ** 2, E))
+        else:
+            self.row, self.column = nn.Parameter(torch.empty(config.patches, E)), nn.Parameter(torch.empty(config.patches, E))
+        sizes = config.encoder_heads, config.encoder_d_ff or 4 * E, config.siglip
+        self.blocks = nn.ModuleList(EncoderBlock(E, *sizes) for _ in range(config.encoder_layers))
+        self.norm = nn.LayerNorm(E, 1e-6 if config.siglip else 1e-5)
 
     def forward(self, images: Tensor) -> Tensor:
         size, p, g, pool = self.config.image_size, self.config.patch_size, self.config.patches, self.config.pool
         if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
             raise ValueError(f"images must be uint8 [N, 3, {size}, {size}], got {images.dtype} {list(images.shape)}")
         x = (images.to(self.pixel_mean.dtype) - self.pixel_mean[:, None, None]) / self.pixel_std[:, None, None]
-        x = x.view(-1, 3, g, p, g, p).permute(0, 2, 4, 1, 3, 5).reshape(-1, g * g, 3 * p * p)
-        x = self.patch(x) + (self.row[:, None] + self.column[None, :]).flatten(0, 1)
+        x = x[..., :g * p, :g * p]  # SigLIP leaves out what is less than a patch
+        x = x.reshape(-1, 3, g, p, g, p).permute(0, 2, 4, 1, 3, 5).reshape(-1, g * g, 3 * p * p)
+        x = self.patch(x) + (self.position if self.config.siglip else (self.row[:, None] + self.column[None, :]).flatten(0, 1))
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
@@ -198,7 +207,7 @@ def at_columns(x: Tensor, columns: Tensor) -> Tensor:
 class DecoderBlock(nn.Module):
     def __init__(self, config: Config, layer: int):
         super().__init__()
-        self.norm1, self.norm2 = nn.RMSNorm(config.d_model, eps=1e-6), nn.RMSNorm(config.d_model, eps=1e-6)
+        self.norm1, self.norm2 = (nn.RMSNorm(config.d_model, config.norm_eps) for _ in range(2))
         self.attention = Attention(config, layer)
         self.gate = nn.Linear(config.d_model, config.d_ff, bias=False)
         self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
@@ -225,12 +234,13 @@ class MLLM(nn.Module):
         self.projector = nn.Sequential(nn.Linear(E, D), nn.GELU(), nn.Linear(D, D))
         self.embed = nn.Embedding(config.vocab_size, D)
         self.blocks = nn.ModuleList(DecoderBlock(config, layer) for layer in range(config.n_layer))
-        self.norm = nn.RMSNorm(D, eps=1e-6)
+        self.norm = nn.RMSNorm(D, config.norm_eps)
         if not config.tied:
             self.unembed = nn.Linear(D, config.vocab_size, bias=False)
         self.apply(self._init)
-        for p in (self.encoder.row, self.encoder.column):  # small against the patch signal, or stage 1 sits at the prior
-            nn.init.normal_(p, std=0.02)
+        for name in ("row", "column", "position"):  # small against the patch signal, or stage 1 sits at the prior
+            if hasattr(self.encoder, name):
+                nn.init.normal_(getattr(self.encoder, name), std=0.02)
         for stack in (self.encoder.blocks, self.blocks):
             for block in stack:  # what is added to the residual stream starts small, more so in a deep stack
                 for f in (block.down, getattr(block, "out", None) or block.attention.out):
@@ -266,10 +276,14 @@ class MLLM(nn.Module):
         return x.masked_scatter(here[..., None], features[picture])
 
     def _decode(self, x, position, masks, visual, T, read=None, cache=None, column=None, weights=None) -> Tensor:
-        d = self.config.d_model // self.config.n_head
-        frequency = self.config.rope_theta ** (-torch.arange(0, d, 2, device=x.device) / d)
+        c, d = self.config, self.config.d_model // self.config.n_head
+        frequency = c.rope_theta ** (-torch.arange(0, d, 2, device=x.device) / d)
+        if c.rope_factors:  # one choice for a row and all that is generated after it
+            longest = T if cache is None else cache.k.shape[3]
+            frequency = frequency / torch.tensor(c.rope_factors[longest > c.rope_short], device=x.device)
         angle = position[:, None, :, None] * frequency  # [B or 1, 1, T, d/2], float32
-        step = Step(angle.cos().to(x.dtype), angle.sin().to(x.dtype), *masks, visual, T, cache, column, weights)
+        cos, sin = ((y * c.rope_scale).to(x.dtype) for y in (angle.cos(), angle.sin()))
+        step = Step(cos, sin, *masks, visual, T, cache, column, weights)
         again = self.checkpointing and torch.is_grad_enabled()
         for block in self.blocks:  # of the last layer's rows, only those that are read are computed
             some = read if block is self.blocks[-1] else None

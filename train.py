@@ -39,8 +39,8 @@ PRESETS = {  # the model, what of the data a step of stage 2 takes, and peak lea
     "small": dict(model=dict(encoder_width=256, encoder_layers=4, encoder_heads=8, d_model=256, n_layer=6, n_head=8, n_kv_head=4, d_ff=704),
                   pictures=64, questions=4, lr=0.003, adam_lr=0.001),
     # The paper's shapes: SigLIP-so400m-384, 27 x 27 patches pooled to 9 x 9, Phi-3.5-mini. For timing; its learning rates are untried.
-    "paper": dict(model=dict(encoder_width=1152, encoder_layers=27, encoder_heads=16, encoder_d_ff=4304, pool=3, d_model=3072, n_layer=32,
-                             n_head=32, n_kv_head=32, d_ff=8192, tied=False), pixels=dict(image_size=378, patch_size=14),
+    "paper": dict(model=dict(siglip=True, encoder_width=1152, encoder_layers=27, encoder_heads=16, encoder_d_ff=4304, pool=3, d_model=3072,
+                             n_layer=32, n_head=32, n_kv_head=32, d_ff=8192, tied=False), pixels=dict(image_size=384, patch_size=14),
                   pictures=32, questions=1, lr=0.0005, adam_lr=0.00002, checkpointing=True),
 }
 SMALL = dict(image_size=64, patch_size=16)

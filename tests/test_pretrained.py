@@ -1,0 +1,159 @@
+"""Parity with transformers on tiny random checkpoints that it writes itself: hidden states and logits."""
+
+import json
+
+import pytest
+import torch
+
+from data import DataError
+from mma import Role, attention_mask
+from pretrained import load
+
+hf = pytest.importorskip("transformers")
+safetensors = pytest.importorskip("safetensors.torch")
+CLOSE = dict(rtol=1e-4, atol=1e-4)
+SIZES = dict(vocab_size=90, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=256,
+             pad_token_id=0)
+
+
+def decoder_of(kind: str):
+    torch.manual_seed(1)
+    if kind == "llama":
+        return hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES, num_key_value_heads=2, rope_theta=50_000.0, rms_norm_eps=1e-5))
+    if kind == "tied":
+        return hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES, num_key_value_heads=4, tie_word_embeddings=True))
+    if kind == "mistral":
+        return hf.MistralForCausalLM(hf.MistralConfig(**SIZES, num_key_value_heads=1, sliding_window=64, head_dim=8))
+    if kind == "phi3":
+        return hf.Phi3ForCausalLM(hf.Phi3Config(**SIZES, num_key_value_heads=2))
+    factors = dict(short_factor=[1.0, 1.1, 1.3, 1.4], long_factor=[1.0, 2.0, 3.0, 5.0])
+    return hf.Phi3ForCausalLM(hf.Phi3Config(**SIZES, num_key_value_heads=4, original_max_position_embeddings=32,
+                                            rope_scaling=dict(type="longrope", **factors)))
+
+
+def scramble(model):
+    """Weights large enough that every input matters; norms that are not one."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn_like(p) * (0.3 if p.dim() > 1 else 0.2) + (1.0 if p.dim() == 1 else 0.0))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory):
+    """(folder, model): pictures of 33 pixels, patches of 8: four along a side, and a pixel over."""
+    torch.manual_seed(0)
+    config = hf.SiglipVisionConfig(hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, image_size=33,
+                                   patch_size=8)
+    model, folder = scramble(hf.SiglipVisionModel(config)), tmp_path_factory.mktemp("siglip")
+    model.save_pretrained(folder)
+    return folder, model
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    def make(kind, **options):
+        model, folder = scramble(decoder_of(kind)), tmp_path_factory.mktemp(kind)
+        model.save_pretrained(folder, **options)
+        return folder, model
+    return make
+
+
+def text(B: int, T: int) -> torch.Tensor:
+    return torch.randint(3, 90, (B, T), generator=torch.Generator().manual_seed(5))
+
+
+def test_the_encoder(vision, saved):
+    folder, theirs = vision
+    ours = load(folder, saved("llama")[0])
+    images = torch.randint(256, (2, 3, 33, 33), dtype=torch.uint8)
+    expected = theirs(pixel_values=(images.float() - 127.5) / 127.5).last_hidden_state
+    torch.testing.assert_close(ours.encoder(images), expected, **CLOSE)
+    pooled = load(folder, saved("llama")[0], pool=2)
+    assert pooled.config.n_image_tokens == 4
+    torch.testing.assert_close(pooled.encoder(images)[:, 3], expected.view(2, 4, 4, 32)[:, 2:, 2:].mean((1, 2)), **CLOSE)
+
+
+@pytest.mark.parametrize("kind,T", [("llama", 20), ("tied", 20), ("mistral", 20), ("phi3", 20), ("long-rope", 31), ("long-rope", 40)])
+def test_the_decoder(vision, saved, kind, T):
+    """Hidden states and logits, without cache; a batch with padding; greedy generation with the cache. 32 is long-rope's original
+    length, so 31 tokens lie below it and 40 above."""
+    folder, theirs = saved(kind)
+    ours = load(vision[0], folder, mask="causal").eval()
+    ids = text(3, T)
+    role = torch.full_like(ids, Role.TEXT)
+    role[1, T - 4:] = Role.PAD
+    expected = theirs(ids, attention_mask=(role > 0).long(), output_hidden_states=True)
+    hidden, real = ours(ids, role), role > 0
+    torch.testing.assert_close(hidden[real], expected.hidden_states[-1][real], **CLOSE)
+    torch.testing.assert_close(ours.head(hidden)[real], expected.logits[real], **CLOSE)
+    n = 1 if T == 31 else 6  # past the original length transformers changes the positions of what it has cached, we do not
+    said = theirs.generate(ids[:1], max_new_tokens=n, do_sample=False, eos_token_id=None)[0, T:].tolist()
+    assert ours.generate(ids[:1], role[:1], eos=-1, max_new_tokens=n)[0] == said
+
+
+def test_mma_through_their_llama(vision, saved):
+    """The mask, as a 4-D mask, through transformers' own Llama: our logits."""
+    folder, theirs = saved("llama")
+    ours = load(vision[0], folder, mask="mma").eval()
+    role = torch.tensor([[1] + [2] * 16 + [3] * 5 + [4] * 3, [1, 1, 1] + [2] * 16 + [3] * 3 + [4] * 2 + [0]])
+    ids, images = text(*role.shape), torch.randint(256, (2, 3, 33, 33), dtype=torch.uint8)
+    picture = torch.arange(2)
+    mask = attention_mask("mma", role)
+    bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    x = ours.embed_row(ids, role, images, picture)
+    expected = theirs(inputs_embeds=x, attention_mask=bias, position_ids=torch.arange(role.shape[1])[None]).logits
+    got = ours.head(ours(ids, role, images, picture))
+    torch.testing.assert_close(got[role > 0], expected[role > 0], **CLOSE)
+    causal = ours.head(ours(ids, role, images, picture, kind="causal"))
+    assert (causal - got)[role == Role.ANSWER].abs().max() > 0.01
+
+
+def test_shards_and_dtype(vision, saved):
+    folder, theirs = saved("llama", max_shard_size="8KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    model = load(vision[0], folder, dtype=torch.bfloat16, pool=4)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16} and not any(p.is_meta for p in model.parameters())
+    torch.testing.assert_close(model.blocks[2].down.weight, theirs.model.layers[2].mlp.down_proj.weight.bfloat16())
+
+
+@pytest.mark.parametrize("change,says", [
+    ({"model.layers.1.mlp.up_proj.weight": None}, "blocks.1.up.weight .48, 32. is missing"),
+    ({"model.layers.1.mlp.side.weight": (2,)}, "model.layers.1.mlp.side.weight .2. in model.safetensors is not expected"),
+    ({"model.layers.7.mlp.up_proj.weight": (48, 32)}, "model.layers.7.mlp.up_proj.weight .* is not expected"),
+    ({"model.norm.weight": (33,)}, "model.norm.weight has the shape .33.: norm.weight would be .33., not .32."),
+])
+def test_every_tensor_is_accounted_for(vision, saved, change, says):
+    folder, _ = saved("llama")
+    tensors = safetensors.load_file(folder / "model.safetensors")
+    for name, shape in change.items():
+        tensors.pop(name, None) if shape is None else tensors.update({name: torch.zeros(shape)})
+    safetensors.save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(DataError, match=says):
+        load(vision[0], folder)
+
+
+@pytest.mark.parametrize("change,says", [
+    ({"model_type": "gpt2"}, "model_type is 'gpt2'"), ({"hidden_act": "gelu"}, "hidden_act"), ({"attention_bias": True}, "attention_bias"),
+    ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "positions of the kind"), ({"head_dim": 16}, "head_dim"),
+])
+def test_what_would_compute_something_else_is_refused(vision, saved, change, says):
+    folder, _ = saved("llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(DataError, match=says):
+        load(vision[0], folder)
+
+
+def test_damaged_folders_are_named(vision, saved, tmp_path):
+    with pytest.raises(DataError, match="config.json: no such file"):
+        load(vision[0], tmp_path)
+    folder, _ = saved("llama")
+    (folder / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(DataError, match="model.safetensors: not readable"):
+        load(vision[0], folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(DataError, match="no .*safetensors"):
+        load(vision[0], folder)
+    with pytest.raises(DataError, match="longer than its sliding window of 64"):
+        load(vision[0], saved("mistral")[0], max_tokens=65)
