@@ -12,6 +12,7 @@ import torch
 import data
 import eval as evaluation
 import mma
+import muon
 import train
 
 ROOT = Path(__file__).parent.parent
@@ -277,7 +278,7 @@ def test_muon_is_torchs_muon_without_the_rounding():
     torch.manual_seed(0)
     a = [torch.nn.Parameter(torch.randn(*shape)) for shape in ((24, 16), (16, 40), (24, 16), (8, 8))]
     b = [torch.nn.Parameter(p.detach().clone()) for p in a]
-    ours, theirs = train.Muon(a, lr=0.1), torch.optim.Muon(b, lr=0.1, weight_decay=0.0)
+    ours, theirs = muon.Muon(a, lr=0.1), torch.optim.Muon(b, lr=0.1, weight_decay=0.0)
     for step in range(3):
         for p, q in zip(a, b):
             p.grad = torch.randn_like(p)
@@ -290,7 +291,7 @@ def test_muon_is_torchs_muon_without_the_rounding():
 
 def test_orthogonalise():
     m = torch.randn(3, 20, 50, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(train.orthogonalise(m))
+    values = torch.linalg.svdvals(muon.orthogonalise(m))
     assert values.min() > 0.5 and values.max() < 1.3
 
 
