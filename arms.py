@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import draw
 import eval as evaluation
 import train
 from model import MLLM
@@ -290,14 +291,14 @@ def reproduce(args) -> None:
         first = {arm: done[arm][0] for arm in ("causal", "mma") if done.get(arm)}
         out["test_time"] = test_time(first, next(iter(found.values())).limit, make=not args.tables)
     curves = {f"{arm} ({len(runs)} seeds)": [run["curve"] for run in runs] for arm, runs in records.items() if counts or arm in MAIN}
-    evaluation.write_curves(args.results / f"{args.experiment}{'-curves' if counts else ''}.png", curves)
+    draw.write_curves(args.results / f"{args.experiment}{'-curves' if counts else ''}.png", curves)
     if counts:  # accuracy over what the @ counts
         lines = {}
         for arm, runs in records.items():
             mask, x = arm.split("@")
             for run in runs:
                 lines.setdefault(mask, {}).setdefault(run["seed"], {})[float(x.rstrip("x"))] = run["accuracy"]
-        evaluation.write_curves(args.results / f"{args.experiment}.png", {mask: list(by.values()) for mask, by in lines.items()},
+        draw.write_curves(args.results / f"{args.experiment}.png", {mask: list(by.values()) for mask, by in lines.items()},
                                 f"{counts} (test accuracy)")
     print(report(out))
     (args.results / f"{args.experiment}.md").write_text(report(out) + "\n", encoding="utf-8")

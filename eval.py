@@ -14,15 +14,14 @@ answers, or, where it has none, empty or without an end.
 import argparse
 import json
 import statistics
-import textwrap
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 import checkpoint
 import data
+import draw
 from mma import OPENS, Role
 from model import MLLM, load
 
@@ -32,8 +31,8 @@ def answer_all(model: MLLM, tokenizer: data.Tokenizer, examples: list[data.Examp
                batch_size: int = 256, progress: bool = False, aif: float = 0.0) -> list[dict]:
     """The model's answer to every turn of every example, earlier turns given with their true answers.
 
-    Returns a dict for each: id, group, family, question, answer (the true one), given, correct, unparsed, images. `known`: the
-    closed set of answers, if there is one. aif: the share of image tokens that text may not read (aif_blocked).
+    Returns a dict for each: id, group, family, question, answer (the true one), given, correct, unparsed, prompt (example, turn).
+    `known`: the closed set of answers, if there is one. aif: the share of image tokens that text may not read (aif_blocked).
     """
     known = known and {data.normalise(answer) for answer in known}
     prompts = [(e, t) for e in examples for t in range(len(e.turns))]
@@ -52,7 +51,7 @@ def answer_all(model: MLLM, tokenizer: data.Tokenizer, examples: list[data.Examp
             correct = said == data.normalise(answer)
             lost = said not in known if known else not said or ids[-1] != tokenizer.eos
             results.append(dict(id=e.id, group=e.group, family=e.family, question=question.replace(data.IMAGE, " ").strip(), answer=answer,
-                                given=given, correct=correct, unparsed=lost and not correct, images=e.images))
+                                given=given, correct=correct, unparsed=lost and not correct, prompt=(e, t)))
     model.train(was_training)
     return results
 
@@ -143,62 +142,10 @@ def table(groups: dict[str, list[dict]]) -> str:
     return markdown(rows)
 
 
-def write_sheet(path, results: list[dict], image_size: int, n: int = 24, side: int = 160) -> None:
-    """A PNG of n answers spread over the results: picture, question, answer given, true answer; green right, red wrong."""
-    some = [results[i * len(results) // n] for i in range(n)] if len(results) > n else results
-    columns, height = 6, side + 62
-    sheet = Image.new("RGB", (columns * (side + 12), -(-len(some) // columns) * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for k, r in enumerate(some):
-        x, y = k % columns * (side + 12) + 6, k // columns * height + 4
-        if r["images"]:
-            picture = data.pixels_of(r["images"][0], image_size, r["id"])
-            sheet.paste(Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.NEAREST), (x, y))
-        question = textwrap.wrap(r["question"], 27) or [""]
-        text = "\n".join(question[:2]) + f"\n{r['given'][:24] or '(nothing)'}" + ("" if r["correct"] else f"   [{r['answer'][:24]}]")
-        draw.text((x, y + side + 2), text, fill=(0, 120, 40) if r["correct"] else (190, 20, 20))
-    sheet.save(path)
-
-
 def curve(run: Path) -> dict[int, float]:
     """Validation accuracy (0 to 1) at each step of stage 2 that was looked at, from the run's metrics.jsonl."""
     log = map(json.loads, (Path(run) / "metrics.jsonl").read_text().splitlines())
     return {r["step"]: r["val"]["accuracy"] for r in log if "val" in r}
-
-
-COLOURS = [(240, 130, 30), (60, 100, 180), (60, 150, 80), (170, 60, 150), (120, 120, 120), (190, 40, 40), (0, 150, 160), (150, 120, 40)]
-
-
-def write_curves(path, groups: dict[str, list[dict[int, float]]], title: str = "step of stage 2 (validation accuracy)") -> None:
-    """A PNG of validation accuracy over the steps of stage 2. groups: label -> the `curve` of each seed; drawn are their mean
-    and, shaded, the reach from the lowest to the highest seed."""
-    W, H, left, top = 720, 400, 46, 14
-    sheet = Image.new("RGB", (W + left + 20, H + top + 40), "white")
-    pen = ImageDraw.Draw(sheet, "RGBA")
-    curves = {label: [(step, [100 * c[step] for c in runs]) for step in sorted(set.intersection(*map(set, runs)))]
-              for label, runs in groups.items()}
-    curves = {label: curve for label, curve in curves.items() if curve}
-    if not curves:
-        raise data.DataError("no run looked at its validation split (--eval-every), so there are no curves to draw")
-    last = max(curve[-1][0] for curve in curves.values())
-
-    def at(step, value):
-        return left + W * step / last, top + H * (100 - value) / 100
-
-    for value in range(0, 101, 20):
-        pen.line([at(0, value), at(last, value)], fill=(215, 215, 215))
-        pen.text((8, at(0, value)[1] - 6), f"{value} %", fill="black")
-    for k in range(5):
-        pen.text((at(last * k / 4, 0)[0] - 10, top + H + 6), f"{last * k // 4:,}", fill="black")
-    pen.text((left + W // 2 - 90, top + H + 22), title, fill="black")
-    for k, (label, curve) in enumerate(curves.items()):
-        colour = COLOURS[k % len(COLOURS)]
-        band = [at(step, max(values)) for step, values in curve] + [at(step, min(values)) for step, values in reversed(curve)]
-        if len(curve) > 1:
-            pen.polygon(band, fill=(*colour, 50))
-        pen.line([at(step, statistics.mean(values)) for step, values in curve], fill=colour, width=3)
-        pen.text((left + 12, top + 8 + 16 * k), label, fill=colour)
-    sheet.save(path)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -293,7 +240,7 @@ def main(argv=None):
         groups = pool(results)
         print(table(groups))
         if args.curves:
-            write_curves(args.curves, {label: [curve(run["run"]) for run in runs] for label, runs in groups.items()})
+            draw.write_curves(args.curves, {label: [curve(run["run"]) for run in runs] for label, runs in groups.items()})
     except data.DataError as error:
         raise SystemExit(f"error: {error}") from None
     if args.md:

@@ -27,10 +27,10 @@ COLOURS = {"mma": (240, 130, 30), "causal": (60, 100, 180)}
 
 
 @torch.no_grad()
-def attention(model, tokenizer, examples) -> tuple[torch.Tensor, dict]:
-    """Attention weights over the prompts of the examples, mean over heads, [L, B, T, T], and the batch."""
+def attention(model, tokenizer, examples, turn: int = 0) -> tuple[torch.Tensor, dict]:
+    """Attention weights over the prompts of the examples, up to the answer of a turn; mean over heads, [L, B, T, T]. And the batch."""
     config = model.config
-    rows = [data.encode(e, tokenizer, config.n_image_tokens, upto=0, text_first=config.text_first) for e in examples]
+    rows = [data.encode(e, tokenizer, config.n_image_tokens, upto=turn, text_first=config.text_first) for e in examples]
     batch = {k: x.to(model.embed.weight.device) for k, x in data.collate(rows, tokenizer.pad, config.image_size).items()}
     weights = []
     model(**batch, weights=weights)
@@ -42,6 +42,17 @@ def to_picture(weights: torch.Tensor, role: torch.Tensor) -> torch.Tensor:
     B = len(role)
     last = (role != Role.PAD).sum(1) - 1  # the token that opens the answer
     return weights[:, torch.arange(B), last][:, role == Role.IMAGE].view(len(weights), B, -1)
+
+
+def attended(model, tokenizer, example: data.Example, turn: int) -> list[tuple[int, int]]:
+    """[(grid, patch)]: the patches of the example's first picture that get at least twice the mean share of what the row that produces
+    the answer gives to the picture; mean over layers and heads."""
+    if not example.images:
+        return []
+    weights, batch = attention(model, tokenizer, [example], turn)
+    n = model.config.n_image_tokens
+    look = to_picture(weights, batch["role"]).mean(0)[0, :n]
+    return [(model.config.grid, patch) for patch in (look >= 2 * look.mean()).nonzero().flatten().tolist()]
 
 
 def measure(run: Path, n: int, device: str) -> dict:

@@ -10,7 +10,8 @@ Stage 1 (PT): captions under the causal mask, everything trainable. (The paper s
 and trains the connector and the LLM; ours start from nothing.) Stage 2 (SFT): questions and answers under --mask; the vision
 encoder is frozen, as in the paper, unless --train-encoder. Data without captions use questions and answers in stage 1 too.
 
-Written to --out: model.pt, tokenizer.model, run.json (arguments, sizes, results), metrics.jsonl, sheet.png.
+Written to --out: model.pt, tokenizer.model, run.json (arguments, sizes, results), metrics.jsonl, curves.png, sheet.png (patches with a
+frame: where the row that gives the answer looks).
 """
 
 import argparse
@@ -26,7 +27,9 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import draw
 import eval as evaluation
+import look
 from attention import GATES
 from mma import CONCENTRIC, OPENS, Role, attention_mask, leaks, supervised
 from model import MLLM, Config
@@ -302,20 +305,23 @@ def run(args, p: Processes) -> None:
                 rates = [peak * schedule(step - 1, steps) for peak in (args.lr, args.adam_lr)]
                 seen.append(update(model, optimizers, batch, kind, rates, scaler, loss_of))
                 asked = p.any(stop.asked)
-                look = step == steps or stage == "sft" and step % args.eval_every == 0
+                look_now = step == steps or stage == "sft" and step % args.eval_every == 0
                 save = step == steps or step % args.save_every == 0 or asked
-                if step % 10 == 0 or look or save:
+                if step % 10 == 0 or look_now or save:
                     loss = p.mean(seen[-1][0])
                     check_finite(seen, stage, step, batches, args.out)
-                if step % 10 == 0 or look:
+                if step % 10 == 0 or look_now:
                     record = {"stage": stage, "step": step, "loss": loss}
-                    if look and stage == "sft" and validation:
+                    if look_now and stage == "sft" and validation:
                         answers = evaluation.answer_all(model, tokenizer, p.mine(validation), source.answers)
                         record["val"] = evaluation.summarise(p.joined(answers))
                         shown["val"] = f"{record['val']['accuracy']:.1%}"
                         clock.append([step, round(time.perf_counter() - began, 2)])
                     if p.first:
                         metrics.write((json.dumps(record) + "\n").encode())
+                    if p.first and look_now:
+                        so_far = [json.loads(line) for line in (args.out / "metrics.jsonl").read_text().splitlines()]
+                        draw.write_training(args.out / "curves.png", so_far)
                     bar.set_postfix({"loss": f"{loss:.3f}", **shown})
                 if save and p.first:
                     checkpoint.save(args.out, metrics, settings=json.dumps(checkpoint.settings(args)), data=data_is, stage=stage, step=step,
@@ -335,7 +341,8 @@ def run(args, p: Processes) -> None:
     record = {"run": str(args.out), **evaluation.summarise(results), "params": params, "mask": args.mask, "seed": args.seed,
               "args": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
               "seconds": round(time.perf_counter() - began, 1), "clock": clock, "torch": torch.__version__}
-    evaluation.write_sheet(args.out / "sheet.png", results, config.image_size)
+    some = [results[i * len(results) // 24] for i in range(24)] if len(results) > 24 else results
+    draw.write_sheet(args.out / "sheet.png", some, config.image_size, [look.attended(model, tokenizer, *r["prompt"]) for r in some])
     say(f"\nHeld-out answers, after {record['seconds']:.0f} seconds:\n{evaluation.table(evaluation.pool([record]))}\n"
           f"Look at {args.out / 'sheet.png'}; ask: python eval.py {args.out} --image FILE --question \"...\"")
     checkpoint.write(args.out / "run.json", lambda file: file.write((json.dumps(record, indent=1) + "\n").encode()))

@@ -16,6 +16,7 @@ import torch
 
 import checkpoint
 import data
+import draw
 import eval as evaluation
 import train
 from data import shapes
@@ -51,7 +52,7 @@ def whole(tmp_path_factory):
     """The run that nobody stops."""
     out = tmp_path_factory.mktemp("whole") / "run"
     train.main([*RUN, "--out", str(out)])
-    assert {p.name for p in out.iterdir()} == {"model.pt", "tokenizer.model", "run.json", "metrics.jsonl", "sheet.png"}
+    assert {p.name for p in out.iterdir()} == {"model.pt", "tokenizer.model", "run.json", "metrics.jsonl", "curves.png", "sheet.png"}
     return result(out)
 
 
@@ -106,7 +107,7 @@ def test_ctrl_c_again_and_again_changes_nothing(whole, tmp_path, monkeypatch, ca
 
 def test_a_crash_during_the_last_answers_changes_nothing(whole, tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "write_sheet", crash)
+        patch.setattr(draw, "write_sheet", crash)
         with pytest.raises(Crash):
             train.main([*RUN, "--out", str(tmp_path)])
     train.main([*RUN, "--out", str(tmp_path), "--resume"])

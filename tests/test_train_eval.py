@@ -39,7 +39,7 @@ def runs(tmp_path_factory):
 
 def test_a_run_leaves_what_it_promises(runs):
     out = runs / "mma-0"
-    assert {p.name for p in out.iterdir()} == {"model.pt", "tokenizer.model", "run.json", "metrics.jsonl", "sheet.png"}
+    assert {p.name for p in out.iterdir()} == {"model.pt", "tokenizer.model", "run.json", "metrics.jsonl", "curves.png", "sheet.png"}
     record = json.loads((out / "run.json").read_text())
     assert record["n"] == 100 and set(record["families"]) == {"existence", "counting", "attribute", "comparison", "spatial"}
     assert 0 <= record["accuracy"] <= 1 and record["mask"] == "mma" and record["seed"] == 0 and record["args"]["lr"]

@@ -1,0 +1,81 @@
+"""Pictures of a training: its curves, and a sheet of answers. Pillow comes with torchvision."""
+
+import statistics
+import textwrap
+
+from PIL import Image, ImageDraw
+
+import data
+
+COLOURS = [(240, 130, 30), (60, 100, 180), (60, 150, 80), (170, 60, 150), (120, 120, 120), (190, 40, 40), (0, 150, 160), (150, 120, 40)]
+
+
+def chart(pen, left: int, top: int, W: int, H: int, title: str, lines: dict[str, list[tuple[float, list[float]]]], most: float, form: str,
+          first: int = 0) -> None:
+    """Lines over x from 0: label -> [(x, the values of each seed)]. Drawn are the means and, shaded, the reach from the lowest to the
+    highest. most: the top of the y axis; form: how its numbers are written; first: the first colour."""
+    last = max(points[-1][0] for points in lines.values())
+
+    def at(x, value):
+        return left + W * x / last, top + H * (1 - min(value, most) / most)
+
+    for k in range(6):
+        pen.line([at(0, most * k / 5), at(last, most * k / 5)], fill=(215, 215, 215))
+        pen.text((left - 40, at(0, most * k / 5)[1] - 6), form.format(most * k / 5), fill="black")
+    for k in range(5):
+        pen.text((at(last * k / 4, 0)[0] - 10, top + H + 6), f"{last * k / 4:,.0f}", fill="black")
+    pen.text((left + W // 2 - 90, top + H + 22), title, fill="black")
+    for k, (label, points) in enumerate(lines.items()):
+        colour = COLOURS[(first + k) % len(COLOURS)]
+        if len(points[0][1]) > 1:
+            pen.polygon([at(x, max(y)) for x, y in points] + [at(x, min(y)) for x, y in reversed(points)], fill=(*colour, 50))
+        pen.line([at(x, statistics.mean(y)) for x, y in points], fill=colour, width=3)
+        pen.text((left + 12, top + 8 + 16 * k), label, fill=colour)
+
+
+def write_curves(path, groups: dict[str, list[dict[int, float]]], title: str = "step of stage 2 (validation accuracy)") -> None:
+    """A PNG of accuracy (0 to 1) over the steps of stage 2. groups: label -> for each seed, step -> accuracy."""
+    curves = {label: [(x, [100 * c[x] for c in runs]) for x in sorted(set.intersection(*map(set, runs)))] for label, runs in groups.items()}
+    curves = {label: curve for label, curve in curves.items() if curve}
+    if not curves:
+        raise data.DataError("no run looked at its validation split (--eval-every), so there are no curves to draw")
+    sheet = Image.new("RGB", (786, 454), "white")
+    chart(ImageDraw.Draw(sheet, "RGBA"), 46, 14, 720, 400, title, curves, 100, "{:.0f} %")
+    sheet.save(path)
+
+
+def write_training(path, records: list[dict]) -> None:
+    """A PNG of the loss of both stages, and of validation accuracy, from the lines of metrics.jsonl so far."""
+    stages = {"stage 1: captions": "pt", "stage 2: questions": "sft"}
+    loss = {label: [(r["step"], [r["loss"]]) for r in records if r["stage"] == stage] for label, stage in stages.items()}
+    loss = {label: points for label, points in loss.items() if points}
+    accuracy = [(r["step"], [100 * r["val"]["accuracy"]]) for r in records if "val" in r]
+    sheet = Image.new("RGB", (900, 330), "white")
+    pen = ImageDraw.Draw(sheet, "RGBA")
+    if loss:
+        most = max(y[0] for points in loss.values() for _, y in points) or 1
+        chart(pen, 50, 14, 380, 270, "step of its stage (loss)", loss, most, "{:.2f}")
+    if accuracy:
+        last = f"{accuracy[-1][1][0]:.1f} %"
+        chart(pen, 500, 14, 380, 270, "step of stage 2 (validation accuracy)", {last: accuracy}, 100, "{:.0f} %", 1)
+    sheet.save(path)
+
+
+def write_sheet(path, results: list[dict], image_size: int, outlined: list[list[int]] | None = None, side: int = 160) -> None:
+    """A PNG of answers: picture, question, answer given, true answer; green right, red wrong. outlined: for each, the patches of its
+    picture, in reading order, that have a frame: [(grid, index), ...]."""
+    columns, height = 6, side + 62
+    sheet = Image.new("RGB", (columns * (side + 12), -(-len(results) // columns) * height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for k, r in enumerate(results):
+        x, y = k % columns * (side + 12) + 6, k // columns * height + 4
+        if r["prompt"][0].images:
+            picture = data.pixels_of(r["prompt"][0].images[0], image_size, r["id"])
+            sheet.paste(Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.NEAREST), (x, y))
+        for grid, patch in outlined[k] if outlined else ():
+            u, v, cell = x + side * (patch % grid) / grid, y + side * (patch // grid) / grid, side / grid
+            pen.rectangle((u + 1, v + 1, u + cell - 2, v + cell - 2), outline=(255, 255, 255), width=2)
+        text = textwrap.wrap(r["question"], 27) or [""]
+        text = "\n".join(text[:2]) + f"\n{r['given'][:24] or '(nothing)'}" + ("" if r["correct"] else f"   [{r['answer'][:24]}]")
+        pen.text((x, y + side + 2), text, fill=(0, 120, 40) if r["correct"] else (190, 20, 20))
+    sheet.save(path)
