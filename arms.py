@@ -300,22 +300,24 @@ def reproduce(args) -> None:
                 lines.setdefault(mask, {}).setdefault(run["seed"], {})[float(x.rstrip("x"))] = run["accuracy"]
         draw.write_curves(args.results / f"{args.experiment}.png", {mask: list(by.values()) for mask, by in lines.items()},
                                 f"{counts} (test accuracy)")
-    print(report(out))
-    (args.results / f"{args.experiment}.md").write_text(report(out) + "\n", encoding="utf-8")
     (args.results / f"{args.experiment}.json").write_text(json.dumps(out, indent=1) + "\n")
+    for name, text in report(args.experiment, out).items():
+        print(text, end="\n\n")
+        (args.results / name).write_text(text + "\n", encoding="utf-8")
 
 
-def report(result: dict) -> str:
-    """The Markdown of an experiment's JSON."""
-    parts = [arms_table(result["arms"])]
-    if not any("@" in arm for arm in result["arms"]):
-        parts.append(claims(result["arms"]))
-    if result.get("test_time"):
-        parts.append(evaluation.markdown([["trained with", "switched on for the test", "accuracy, %"], *(
-            [r["trained"], r["test"], f"{100 * r['accuracy']:.1f}"] for r in result["test_time"])]))
+def report(experiment: str, result: dict) -> dict[str, str]:
+    """The Markdown of an experiment's JSON, file by file: the table; what it says of the paper's claims and of masks at test time."""
+    parts, rest = [arms_table(result["arms"])], []
     if result["missing"]:
         parts.append(f"Not yet run: {', '.join(result['missing'])}.")
-    return "\n\n".join(filter(None, parts))
+    if experiment == "shapes":
+        rest.append(claims(result["arms"]))
+    if result.get("test_time"):
+        rest.append(evaluation.markdown([["trained with", "switched on for the test", "accuracy, %"], *(
+            [r["trained"], r["test"], f"{100 * r['accuracy']:.1f}"] for r in result["test_time"])]))
+    out = {f"{experiment}.md": parts, f"{experiment}_claims.md": [part for part in rest if part]}
+    return {name: "\n\n".join(some) for name, some in out.items() if some}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
-"""Pictures of a training: its curves, and a sheet of answers. Pillow comes with torchvision."""
+"""Pictures: of a training its curves and a sheet of answers; and the figure of the README. Pillow comes with torchvision.
+
+    python draw.py results/figure.png    the causal mask and mma's over one example of the built-in world
+"""
 
 import statistics
+import sys
 import textwrap
 
 from PIL import Image, ImageDraw
 
 import data
+from mma import Role, attention_mask
 
 COLOURS = [(240, 130, 30), (60, 100, 180), (60, 150, 80), (170, 60, 150), (120, 120, 120), (190, 40, 40), (0, 150, 160), (150, 120, 40)]
 
@@ -79,3 +84,47 @@ def write_sheet(path, results: list[dict], image_size: int, outlined: list[list[
         text = "\n".join(text[:2]) + f"\n{r['given'][:24] or '(nothing)'}" + ("" if r["correct"] else f"   [{r['answer'][:24]}]")
         pen.text((x, y + side + 2), text, fill=(0, 120, 40) if r["correct"] else (190, 20, 20))
     sheet.save(path)
+
+
+def write_figure(path, example: data.Example, tokenizer: data.Tokenizer, grid: int, image_size: int, cell: int = 13) -> None:
+    """A PNG of an example's picture and the masks over its row, rows = queries, columns = keys: blue reads the past, orange opened."""
+    row = data.encode(example, tokenizer, grid * grid)
+    count, words = iter(range(1, grid * grid + 1)), []
+    for token, role in zip(row.ids, row.role):
+        piece = tokenizer.sp.id_to_piece(token).replace("\u2581", "")
+        words.append(f"patch {next(count)}" if role == Role.IMAGE else {"<s>": "<bos>", "</s>": "<eos>"}.get(piece, piece))
+    batch = data.collate([row], tokenizer.pad, image_size)
+    T, side, label, top = len(words), 240, 62, 90
+    width, panel = side + 40 + 2 * (len(words) * cell + label + 20), len(words) * cell
+    sheet = Image.new("RGB", (width, top + panel + 34), "white")
+    pen = ImageDraw.Draw(sheet)
+    picture = Image.fromarray(data.pixels_of(example.images[0], image_size, "").permute(1, 2, 0).numpy())
+    sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (12, top))
+    for k in range(grid * grid):  # the patches are numbered as the tokens are
+        x, y = 12 + side * (k % grid) / grid, top + side * (k // grid) / grid
+        pen.rectangle((x, y, x + side / grid, y + side / grid), outline="white")
+        pen.text((x + 3, y + 1), str(k + 1), fill="white")
+    question, answer = example.turns[0]
+    pen.text((12, top + side + 12), f"{question.replace(data.IMAGE, '')}\n{answer}", fill="black", font_size=15)
+    colour = {int(Role.IMAGE): "#4a6fb5", int(Role.QUESTION): "#c06010", int(Role.ANSWER): "#2a8a4a"}
+    for m, (kind, title) in enumerate((("causal", "causal: the picture never learns what was asked"),
+                                       ("mma", "mma: image rows read the question's columns"))):
+        left = side + 40 + m * (panel + label + 20) + label
+        mask = attention_mask(kind, batch["role"], batch["turn"])[0, 0].tolist()
+        pen.text((left, top + panel + 8), title, fill="black", font_size=15)
+        for i, word in enumerate(words):
+            ink = colour.get(row.role[i], "black")
+            pen.text((left - 4, top + i * cell + cell / 2), word, fill=ink, anchor="rm", font_size=10)
+            upright = Image.new("RGB", (label, cell), "white")
+            ImageDraw.Draw(upright).text((2, cell / 2), word, fill=ink, anchor="lm", font_size=10)
+            sheet.paste(upright.rotate(90, expand=True), (left + i * cell, top - label - 2))
+            for j in range(T):
+                x, y = left + j * cell, top + i * cell
+                pen.rectangle((x, y, x + cell - 2, y + cell - 2), fill="#e8e8e8" if not mask[i][j] else "#f08c28" if j > i else "#4a6fb5")
+    sheet.save(path)
+
+
+if __name__ == "__main__":
+    world = data.load("shapes")
+    some = next(e for e in world.heldout("test") if e.family == "counting" and e.turns[0][1] == "2")
+    write_figure(sys.argv[1], some, data.Tokenizer.train(world.texts(), 4096), 4, 64)
