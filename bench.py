@@ -326,7 +326,7 @@ def size(args, rows: int = 32, question: int = 60, answer: int = 120) -> list[li
 
 def report(record: dict) -> str:
     """The Markdown of a topic's JSON."""
-    medians = "" if record["topic"] == "accuracy" else f"; medians of {record['repeats']}, the arms taking turns"
+    medians = "" if record["topic"] in ("accuracy", "size") else f"; medians of {record['repeats']}, the arms taking turns"
     return f"{evaluation.markdown(record['table'])}\n\n{record['where']}{medians}."
 
 
