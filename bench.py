@@ -6,6 +6,7 @@
     python bench.py generate      prefill and decoding against transformers' generate
     python bench.py loader        how much faster batches are made than trained on
     python bench.py size          the paper's shapes: parameters and memory; on a GPU also steps, memory and FLOPs that were measured
+    python bench.py code          lines a file
     python bench.py accuracy      seconds from the command `python train.py` to 80 % (95 % with --target 0.95) on validation
 
 --json FILE writes the numbers as well, --md FILE the table. The arms of a table take turns within one run, after a warm-up, and their
@@ -324,14 +325,25 @@ def size(args, rows: int = 32, question: int = 60, answer: int = 120) -> list[li
     return table
 
 
+def code(args) -> list[list[str]]:
+    root, table = Path(__file__).parent, []
+    for pattern in ("*.py", "data/*.py", "tests/*.py"):
+        for file in sorted(root.glob(pattern)):
+            table.append([file.relative_to(root).as_posix(), str(len(file.read_text(encoding="utf-8").splitlines()))])
+    tests = [int(lines) for name, lines in table if name.startswith("tests/")]
+    return [*(row for row in table if not row[0].startswith("tests/")), [f"tests/ ({len(tests)} files)", str(sum(tests))]]
+
+
 def report(record: dict) -> str:
     """The Markdown of a topic's JSON."""
+    if record["topic"] == "code":
+        return "Lines: " + ", ".join(f"{name} {int(lines):,}" for name, lines in record["table"]) + "."
     medians = "" if record["topic"] in ("accuracy", "size") else f"; medians of {record['repeats']}, the arms taking turns"
     return f"{evaluation.markdown(record['table'])}\n\n{record['where']}{medians}."
 
 
 TOPICS = {"mask": mask, "packing": packing, "train": train_step, "generate": generate, "loader": loader, "size": size,
-          "accuracy": accuracy}
+          "code": code, "accuracy": accuracy}
 
 
 def arguments(argv=None):

@@ -97,6 +97,11 @@ def test_a_table_is_what_its_json_says(name):
         assert text == look.text(result) + "\n"
 
 
+def test_the_lines_of_the_files_are_counted_anew():
+    assert json.loads((RESULTS / "speed_code.json").read_text())["table"] == bench.code(None), "run: " + next(
+        c for c in COMMANDS if c.startswith("python bench.py code"))
+
+
 def test_the_numbers_in_its_sentences_are_in_the_results():
     """Percentages named in the text near a results file's figure are rounded from it: mma and causal on shapes."""
     arms_of = json.loads((RESULTS / "shapes.json").read_text())["arms"]
