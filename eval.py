@@ -28,7 +28,7 @@ from model import MLLM, load
 
 @torch.no_grad()
 def answer_all(model: MLLM, tokenizer: data.Tokenizer, examples: list[data.Example], known: set[str] | None = None,
-               batch_size: int = 256, progress: bool = False, aif: float = 0.0) -> list[dict]:
+               batch_size: int = 256, progress: bool = False, aif: float = 0.0, max_new_tokens: int | None = None) -> list[dict]:
     """The model's answer to every turn of every example, earlier turns given with their true answers.
 
     Returns a dict for each: id, group, family, question, answer (the true one), given, correct, unparsed, prompt (example, turn).
@@ -37,7 +37,7 @@ def answer_all(model: MLLM, tokenizer: data.Tokenizer, examples: list[data.Examp
     known = known and {data.normalise(answer) for answer in known}
     prompts = [(e, t) for e in examples for t in range(len(e.turns))]
     # Twice the longest true answer and some: what is longer still is wrong
-    limit = 2 * max((len(tokenizer.encode(e.turns[t][1])) for e, t in prompts), default=0) + 4
+    limit = max_new_tokens or 2 * max((len(tokenizer.encode(e.turns[t][1])) for e, t in prompts), default=0) + 4
     was_training, device, results = model.training, model.embed.weight.device, []
     model.eval()
     for start in tqdm(range(0, len(prompts), batch_size), desc="answering", disable=not progress):

@@ -76,9 +76,9 @@ class Crop:
 
 @dataclass
 class Example:
-    """One dialogue. turns: (user message, answer); each IMAGE in a message stands for the next of `images`, which are files,
-    parts of files (Crop) or uint8 tensors [3, size, size]. family: the kind of question, for the tables. group: examples that
-    share it are consistent if all are answered right."""
+    """One dialogue. turns: (user message, answer); each IMAGE in a message stands for the next of `images`, which are files (their
+    path, or their bytes), parts of files (Crop) or uint8 tensors [3, size, size]. family: the kind of question, for the tables.
+    group: examples that share it are consistent if all are answered right."""
     images: list
     turns: list[tuple[str, str]]
     family: str = "all"
@@ -234,7 +234,7 @@ def collate(rows: list[Row], pad: int, image_size: int) -> dict[str, Tensor]:
     return batch
 
 
-def pixels_of(image: Tensor | Path | Crop, size: int, where: str) -> Tensor:
+def pixels_of(image: Tensor | Path | bytes | Crop, size: int, where: str) -> Tensor:
     """uint8 [3, size, size] of one of an example's images; `where` names the example in an error."""
     try:
         if not isinstance(image, Tensor):
@@ -247,7 +247,7 @@ def pixels_of(image: Tensor | Path | Crop, size: int, where: str) -> Tensor:
 
 
 @lru_cache(maxsize=CACHED_PICTURES)
-def read_picture(image: Path | Crop, size: int) -> Tensor:
+def read_picture(image: Path | bytes | Crop, size: int) -> Tensor:
     """uint8 [3, size, size]. The whole picture, or the whole part, is kept: it is scaled to fit and centred on grey, never cropped
     or flipped."""
     picture = open_picture(image.path if isinstance(image, Crop) else image)
@@ -279,10 +279,11 @@ def check_head(path: Path, where: str) -> None:
 
 
 @lru_cache(maxsize=8)  # the parts of a picture are read one after the other
-def open_picture(path: Path) -> Image.Image:
-    """The file as an RGB picture."""
+def open_picture(path: Path | bytes) -> Image.Image:
+    """The file, or what would be in it, as an RGB picture."""
+    source, path = (io.BytesIO(path), "a picture in the data") if isinstance(path, bytes) else (path, path)
     try:
-        with Image.open(path) as file:
+        with Image.open(source) as file:
             if file.width * file.height > MAX_PIXELS:  # a small file can unpack to more than the memory holds
                 raise DataError(f"{path}: {file.width} x {file.height} pixels are more than the {MAX_PIXELS:,} that are read")
             picture = ImageOps.exif_transpose(file)  # as a viewer would show it

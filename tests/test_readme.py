@@ -12,6 +12,7 @@ import pytest
 
 import arms
 import bench
+import benchmarks
 import eval as evaluation
 import look
 import train
@@ -42,8 +43,10 @@ def test_a_command_parses(command):
         look.arguments(args)
     elif script == "bench.py":
         bench.arguments(args)
+    elif script == "benchmarks.py":
+        benchmarks.arguments(args)
     else:
-        assert script in ("mma.py", "model.py") or (script == "-m" and args[0] in ("pytest", "data.shapes", "data.nlvr_world"))
+        assert script in ("mma.py", "model.py", "draw.py") or (script == "-m" and args[0] in ("pytest", "data.shapes", "data.nlvr_world"))
 
 
 @pytest.mark.parametrize("command", sorted(set(FAST)))
