@@ -41,7 +41,7 @@ def write(path: Path, save) -> None:
 
 def settings(args) -> dict:
     """What makes a run the run it is, as it stands in run.json."""
-    return {name: value for name, value in vars(args).items() if name not in WHERE}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items() if name not in WHERE}
 
 
 def fingerprint(source, tokenizer: data.Tokenizer, batches: list) -> str:

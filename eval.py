@@ -22,6 +22,7 @@ from tqdm import tqdm
 import checkpoint
 import data
 import draw
+from data.chat import ChatTokenizer
 from mma import OPENS, Role
 from model import MLLM, load
 
@@ -157,7 +158,9 @@ def open_run(run: Path, device: str) -> tuple[MLLM, data.Tokenizer, dict]:
         raise data.DataError(f"{run}: not a finished run, {missing[0]} is missing; RUN is what --out of train.py named")
     try:
         record, name = json.loads((run / "run.json").read_text(encoding="utf-8")), "tokenizer.model"
-        tokenizer, name = data.Tokenizer((run / name).read_bytes()), "model.pt"
+        extras = run / "tokenizer.json"  # of a tokenizer that came with pretrained weights
+        more = json.loads(extras.read_text(encoding="utf-8")) if extras.exists() else None
+        tokenizer, name = (ChatTokenizer if more else data.Tokenizer)((run / name).read_bytes(), **(more or {})), "model.pt"
         return load(run / name, device), tokenizer, record
     except ValueError as error:
         raise data.DataError(f"{run / 'run.json'} cannot be read: {error}") from None

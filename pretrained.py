@@ -134,7 +134,7 @@ def tensors(folder: Path):
 def fill(model: MLLM, folder: Path, names: dict[str, str], wanted: set[str], dtype: torch.dtype) -> None:
     """Give the parameters `wanted` of a model on the meta device their values from a folder."""
     shapes, wrong, waiting = {name: p.shape for name, p in model.named_parameters()}, [], {}
-    wanted = set(wanted)
+    wanted, tokens = set(wanted), ("embed.weight", "unembed.weight")
     for file, name, tensor in tensors(folder):
         target = next((match.expand(to) for pattern, to in names.items() if (match := re.fullmatch(pattern, name))), None)
         if target == "unembed.weight" and target not in shapes:  # tied: some files hold the embedding twice
@@ -163,6 +163,8 @@ def fill(model: MLLM, folder: Path, names: dict[str, str], wanted: set[str], dty
             if to == "encoder.patch.weight":
                 values = values.flatten(1)
             wanted.discard(to)
+            if to in tokens and len(values) + 1 == shapes[to][0]:  # room for a new token: the mean of the others
+                values = torch.cat([values, values.mean(0, keepdim=True)])
             if values.shape != shapes[to]:
                 wrong.append(f"{name} has the shape {list(tensor.shape)}: {to} would be {list(values.shape)}, not {list(shapes[to])}")
                 continue
@@ -177,11 +179,16 @@ def put(model: nn.Module, name: str, values: Tensor) -> None:
     setattr(model.get_submodule(".".join(path)), leaf, nn.Parameter(values))
 
 
-def load(vision, decoder, *, dtype: torch.dtype = torch.float32, seed: int = 0, max_tokens: int | None = None, **changes) -> MLLM:
-    """The model with a SigLIP from the folder `vision`, a decoder from the folder `decoder`, and a new projector. changes: fields of
-    model.Config, such as pool=3 or mask="causal". Raises DataError if a file is damaged or a tensor missing, unexpected or misshaped."""
+def config_of(vision: Path, decoder: Path, max_tokens: int | None = None, **changes) -> Config:
+    """The sizes of both folders. changes: fields of model.Config, such as pool=3, or vocab_size one larger, for a new token."""
+    return Config(**{**vision_sizes(vision), **decoder_sizes(decoder, max_tokens), **changes})
+
+
+def load(vision, decoder, config: Config | None = None, *, dtype: torch.dtype = torch.float32, seed: int = 0, **changes) -> MLLM:
+    """The model with a SigLIP from the folder `vision`, a decoder from the folder `decoder`, and a new projector; config: as config_of
+    gives it (default: with the changes given). Raises DataError if a file is damaged or a tensor missing, unexpected or misshaped."""
     vision, decoder = Path(vision), Path(decoder)
-    config = Config(**{**vision_sizes(vision), **decoder_sizes(decoder, max_tokens), **changes})
+    config = config or config_of(vision, decoder, **changes)
     with torch.device("meta"):
         model = MLLM(config)
     own = {name for name, _ in model.named_parameters() if name.startswith("projector.")}

@@ -30,7 +30,9 @@ import data
 import draw
 import eval as evaluation
 import look
+import pretrained
 from attention import GATES
+from data.chat import TEMPLATES, read_tokenizer
 from mma import CONCENTRIC, OPENS, Role, attention_mask, leaks, supervised
 from model import MLLM, Config
 from model import save as save_model
@@ -114,7 +116,15 @@ def arguments(argv=None):
     g.add_argument("--gate", default="none", choices=GATES, help="addition to attention: attention.Gate (default: none)")
     g.add_argument("--n-layer", type=positive, help="decoder layers (default: the preset's)")
     g.add_argument("--preset", choices=list(PRESETS), help="default: small on a GPU, tiny elsewhere")
+    g.add_argument("--pool", type=positive, help="pool x pool patches become one image token (default: 1; preset paper 3)")
     g.add_argument("--train-encoder", action="store_true", help="train the vision encoder in stage 2 as well")
+    g.add_argument("--pt-freeze", nargs="*", metavar="NAME", help="parts that stage 1 leaves as they are, by the beginning of their names "
+                   "(default: none; with --llm all but the projector)")
+    g.add_argument("--freeze", nargs="*", metavar="NAME", help="the same of stage 2 (default: encoder)")
+    g = parser.add_argument_group("start from pretrained weights (pretrained.py)")
+    g.add_argument("--llm", type=Path, metavar="DIR", help="a decoder's Hugging Face folder, with tokenizer.model")
+    g.add_argument("--vision", type=Path, metavar="DIR", help="a SigLIP's Hugging Face folder")
+    g.add_argument("--template", choices=list(TEMPLATES), help="the decoder's chat template")
     g = parser.add_argument_group("training; what is not given comes from the preset and the data")
     g.add_argument("--pt-steps", type=int, help="steps of stage 1 (captions)")
     g.add_argument("--steps", type=int, help="steps of stage 2 (questions)")
@@ -147,7 +157,14 @@ def arguments(argv=None):
             setattr(args, name, value)
     args.pt_mask = args.pt_mask or ("cca" if args.mask in CONCENTRIC else "causal")
     args.n_layer = args.n_layer or PRESETS[args.preset]["model"]["n_layer"]
-    for name in ("source", "images"):  # eval.py may be run from another folder
+    args.pool = args.pool or preset["model"].get("pool", 1)
+    if args.llm and not (args.vision and args.template):
+        parser.error("--llm needs --vision and --template")
+    if args.pt_freeze is None:
+        args.pt_freeze = ["encoder", "embed", "blocks", "norm", "unembed"] if args.llm else []
+    if args.freeze is None:
+        args.freeze = [] if args.train_encoder else ["encoder"]
+    for name in ("source", "images", "llm", "vision"):  # eval.py may be run from another folder
         setattr(args, name, getattr(args, name) and getattr(args, name).resolve())
     args.out = args.out or Path("runs") / f"{args.data}-{args.mask}-{args.seed}"
     return args
@@ -180,9 +197,11 @@ def check_labels(kind: str, batch: dict, grid: tuple[int, int], allow_leaks: boo
 
 def config_of(args, tokenizer: data.Tokenizer) -> Config:
     sizes = {**PRESETS[args.preset]["model"], "n_layer": args.n_layer}
+    method = dict(vocab_size=len(tokenizer), mask=args.mask, text_first=args.order == "text-first", gate=args.gate, pool=args.pool)
     try:
-        return Config(vocab_size=len(tokenizer), image_size=args.image_size, patch_size=args.patch_size, mask=args.mask,
-                      text_first=args.order == "text-first", gate=args.gate, **sizes)
+        if args.llm:
+            return pretrained.config_of(args.vision, args.llm, args.max_tokens, **method)
+        return Config(image_size=args.image_size, patch_size=args.patch_size, **{**sizes, **method})
     except ValueError as error:
         raise data.DataError(str(error)) from None
 
@@ -231,11 +250,11 @@ def run(args, p: Processes) -> None:
 
     # Data and tokenizer
     source = data.load(args.data, args.source, args.images, args.strict)
-    tokenizer = data.Tokenizer.train(source.texts(), args.vocab_size)
+    tokenizer = read_tokenizer(args.llm, args.template) if args.llm else data.Tokenizer.train(source.texts(), args.vocab_size)
     config = config_of(args, tokenizer)
     stages = [(stage, kind, Steps(source, tokenizer, config, stage, args)) for stage, kind in (("pt", args.pt_mask), ("sft", args.mask))]
     if isinstance(source, data.Folder):
-        damaged = source.read_pictures(args.image_size)
+        damaged = source.read_pictures(config.image_size)
         if damaged:
             say(damaged)
         if not all(source.splits.values()):
@@ -253,7 +272,7 @@ def run(args, p: Processes) -> None:
     validation = source.heldout("val", args.val_limit)
 
     # Model
-    model = MLLM(config).to(p.device)
+    model = (pretrained.load(args.vision, args.llm, config, seed=args.seed) if args.llm else MLLM(config)).to(p.device)
     model.checkpointing = args.checkpointing
     params = sum(p.numel() for p in model.parameters())
     say(f"{args.data}, mask {args.mask}, seed {args.seed}, preset {args.preset}: {params:,} parameters, {len(tokenizer)} tokens in the "
@@ -268,12 +287,15 @@ def run(args, p: Processes) -> None:
         for name in () if args.resume else ("run.json", "model.pt", checkpoint.NAME):  # --overwrite: until it has finished, there is none
             (args.out / name).unlink(missing_ok=True)
         checkpoint.write(args.out / "tokenizer.model", lambda file: file.write(tokenizer.model))
+        (args.out / "tokenizer.json").unlink(missing_ok=True)
+        if args.llm:
+            checkpoint.write(args.out / "tokenizer.json", lambda file: file.write(json.dumps(tokenizer.extras()).encode()))
         file = args.out / "metrics.jsonl"
         metrics = checkpoint.reopen(file, state["metrics"]) if state else open(file, "wb", buffering=0)
 
     some = (stages[0][2][step] for step in range(20))
     first = next((batch["images"] for batch in some if isinstance(batch, dict) and "images" in batch), None)
-    if first is not None:  # the first pictures stand for all
+    if first is not None and not args.llm:  # the first pictures stand for all; a pretrained encoder knows its own
         pixels = first.float()
         model.encoder.pixel_mean.copy_(pixels.mean((0, 2, 3)))
         model.encoder.pixel_std.copy_(pixels.std((0, 2, 3)).clamp(min=1))
@@ -287,7 +309,9 @@ def run(args, p: Processes) -> None:
     with checkpoint.Stop(patient=p.world > 1) as stop:
         for stage, kind, batches in stages:
             steps, begin, seen = len(batches), 0, []
-            model.encoder.requires_grad_(stage == "pt" or args.train_encoder)
+            frozen = tuple(args.pt_freeze if stage == "pt" else args.freeze)
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(not name.startswith(frozen))
             optimizers, loss_of = optimizers_of(model, args), p.wrap(model)
             batches.rank, batches.world = p.rank, p.world
             if state and state["stage"] == stage:

