@@ -269,27 +269,28 @@ def reproduce(args) -> None:
     name, counts = EXPERIMENTS[args.experiment][0], EXPERIMENTS[args.experiment][2]
     arms = {arm: options for arm, options in EXPERIMENTS[args.experiment][1].items() if not args.only or arm in args.only}
     data_options = ["--data", name] + (["--source", str(args.source.resolve())] if args.source else [])
-    found, todo, taken = {}, [], set()
+    settings, todo, missing, taken = {}, [], [], set()
     for seed in sorted({*args.seeds, *args.other_seeds}):  # a first seed of everything before the second of anything
         for arm, options in arms.items():
-            if seed in (args.seeds if arm in MAIN else args.other_seeds):
-                line, settings = wanted(data_options, options, seed, args.extra)
-                found[arm, seed] = settings
-                key = json.dumps({k: v for k, v in vars(settings).items() if k not in WHERE}, sort_keys=True)
-                if key not in taken and find(args.runs, settings) is None:
-                    todo.append((f"{name}-{arm}-{seed}", line))
+            line, settings[arm, seed] = wanted(data_options, options, seed, args.extra)
+            key = json.dumps({k: str(v) for k, v in vars(settings[arm, seed]).items() if k not in WHERE}, sort_keys=True)
+            asked = seed in (args.seeds if arm in MAIN else args.other_seeds)
+            if asked and key not in taken and find(args.runs, settings[arm, seed]) is None:
+                todo.append((f"{name}-{arm}-{seed}", line))
+            if asked:
                 taken.add(key)
+                missing.append((arm, seed))
     if not args.tables:
         make(todo, args.runs, args.jobs)
-    done = {arm: [run for seed in sorted({s for a, s in found if a == arm}) if (run := find(args.runs, found[arm, seed]))] for arm in arms}
-    missing = [f"{arm}-{seed}" for arm, seed in found if find(args.runs, found[arm, seed]) is None]
+    done = {arm: [run for (a, _), some in settings.items() if a == arm and (run := find(args.runs, some))] for arm in arms}
+    missing = [f"{arm}-{seed}" for arm, seed in missing if find(args.runs, settings[arm, seed]) is None]
     records = {arm: [read(run) for run in runs] for arm, runs in done.items() if runs}
     if not records:
         raise data.DataError(f"no finished run of {args.experiment} in {args.runs}; leave --tables out to make them")
     out = {"data": name, "arms": records, "options": {arm: arms[arm] for arm in records}, "missing": missing}
     if args.experiment == "shapes":
         first = {arm: done[arm][0] for arm in ("causal", "mma") if done.get(arm)}
-        out["test_time"] = test_time(first, next(iter(found.values())).limit, make=not args.tables)
+        out["test_time"] = test_time(first, next(iter(settings.values())).limit, make=not args.tables)
     curves = {f"{arm} ({len(runs)} seeds)": [run["curve"] for run in runs] for arm, runs in records.items() if counts or arm in MAIN}
     draw.write_curves(args.results / f"{args.experiment}{'-curves' if counts else ''}.png", curves)
     if counts:  # accuracy over what the @ counts

@@ -27,20 +27,24 @@ def chart(pen, left: int, top: int, W: int, H: int, title: str, lines: dict[str,
     for k in range(6):
         pen.line([at(0, most * k / 5), at(last, most * k / 5)], fill=(215, 215, 215))
         pen.text((left - 40, at(0, most * k / 5)[1] - 6), form.format(most * k / 5), fill="black")
-    for k in range(5):
-        pen.text((at(last * k / 4, 0)[0] - 10, top + H + 6), f"{last * k / 4:,.0f}", fill="black")
+    ticks = sorted({x for points in lines.values() for x, _ in points})
+    for x in ticks if len(ticks) < 6 else [last * k / 4 for k in range(5)]:
+        pen.text((at(x, 0)[0] - 10, top + H + 6), f"{x:,.0f}" if x >= 10 else f"{x:g}", fill="black")
     pen.text((left + W // 2 - 90, top + H + 22), title, fill="black")
     for k, (label, points) in enumerate(lines.items()):
         colour = COLOURS[(first + k) % len(COLOURS)]
-        if len(points[0][1]) > 1:
+        if any(len(y) > 1 for _, y in points):
             pen.polygon([at(x, max(y)) for x, y in points] + [at(x, min(y)) for x, y in reversed(points)], fill=(*colour, 50))
-        pen.line([at(x, statistics.mean(y)) for x, y in points], fill=colour, width=3)
+        middle = [at(x, statistics.mean(y)) for x, y in points]
+        pen.line(middle, fill=colour, width=3)
+        for x, y in middle if len(middle) < 6 else ():
+            pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
         pen.text((left + 12, top + 8 + 16 * k), label, fill=colour)
 
 
 def write_curves(path, groups: dict[str, list[dict[int, float]]], title: str = "step of stage 2 (validation accuracy)") -> None:
     """A PNG of accuracy (0 to 1) over the steps of stage 2. groups: label -> for each seed, step -> accuracy."""
-    curves = {label: [(x, [100 * c[x] for c in runs]) for x in sorted(set.intersection(*map(set, runs)))] for label, runs in groups.items()}
+    curves = {label: [(x, [100 * c[x] for c in runs if x in c]) for x in sorted(set().union(*runs))] for label, runs in groups.items()}
     curves = {label: curve for label, curve in curves.items() if curve}
     if not curves:
         raise data.DataError("no run looked at its validation split (--eval-every), so there are no curves to draw")
