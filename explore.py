@@ -6,7 +6,7 @@
 The page is explore.html with one block of JSON in it. Of each run, picture and question it holds the row (the prompt, then the
 run's own greedy answer), the mask, and the attention of every layer and head, where the mask lets there be any, in steps of 1/255.
 "change" is what a question does to the picture: how far the hidden state of each image token after each layer lies from where the
-first question puts it, |a - b| / mean(|a|, |b|), rounded to 1e-4. Under a causal mask that is 0, whatever is asked.
+first question puts it, |a - b| / mean(|a|, |b|), rounded to 1e-4. Under a causal mask that is 0, unless the question comes first.
 
 Shapes:  L layers   H heads   T tokens of a row   n image tokens of all its pictures   Q questions about one picture
 """
@@ -119,8 +119,8 @@ def record(runs: list[tuple[str, MLLM, data.Tokenizer]], asked: list[data.Exampl
 
 def write(path: Path, runs: list[tuple[str, MLLM, data.Tokenizer]], groups: list[list[data.Example]]) -> str:
     """The page; runs: name, model and tokenizer of each. Returns what to print: what is in it, and what had to be left out."""
-    about = [{"name": name, "mask": m.config.mask, "layers": m.config.n_layer, "heads": m.config.n_head, "grid": m.config.grid}
-             for name, m, _ in runs]
+    about = [{"name": name, "mask": m.config.mask, "text_first": m.config.text_first, "layers": m.config.n_layer,
+              "heads": m.config.n_head, "grid": m.config.grid} for name, m, _ in runs]
     template, examples, size = TEMPLATE.read_text(encoding="utf-8"), [], TEMPLATE.stat().st_size + 1000 * len(runs)
     for asked in groups:
         example = record(runs, asked)
