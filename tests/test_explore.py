@@ -23,6 +23,14 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 L, H = 3, 4
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_answers():
+    """What random weights say seldom ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explore, "LONGEST", 8)
+        yield
+
+
 def make_run(folder, tokenizer, name="shapes", source=None, **settings):
     """A run of random weights, large enough that heads differ."""
     torch.manual_seed(5)
@@ -102,7 +110,7 @@ def test_its_attention_masks_and_answers_are_the_models(runs, page):
         picture = Image.open(io.BytesIO(base64.b64decode(example["pictures"][0].split(",")[1])))
         assert torch.equal(torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(64, 64, 3).permute(2, 0, 1), e.images[0])
         prompt = data.encode(e, tokenizer, model.config.n_image_tokens, upto=0)
-        answer = model.generate(**data.collate([prompt], tokenizer.pad, 64), eos=tokenizer.eos)[0]
+        answer = model.generate(**data.collate([prompt], tokenizer.pad, 64), eos=tokenizer.eos, max_new_tokens=explore.LONGEST)[0]
         prompt.add(answer, Role.ANSWER, 1)
         assert row["role"] == prompt.role and row["turn"] == prompt.turn and row["given"] == tokenizer.decode(answer)
         assert row["correct"] == (row["given"] == question["answer"])
@@ -180,11 +188,11 @@ def test_pairs_by_hand():
 
 
 def test_pictures_that_would_make_it_too_large_are_left_out(runs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(explore, "LIMIT", 300_000)
+    monkeypatch.setattr(explore, "LIMIT", 200_000)
     write(*runs, "--explore", tmp_path / "page.html")
     n = len(contents(tmp_path / "page.html")["examples"])
     assert 1 <= n < 10 and f"{10 - n} of 10 pictures left out" in capsys.readouterr().out
-    assert (tmp_path / "page.html").stat().st_size < 300_000
+    assert (tmp_path / "page.html").stat().st_size < 200_000
 
 
 @pytest.mark.parametrize("args, message", [
