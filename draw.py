@@ -95,7 +95,7 @@ def write_figure(path, example: data.Example, tokenizer: data.Tokenizer, grid: i
     row = data.encode(example, tokenizer, grid * grid)
     count, words = iter(range(1, grid * grid + 1)), []
     for token, role in zip(row.ids, row.role):
-        piece = tokenizer.sp.id_to_piece(token).replace("\u2581", "")
+        piece = tokenizer.piece(token).strip()
         words.append(f"patch {next(count)}" if role == Role.IMAGE else {"<s>": "<bos>", "</s>": "<eos>"}.get(piece, piece))
     batch = data.collate([row], tokenizer.pad, image_size)
     T, side, label, top = len(words), 240, 62, 90

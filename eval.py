@@ -6,6 +6,7 @@
     python eval.py RUN --mask v2v                          another mask at test time than in training; or --aif 0.5
     python eval.py RUN --split dev                         an official split of NLVR
     python eval.py RUN --image FILE --question "..."       one answer
+    python eval.py RUN [RUN ...] --explore page.html       what each token looks at, as a page for a browser; see explore.py
 
 Decoding is greedy. "unparsed" counts answers that cannot be right whatever the question: outside the data set's closed list of
 answers, or, where it has none, empty or without an end.
@@ -22,6 +23,7 @@ from tqdm import tqdm
 import checkpoint
 import data
 import draw
+import explore
 from data.chat import ChatTokenizer
 from mma import OPENS, Role
 from model import MLLM, load
@@ -151,8 +153,8 @@ def curve(run: Path) -> dict[int, float]:
 
 # --------------------------------------------------------------------------------------------------------------------
 
-def open_run(run: Path, device: str) -> tuple[MLLM, data.Tokenizer, dict]:
-    """The model, tokenizer and record (run.json) of a finished run."""
+def open_run(run: Path, device: str, mask: str | None = None) -> tuple[MLLM, data.Tokenizer, dict]:
+    """The model, tokenizer and record (run.json) of a finished run. mask: another one than it was trained with."""
     missing = [name for name in ("model.pt", "tokenizer.model", "run.json") if not (run / name).is_file()]
     if missing:
         raise data.DataError(f"{run}: not a finished run, {missing[0]} is missing; RUN is what --out of train.py named")
@@ -161,7 +163,9 @@ def open_run(run: Path, device: str) -> tuple[MLLM, data.Tokenizer, dict]:
         extras = run / "tokenizer.json"  # of a tokenizer that came with pretrained weights
         more = json.loads(extras.read_text(encoding="utf-8")) if extras.exists() else None
         tokenizer, name = (ChatTokenizer if more else data.Tokenizer)((run / name).read_bytes(), **(more or {})), "model.pt"
-        return load(run / name, device), tokenizer, record
+        model = load(run / name, device)
+        model.config.mask = mask or model.config.mask
+        return model, tokenizer, record
     except ValueError as error:
         raise data.DataError(f"{run / 'run.json'} cannot be read: {error}") from None
     except Exception as error:  # sentencepiece and torch raise many kinds; a pickle that holds code is among them
@@ -177,28 +181,33 @@ def check_device(name: str) -> None:
 
 def evaluate(run: Path, args) -> dict:
     """The record of one run, for table() and the JSON."""
-    model, tokenizer, record = open_run(run, args.device)
-    if args.mask:
-        model.config.mask = args.mask
+    model, tokenizer, record = open_run(run, args.device, args.mask)
     trained = record["args"]
+    source, examples = asked_of(trained, model.config.image_size, args, args.limit)
+    result = summarise(answer_all(model, tokenizer, examples, source.answers, args.batch_size, progress=True, aif=args.aif))
+    return {"run": str(run), **result, "params": record["params"], "mask": model.config.mask, "aif": args.aif, "seed": trained["seed"],
+            "args": trained}
+
+
+def asked_of(trained: dict, image_size: int, args, limit: int | None) -> tuple:
+    """The data set and the examples, `limit` at most, that the options name: by default the run's own, of its final split. trained:
+    the run's options."""
     name = args.data or trained["data"]
     if name == trained["data"] and args.source is None:
         source, images = trained["source"], args.images or trained["images"]
     else:
         source, images = args.source, args.images
     source = data.load(name, source and Path(source), images and Path(images))
-    if isinstance(source, data.Folder) and not source.damaged.strict and (left_out := source.read_pictures(model.config.image_size)):
+    if isinstance(source, data.Folder) and not source.damaged.strict and (left_out := source.read_pictures(image_size)):
         print(left_out)
     names, wanted = source.split_names(), args.split or source.final_split
     if wanted not in (*names, "all"):
         raise data.DataError(f"{name} has no split {wanted!r}; there are {', '.join(names)}, all")
     splits = names if wanted == "all" else [wanted]
-    examples = [e for split in splits for e in source.heldout(split, args.limit)]
+    examples = [e for split in splits for e in source.heldout(split, limit)]
     if not examples:
         raise data.DataError(f"the split {wanted!r} of {name} is empty; try --split all")
-    result = summarise(answer_all(model, tokenizer, examples, source.answers, args.batch_size, progress=True, aif=args.aif))
-    return {"run": str(run), **result, "params": record["params"], "mask": model.config.mask, "aif": args.aif, "seed": trained["seed"],
-            "args": trained}
+    return source, examples
 
 
 def arguments(argv=None):
@@ -215,7 +224,9 @@ def arguments(argv=None):
     parser.add_argument("--md", type=Path, metavar="FILE", help="write the table here")
     parser.add_argument("--curves", type=Path, metavar="FILE", help="write a PNG of validation accuracy over the steps here")
     parser.add_argument("--image", type=Path, metavar="FILE", help="answer one --question about this picture")
-    parser.add_argument("--question", help="what to ask about --image")
+    parser.add_argument("--question", action="append", help="what to ask about --image; may be given again")
+    parser.add_argument("--explore", type=Path, metavar="FILE", help="write an HTML page that shows the attention (--limit pictures, "
+                        "default: 10)")
     parser.add_argument("--batch-size", type=int, default=256, help="default: 256")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     return parser.parse_args(argv)
@@ -227,15 +238,26 @@ def main(argv=None):
         check_device(args.device)
         if not 0 <= args.aif <= 1:
             raise data.DataError(f"--aif {args.aif} is not a share of the image tokens, 0 to 1")
-        if args.image:
-            if not args.question:
-                raise data.DataError("--image needs a --question")
+        if bool(args.image) != bool(args.question):
+            raise data.DataError("--image needs a --question" if args.image else "--question needs an --image")
+        asked = [data.Example([args.image], [(data.IMAGE + question, "")]) for question in args.question or ()]
+        if args.explore:
+            if args.aif:
+                raise data.DataError("--explore shows the attention without --aif")
+            if args.limit is not None and args.limit < 1:
+                raise data.DataError(f"--limit {args.limit} leaves no picture to show")
+            runs = [open_run(run, args.device, args.mask) for run in args.runs]
+            if not asked:
+                _, examples = asked_of(runs[0][2]["args"], runs[0][0].config.image_size, args, None)
+            groups = [asked] if asked else explore.pairs(examples, args.limit or explore.PICTURES)
+            print(explore.write(args.explore, [(run.resolve().name, *opened[:2]) for run, opened in zip(args.runs, runs)], groups))
+            return
+        if asked:
             for run in args.runs:
-                model, tokenizer, _ = open_run(run, args.device)
-                asked = data.Example([args.image], [(data.IMAGE + args.question, "")])
-                row = data.encode(asked, tokenizer, model.config.n_image_tokens, upto=0, text_first=model.config.text_first)
-                batch = {name: x.to(args.device) for name, x in data.collate([row], tokenizer.pad, model.config.image_size).items()}
-                print(tokenizer.decode(model.generate(**batch, eos=tokenizer.eos, max_new_tokens=64)[0]))
+                model, tokenizer, _ = open_run(run, args.device, args.mask)
+                rows = [data.encode(e, tokenizer, model.config.n_image_tokens, upto=0, text_first=model.config.text_first) for e in asked]
+                batch = {name: x.to(args.device) for name, x in data.collate(rows, tokenizer.pad, model.config.image_size).items()}
+                print(*map(tokenizer.decode, model.generate(**batch, eos=tokenizer.eos, max_new_tokens=64)), sep="\n")
             return
         for file in filter(None, (args.json, args.md, args.curves)):
             file.parent.mkdir(parents=True, exist_ok=True)

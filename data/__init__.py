@@ -122,6 +122,10 @@ class Tokenizer:
     def __reduce__(self):  # the processor itself cannot be sent to a worker process
         return Tokenizer, (self.model,)
 
+    def piece(self, i: int) -> str:
+        """What a token is, for the eye."""
+        return self.sp.id_to_piece(i).replace("\u2581", " ")
+
     def decode(self, ids: list[int]) -> str:
         return self.sp.decode([i for i in ids if not self.sp.is_control(i)])
 

@@ -65,6 +65,10 @@ class ChatTokenizer(Tokenizer):
     def __reduce__(self):
         return ChatTokenizer, (self.model, self.template, self.added, self.image)
 
+    def piece(self, i: int) -> str:
+        names = {i: text for text, i in self.added.items()}
+        return names.get(i) or (super().piece(i) if i < self.sp.get_piece_size() else f"<{i}>")
+
     def decode(self, ids: list[int]) -> str:
         return self.sp.decode([i for i in ids if i < self.sp.get_piece_size() and not self.sp.is_control(i)])
 

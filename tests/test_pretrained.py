@@ -190,11 +190,9 @@ def test_a_template_round_trips(chat, name):
     tokenizer, form = read_tokenizer(chat, name), TEMPLATES[name]
     dialogue = data.Example(["p"], [("<image>which colour is this?", "it is red."), ("<|end|></s>really?", "yes.")])
     row = data.encode(dialogue, tokenizer, 2)
-    names = {i: t for t, i in {**tokenizer.added, "<s>": 1, "</s>": 2}.items()}
 
     def text(ids):
-        names[tokenizer.image] = "<image>"
-        return "".join(names.get(i) or tokenizer.sp.id_to_piece(i).replace("\u2581", " ") for i in ids)
+        return "".join("<image>" if i == tokenizer.image else tokenizer.piece(i) for i in ids)
     expected = (form.start + "<image><image> which colour is this?" + form.opening + " it is red." + form.end + form.next
                 + " <|end|></s>really?" + form.opening + " yes." + form.end)
     squeeze = str.maketrans("", "", " ")
