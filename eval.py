@@ -5,7 +5,7 @@
     python eval.py RUN --data llava --source FILE.json     other data than the run was trained on; --split train|val|test|all
     python eval.py RUN --mask v2v                          another mask at test time than in training; or --aif 0.5
     python eval.py RUN --split dev                         an official split of NLVR
-    python eval.py RUN --image FILE --question "..."       one answer
+    python eval.py RUN --image FILE --question "..."       one answer; without --question a conversation (talk.py)
     python eval.py RUN [RUN ...] --explore page.html       what each token looks at, as a page for a browser; see explore.py
 
 Decoding is greedy. "unparsed" counts answers that cannot be right whatever the question: outside the data set's closed list of
@@ -24,6 +24,7 @@ import checkpoint
 import data
 import draw
 import explore
+import talk
 from data.chat import ChatTokenizer
 from mma import OPENS, Role
 from model import MLLM, load
@@ -223,7 +224,7 @@ def arguments(argv=None):
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
     parser.add_argument("--md", type=Path, metavar="FILE", help="write the table here")
     parser.add_argument("--curves", type=Path, metavar="FILE", help="write a PNG of validation accuracy over the steps here")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="answer one --question about this picture")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture to ask --question about, or to talk about")
     parser.add_argument("--question", action="append", help="what to ask about --image; may be given again")
     parser.add_argument("--explore", type=Path, metavar="FILE", help="write an HTML page that shows the attention (--limit pictures, "
                         "default: 10)")
@@ -238,8 +239,8 @@ def main(argv=None):
         check_device(args.device)
         if not 0 <= args.aif <= 1:
             raise data.DataError(f"--aif {args.aif} is not a share of the image tokens, 0 to 1")
-        if bool(args.image) != bool(args.question):
-            raise data.DataError("--image needs a --question" if args.image else "--question needs an --image")
+        if args.question and not args.image or args.explore and args.image and not args.question:
+            raise data.DataError("--question needs an --image" if args.question else "--explore of an --image needs a --question")
         asked = [data.Example([args.image], [(data.IMAGE + question, "")]) for question in args.question or ()]
         if args.explore:
             if args.aif:
@@ -252,12 +253,15 @@ def main(argv=None):
             groups = [asked] if asked else explore.pairs(examples, args.limit or explore.PICTURES)
             print(explore.write(args.explore, [(run.resolve().name, *opened[:2]) for run, opened in zip(args.runs, runs)], groups))
             return
-        if asked:
+        if args.image:
             for run in args.runs:
                 model, tokenizer, _ = open_run(run, args.device, args.mask)
-                rows = [data.encode(e, tokenizer, model.config.n_image_tokens, upto=0, text_first=model.config.text_first) for e in asked]
-                batch = {name: x.to(args.device) for name, x in data.collate(rows, tokenizer.pad, model.config.image_size).items()}
-                print(*map(tokenizer.decode, model.generate(**batch, eos=tokenizer.eos, max_new_tokens=64)), sep="\n")
+                for question in args.question or ():
+                    for piece in talk.Conversation(model, tokenizer).ask(data.IMAGE + question, [args.image]):
+                        print(piece, end="", flush=True)
+                    print()
+                if not args.question:
+                    talk.converse(model, tokenizer, args.image)
             return
         for file in filter(None, (args.json, args.md, args.curves)):
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -196,7 +196,7 @@ def test_pictures_that_would_make_it_too_large_are_left_out(runs, tmp_path, caps
 
 
 @pytest.mark.parametrize("args, message", [
-    (["--question", "why?"], "--question needs an --image"), (["--image", "x.png"], "--image needs a --question"),
+    (["--question", "why?"], "--question needs an --image"), (["--image", "x.png"], "--explore of an --image needs a --question"),
     (["--image", "x.png", "--question", "why?"], "x.png: no such picture"), (["--aif", "0.5"], "attention without --aif"),
     (["--limit", "0"], "--limit 0 leaves no picture"), (["--split", "dev"], "no split 'dev'"), (["--explore", "."], "cannot be written")])
 def test_bad_input_is_one_clear_error(runs, tmp_path, monkeypatch, args, message):
