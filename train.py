@@ -55,7 +55,7 @@ NO_CAPTIONS = dict(pt_steps=1200, pt_pictures=32, steps=800, **SMALL)  # questio
 BOXES = dict(image_size=100, patch_size=20)  # a patch is a block of a tower
 STEPS = {"shapes": CAPTIONS, "easy_vqa": NO_CAPTIONS, "llava": NO_CAPTIONS,
          "nlvr": dict(pt_steps=60, pt_pictures=16, pictures=16, steps=300, **BOXES),
-         "nlvr+world": dict(pt_steps=220, pt_pictures=32, pictures=24, steps=1000, **BOXES)}
+         "nlvr+world": dict(pt_steps=220, pt_pictures=32, pictures=24, steps=3000, freeze=[], **BOXES)}
 
 
 class Steps(Dataset):
@@ -117,10 +117,10 @@ def arguments(argv=None):
     g.add_argument("--n-layer", type=positive, help="decoder layers (default: the preset's)")
     g.add_argument("--preset", choices=list(PRESETS), help="default: small on a GPU, tiny elsewhere")
     g.add_argument("--pool", type=positive, help="pool x pool patches become one image token (default: 1; preset paper 3)")
-    g.add_argument("--train-encoder", action="store_true", help="train the vision encoder in stage 2 as well")
+    g.add_argument("--train-encoder", action="store_true", help="train the vision encoder in stage 2 as well (--freeze with nothing)")
     g.add_argument("--pt-freeze", nargs="*", metavar="NAME", help="parts that stage 1 leaves as they are, by the beginning of their names "
                    "(default: none; with --llm all but the projector)")
-    g.add_argument("--freeze", nargs="*", metavar="NAME", help="the same of stage 2 (default: encoder)")
+    g.add_argument("--freeze", nargs="*", metavar="NAME", help="the same of stage 2 (default: encoder; nlvr+world none)")
     g = parser.add_argument_group("start from pretrained weights (pretrained.py)")
     g.add_argument("--llm", type=Path, metavar="DIR", help="a decoder's Hugging Face folder, with tokenizer.model")
     g.add_argument("--vision", type=Path, metavar="DIR", help="a SigLIP's Hugging Face folder")
@@ -162,8 +162,9 @@ def arguments(argv=None):
         parser.error("--llm needs --vision and --template")
     if args.pt_freeze is None:
         args.pt_freeze = ["encoder", "embed", "blocks", "norm", "unembed"] if args.llm else []
-    if args.freeze is None:
+    if args.freeze is None or args.train_encoder:
         args.freeze = [] if args.train_encoder else ["encoder"]
+    del args.train_encoder  # another way to say --freeze
     for name in ("source", "images", "llm", "vision"):  # eval.py may be run from another folder
         setattr(args, name, getattr(args, name) and getattr(args, name).resolve())
     args.out = args.out or Path("runs") / f"{args.data}-{args.mask}-{args.seed}"
