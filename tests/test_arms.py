@@ -85,7 +85,7 @@ def test_every_arm_is_a_command_line_of_train():
     assert len({settings["shapes", arm] for arm in arms.ARMS}) == len(arms.ARMS)
     steps = {arm: json.loads(settings["shapes", arm]) for arm in arms.ARMS}
     same = ("data", "steps", "pt_steps", "pictures", "questions", "lr", "adam_lr", "preset", "n_layer", "freeze", "pt_freeze")
-    assert len({tuple(s[k] for k in same) for arm, s in steps.items() if arm != "dot-double"}) == 1  # equal data, steps, recipe
+    assert len({tuple(str(s[k]) for k in same) for arm, s in steps.items() if arm != "dot-double"}) == 1  # equal data, steps, recipe
 
 
 def test_mutual_needs_no_run_of_its_own():
