@@ -308,7 +308,7 @@ def plan(config: Config, rows: int, T: int) -> dict[str, float]:
 
 def size(args, rows: int = 32, question: int = 60, answer: int = 120) -> list[list[str]]:
     preset = train.PRESETS["paper"]
-    config = Config(vocab_size=32_064, **preset["pixels"], **preset["model"])
+    config = Config(vocab_size=32_064, **preset["own"], **preset["model"])
     T = 1 + config.n_image_tokens + question + answer
     table, held = [["what", f"{rows} rows of {T} tokens"]], plan(config, rows, T)
     table += [[name, f"{held.pop(name) / 1e6:,.1f} M"] for name in list(held) if name.endswith("parameters")]

@@ -17,6 +17,7 @@ frame: where the row that gives the answer looks).
 import argparse
 import errno
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -44,11 +45,15 @@ PRESETS = {  # the model, what of the data a step of stage 2 takes, and peak lea
                  pictures=32, questions=4, lr=0.004, adam_lr=0.002),
     "small": dict(model=dict(encoder_width=256, encoder_layers=4, encoder_heads=8, d_model=256, n_layer=6, n_head=8, n_kv_head=4, d_ff=704),
                   pictures=64, questions=4, lr=0.003, adam_lr=0.001),
-    # The paper's shapes: SigLIP-so400m-384, 27 x 27 patches pooled to 9 x 9, Phi-3.5-mini. For timing; its learning rates are untried.
-    "paper": dict(model=dict(siglip=True, encoder_width=1152, encoder_layers=27, encoder_heads=16, encoder_d_ff=4304, pool=3, d_model=3072,
-                             n_layer=32, n_head=32, n_kv_head=32, d_ff=8192, tied=False), pixels=dict(image_size=384, patch_size=14),
-                  pictures=32, questions=1, lr=0.0005, adam_lr=0.00002, checkpointing=True),
 }
+PAPER = dict(  # its shapes: SigLIP-so400m-384, 27 x 27 patches pooled to 9 x 9, Phi-3.5-mini. "own": what holds whatever the data
+    model=dict(siglip=True, encoder_width=1152, encoder_layers=27, encoder_heads=16, encoder_d_ff=4304, pool=3, d_model=3072, n_layer=32,
+               n_head=32, n_kv_head=32, d_ff=8192, tied=False), pictures=32, questions=1, checkpointing=True)
+PRESETS["paper"] = dict(**PAPER, lr=0.0005, adam_lr=0.00002, own=dict(image_size=384, patch_size=14))  # from nothing, for timing: untried
+# The paper's settings of stage 2 (arXiv 2503.02597 and its code), for pretrained weights. Its connector is a resampler, ours an MLP over
+# pooled tokens; the length of stage 1 is our guess, and the projector's rate there is LLaVA's.
+PRESETS["aki"] = dict(**PAPER, optimizer="adamw", schedule="cosine", lr=0.00002, adam_lr=0.00002, pt_adam_lr=0.001,
+                      own=dict(image_size=384, patch_size=14, steps=50_000, pt_steps=20_000, pt_pictures=32))
 SMALL = dict(image_size=64, patch_size=16)
 CAPTIONS = dict(pt_steps=100, pt_pictures=64, steps=1600, **SMALL)
 NO_CAPTIONS = dict(pt_steps=1200, pt_pictures=32, steps=800, **SMALL)  # questions teach the encoder more slowly
@@ -89,8 +94,11 @@ class Steps(Dataset):
         return self.source.draw(self.stage, step, pictures, self.args.questions, self.args.seed)
 
 
-def schedule(step: int, steps: int, warmup: int = 30, decay: float = 0.4) -> float:
-    """Share of the learning rate at a step: linear warm-up, constant, linear decay to zero over the last part."""
+def schedule(step: int, steps: int, kind: str = "linear", warmup: int = 30, decay: float = 0.4) -> float:
+    """Share of the learning rate at a step: linear warm-up, constant, linear decay to zero over the last part; or, cosine, the paper's:
+    warm-up over 150 steps, then down to a twentieth."""
+    if kind == "cosine":
+        return min(1.0, (step + 1) / 150) * (0.525 + 0.475 * math.cos(math.pi * step / steps))
     return min(1.0, (step + 1) / warmup, (steps - step) / max(1.0, decay * steps))
 
 
@@ -115,7 +123,7 @@ def arguments(argv=None):
                    help="picture, question (default); question, picture; or the one after the other within each stage (DOT)")
     g.add_argument("--gate", default="none", choices=GATES, help="addition to attention: attention.Gate (default: none)")
     g.add_argument("--n-layer", type=positive, help="decoder layers (default: the preset's)")
-    g.add_argument("--preset", choices=list(PRESETS), help="default: small on a GPU, tiny elsewhere")
+    g.add_argument("--preset", choices=list(PRESETS), help="default: small on a GPU, tiny elsewhere; aki with --llm")
     g.add_argument("--pool", type=positive, help="pool x pool patches become one image token (default: 1; preset paper 3)")
     g.add_argument("--train-encoder", action="store_true", help="train the vision encoder in stage 2 as well (--freeze with nothing)")
     g.add_argument("--pt-freeze", nargs="*", metavar="NAME", help="parts that stage 1 leaves as they are, by the beginning of their names "
@@ -131,8 +139,11 @@ def arguments(argv=None):
     g.add_argument("--pt-pictures", type=positive, help="pictures of a step of stage 1")
     g.add_argument("--pictures", type=positive, help="pictures of a step of stage 2")
     g.add_argument("--questions", type=positive, help="questions about each picture in a step of stage 2")
-    g.add_argument("--lr", type=float, help="peak learning rate of Muon, for the weight matrices")
-    g.add_argument("--adam-lr", type=float, help="peak learning rate of AdamW, for the rest")
+    g.add_argument("--optimizer", choices=("muon", "adamw"), help="default: muon; preset aki adamw")
+    g.add_argument("--schedule", choices=("linear", "cosine"), help="of the learning rates (default: linear; preset aki cosine)")
+    g.add_argument("--lr", type=float, help="peak learning rate of Muon, for the weight matrices; of adamw, for all but the projector")
+    g.add_argument("--adam-lr", type=float, help="peak learning rate of AdamW beside Muon, for the rest; of adamw, for the projector")
+    g.add_argument("--pt-adam-lr", type=float, help="the same in stage 1 (default: --adam-lr; preset aki 0.001)")
     g.add_argument("--image-size", type=positive, help="pixels (default: 64; nlvr 100)")
     g.add_argument("--patch-size", type=positive, help="pixels (default: 16; nlvr 20)")
     g.add_argument("--vocab-size", type=positive, default=4096, help="upper bound (default: 4096)")
@@ -150,13 +161,15 @@ def arguments(argv=None):
     g.add_argument("--workers", type=int, default=1, help="processes that make batches ahead of time (default: 1)")
     g.add_argument("--eval-every", type=positive, default=100, help="steps of stage 2 between looks at the validation split (default: 100)")
     args = parser.parse_args(argv)
-    args.preset = args.preset or ("small" if args.device.startswith("cuda") else "tiny")
+    args.preset = args.preset or ("aki" if args.llm else "small" if args.device.startswith("cuda") else "tiny")
     preset = PRESETS[args.preset]
-    for name, value in {"checkpointing": False, **preset, **STEPS[args.data], **preset.get("pixels", {})}.items():
-        if name not in ("model", "pixels") and getattr(args, name) is None:
+    default = dict(checkpointing=False, optimizer="muon", schedule="linear")
+    for name, value in {**default, **preset, **STEPS[args.data], **preset.get("own", {})}.items():
+        if name not in ("model", "own") and getattr(args, name) is None:
             setattr(args, name, value)
     args.pt_mask = args.pt_mask or ("cca" if args.mask in CONCENTRIC else "causal")
     args.n_layer = args.n_layer or PRESETS[args.preset]["model"]["n_layer"]
+    args.pt_adam_lr = args.pt_adam_lr or args.adam_lr
     args.pool = args.pool or preset["model"].get("pool", 1)
     if args.llm and not (args.vision and args.template):
         parser.error("--llm needs --vision and --template")
@@ -171,13 +184,20 @@ def arguments(argv=None):
     return args
 
 
-def optimizers_of(model: MLLM, args) -> list[torch.optim.Optimizer]:
-    """Muon for the weight matrices that are trained, AdamW for embeddings, norms, biases and positions."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in trained if p.dim() == 2 and name.endswith(".weight") and not name.endswith("embed.weight")]
-    others = [p for name, p in trained if not any(p is m for m in matrices)]
-    return [Muon(matrices, args.lr), torch.optim.AdamW(others, args.adam_lr, betas=(0.9, 0.95), weight_decay=0.0,
-                                                          fused=args.device.startswith("cuda"))]
+def optimizers_of(model: MLLM, args, stage: str = "sft") -> list[torch.optim.Optimizer]:
+    """Of what is trained: Muon at --lr for the weight matrices, AdamW at --adam-lr for embeddings, norms, biases and positions. With
+    --optimizer adamw: AdamW at --adam-lr for the projector and at --lr for the rest."""
+    adamw = args.optimizer == "adamw"
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def first(name):
+        if adamw:
+            return not name.startswith("projector")
+        return trained[name].dim() == 2 and name.endswith(".weight") and not name.endswith("embed.weight")
+    a, b = ([p for name, p in trained.items() if first(name) == wanted] for wanted in (True, False))
+    options = dict(betas=(0.9, 0.95), weight_decay=1e-4 if adamw else 0.0, fused=args.device.startswith("cuda"))
+    out = [torch.optim.AdamW(a, args.lr, **options) if adamw else Muon(a, args.lr)] if a else []
+    return out + ([torch.optim.AdamW(b, args.pt_adam_lr if stage == "pt" else args.adam_lr, **options)] if b else [])
 
 
 def check_labels(kind: str, batch: dict, grid: tuple[int, int], allow_leaks: bool) -> None:
@@ -313,7 +333,8 @@ def run(args, p: Processes) -> None:
             frozen = tuple(args.pt_freeze if stage == "pt" else args.freeze)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(not name.startswith(frozen))
-            optimizers, loss_of = optimizers_of(model, args), p.wrap(model)
+            optimizers, loss_of = optimizers_of(model, args, stage), p.wrap(model)
+            peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
             batches.rank, batches.world = p.rank, p.world
             if state and state["stage"] == stage:
                 begin = state["step"]
@@ -327,7 +348,7 @@ def run(args, p: Processes) -> None:
                 if isinstance(batch, data.DataError):
                     raise batch
                 batch = {name: x.to(p.device, non_blocking=True) for name, x in batch.items()}
-                rates = [peak * schedule(step - 1, steps) for peak in (args.lr, args.adam_lr)]
+                rates = [peak * schedule(step - 1, steps, args.schedule) for peak in peaks]
                 seen.append(update(model, optimizers, batch, kind, rates, scaler, loss_of))
                 asked = p.any(stop.asked)
                 look_now = step == steps or stage == "sft" and step % args.eval_every == 0

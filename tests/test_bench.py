@@ -52,7 +52,7 @@ def test_the_same_architecture_has_the_same_number_of_parameters():
 
 def test_the_papers_shapes():
     """Counted by hand from the configurations of SigLIP-so400m (without its pooling head) and Phi-3.5-mini."""
-    config = bench.Config(vocab_size=32_064, **bench.train.PRESETS["paper"]["pixels"], **bench.train.PRESETS["paper"]["model"])
+    config = bench.Config(vocab_size=32_064, **bench.train.PRESETS["paper"]["own"], **bench.train.PRESETS["paper"]["model"])
     assert config.n_image_tokens == 81
     held = bench.plan(config, 32, 262)
     block = 4 * 3072 * 3072 + 3 * 3072 * 8192 + 2 * 3072

@@ -231,3 +231,16 @@ def test_training_starts_from_pretrained_weights(chat, vision, llava, tmp_path, 
     assert "overall" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         train.arguments(["--llm", str(chat)])
+
+
+def test_the_papers_settings(chat, vision):
+    """The default with --llm: AdamW, the projector's rate apart, a cosine down to a twentieth."""
+    args = train.arguments(["--data", "llava", "--source", "x", "--llm", str(chat), "--vision", str(vision[0]), "--template", "vicuna",
+                            "--device", "cpu"])
+    assert (args.preset, args.lr, args.steps, args.pictures, args.max_tokens, args.pool) == ("aki", 2e-5, 50_000, 32, 512, 3)
+    model = load(vision[0], chat, pool=4)
+    rates = {stage: [(o.param_groups[0]["lr"], len(o.param_groups[0]["params"])) for o in train.optimizers_of(model, args, stage)]
+             for stage in ("pt", "sft")}
+    assert [rate for rate, _ in rates["pt"]] == [2e-5, 1e-3] and rates["sft"][1] == (2e-5, 4)
+    assert train.schedule(149, 50_000, "cosine") == pytest.approx(1, abs=1e-4) and train.schedule(0, 50_000, "cosine") < 0.01
+    assert train.schedule(49_999, 50_000, "cosine") == pytest.approx(0.05, abs=1e-4)
