@@ -75,13 +75,16 @@ class Steps(Dataset):
         return self.args.steps if self.stage == "sft" else self.args.pt_steps
 
     def __getitem__(self, step: int):
+        return self.batch(step, data.pack)
+
+    def batch(self, step: int, pack=list):
         text_first = self.args.order == "text-first" or self.args.order == "both" and step < len(self) // 2
         try:
             rows = [data.encode(e, self.tokenizer, self.config.n_image_tokens, self.args.max_tokens, text_first=text_first)
                     for e in self.examples(step)]
             if len(rows) < self.world:
                 raise data.DataError(f"step {step + 1} of stage {self.stage} has {len(rows)} rows for {self.world} processes")
-            batch = data.collate(data.pack(rows[self.rank::self.world]), self.tokenizer.pad, self.config.image_size)
+            batch = data.collate(pack(rows[self.rank::self.world]), self.tokenizer.pad, self.config.image_size)
             if self.world > 1:  # the losses' mean over the processes is then the mean over all answer tokens
                 targets = sum(role == Role.ANSWER for row in rows for role in row.role)
                 batch["targets"] = torch.tensor(max(1, targets) / self.world)
@@ -204,10 +207,9 @@ def check_labels(kind: str, batch: dict, grid: tuple[int, int], allow_leaks: boo
     """Refuse rows that teach nothing: without a supervised token, or with labels that the mask gives away."""
     if isinstance(batch, data.DataError):
         raise batch
-    if not supervised(batch["role"], batch.get("document")).any():
+    if not supervised(batch["role"]).any():
         raise data.DataError("no row of the first batch keeps an answer token; raise --max-tokens")
-    role, document = batch["role"], batch.get("document")
-    leaking = int(leaks(attention_mask(kind, role, batch["turn"], document, grid), role, document).sum())
+    leaking = int(leaks(attention_mask(kind, batch["role"], batch["turn"], grid=grid), batch["role"]).sum())
     if leaking:
         found = f"under the mask {kind!r} {leaking} answer tokens of the first batch can be read instead of predicted (mma.leaks)"
         if not allow_leaks:
@@ -284,7 +286,7 @@ def run(args, p: Processes) -> None:
         say(f"{cut} training rows are longer than {args.max_tokens} tokens and are cut; "
               f"{dropped} of them keep no answer and are left out")
     for stage, kind, batches in stages:
-        check_labels(kind, batches[0], (config.grid, config.grid), args.allow_leaks)
+        check_labels(kind, batches.batch(0), (config.grid, config.grid), args.allow_leaks)  # unpacked: the same, and much sooner
         if not isinstance(source, data.Folder):
             cut, without = map(len, data.unusable(batches.examples(0), tokenizer, config.n_image_tokens, args.max_tokens))
             if cut:
