@@ -174,6 +174,8 @@ def arguments(argv=None):
     args.n_layer = args.n_layer or PRESETS[args.preset]["model"]["n_layer"]
     args.pt_adam_lr = args.pt_adam_lr or args.adam_lr
     args.pool = args.pool or preset["model"].get("pool", 1)
+    if args.resume and args.overwrite:
+        parser.error("--resume goes on with a run, --overwrite replaces it: choose one")
     if args.llm and not (args.vision and args.template):
         parser.error("--llm needs --vision and --template")
     if args.pt_freeze is None:

@@ -190,7 +190,8 @@ def test_bad_input_is_one_clear_error(args, message, tmp_path):
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-@pytest.mark.parametrize("args", [["--questions", "0"], ["--eval-every", "0"], ["--limit", "-1"], ["--patch-size", "0"], ["--steps", "x"]])
+@pytest.mark.parametrize("args", [["--questions", "0"], ["--eval-every", "0"], ["--limit", "-1"], ["--patch-size", "0"], ["--steps", "x"],
+                                  ["--resume", "--overwrite"]])
 def test_flags_out_of_range_are_usage_errors(args, capsys):
     with pytest.raises(SystemExit):
         train.arguments(args)
