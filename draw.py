@@ -16,9 +16,9 @@ COLOURS = [(240, 130, 30), (60, 100, 180), (60, 150, 80), (170, 60, 150), (120, 
 
 
 def chart(pen, left: int, top: int, W: int, H: int, title: str, lines: dict[str, list[tuple[float, list[float]]]], most: float, form: str,
-          first: int = 0) -> None:
+          first: int = 0, legend: int = 12) -> None:
     """Lines over x from 0: label -> [(x, the values of each seed)]. Drawn are the means and, shaded, the reach from the lowest to the
-    highest. most: the top of the y axis; form: how its numbers are written; first: the first colour."""
+    highest. most: the top of the y axis; form: how its numbers are written; first: the first colour; legend: how far from the left."""
     last = max(points[-1][0] for points in lines.values())
 
     def at(x, value):
@@ -39,7 +39,7 @@ def chart(pen, left: int, top: int, W: int, H: int, title: str, lines: dict[str,
         pen.line(middle, fill=colour, width=3)
         for x, y in middle if len(middle) < 6 else ():
             pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
-        pen.text((left + 12, top + 8 + 16 * k), label, fill=colour)
+        pen.text((left + legend, top + 8 + 16 * k), label, fill=colour)
 
 
 def write_curves(path, groups: dict[str, list[dict[int, float]]], title: str = "step of stage 2 (validation accuracy)") -> None:
@@ -62,8 +62,8 @@ def write_training(path, records: list[dict]) -> None:
     sheet = Image.new("RGB", (900, 330), "white")
     pen = ImageDraw.Draw(sheet, "RGBA")
     if loss:
-        most = max(y[0] for points in loss.values() for _, y in points) or 1
-        chart(pen, 50, 14, 380, 270, "step of its stage (loss)", loss, most, "{:.2f}")
+        most = min(3, max(y[0] for points in loss.values() for _, y in points) or 1)  # the first steps' losses would flatten the rest
+        chart(pen, 50, 14, 380, 270, "step of its stage (loss)", loss, most, "{:.2f}", legend=230)
     if accuracy:
         last = f"{accuracy[-1][1][0]:.1f} %"
         chart(pen, 500, 14, 380, 270, "step of stage 2 (validation accuracy)", {last: accuracy}, 100, "{:.0f} %", 1)
