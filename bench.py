@@ -18,7 +18,6 @@ import argparse
 import json
 import multiprocessing
 import random
-import resource
 import signal
 import statistics
 import subprocess
@@ -197,10 +196,14 @@ def train_arm(name: str):
 
 def peak_of(name: str, out) -> None:
     """Peak memory in MiB of three steps, in a process of its own: of the GPU, or of the whole process."""
-    step = train_arm(name)
+    step, status = train_arm(name), Path("/proc/self/status")
     for _ in range(3):
         step()
-    out.put(torch.cuda.max_memory_allocated() / 2**20 if CUDA else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    if CUDA:
+        out.put(torch.cuda.max_memory_allocated() / 2**20)
+    else:  # getrusage's would begin at what the parent held
+        held = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")] if status.exists() else []
+        out.put(int(held[0]) / 1024 if held else float("nan"))
 
 
 def train_step(args) -> list[list[str]]:
