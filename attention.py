@@ -1,4 +1,4 @@
-"""Attention under a mask of mma.py, exactly, at the price of causal attention; and what may be added to it (Gate).
+"""Attention under a mask of mma.py, exactly, at little more than the price of causal attention; and what may be added to it (Gate).
 
 A dense mask [T, T] keeps the flash kernels from skipping the half of it that is causal. But every kind of mma.py is the causal mask
 and a few opened pairs, which lie in a small rectangle: for mma, image rows x question columns. `attend` therefore takes either

@@ -124,5 +124,6 @@ class Stop:
 
 
 def ignore_interrupt(worker: int) -> None:
-    """For the loader's workers: Ctrl-C reaches them too, but it is the main process that decides."""
+    """For the loader's workers: Ctrl-C, or a cluster's SIGTERM, reaches them too, but it is the main process that decides."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -121,6 +121,9 @@ def test_shards_and_dtype(vision, saved):
     model = load(vision[0], folder, dtype=torch.bfloat16, pool=4)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16} and not any(p.is_meta for p in model.parameters())
     torch.testing.assert_close(model.blocks[2].down.weight, theirs.model.layers[2].mlp.down_proj.weight.bfloat16())
+    role = torch.tensor([[1, 2, 3, 4]])
+    hidden = model(text(1, 4), role, torch.randint(256, (1, 3, 33, 33), dtype=torch.uint8), torch.tensor([0]))
+    assert hidden.dtype == torch.bfloat16 and hidden.isfinite().all()
 
 
 @pytest.mark.parametrize("change,says", [
