@@ -118,7 +118,8 @@ class VisionEncoder(nn.Module):
         x = (images.to(self.pixel_mean.dtype) - self.pixel_mean[:, None, None]) / self.pixel_std[:, None, None]
         x = x[..., :g * p, :g * p]  # SigLIP leaves out what is less than a patch
         x = x.reshape(-1, 3, g, p, g, p).permute(0, 2, 4, 1, 3, 5).reshape(-1, g * g, 3 * p * p)
-        x = self.patch(x.to(self.patch.weight.dtype)) + (self.position if self.config.siglip else (self.row[:, None] + self.column[None, :]).flatten(0, 1))
+        x = self.patch(x.to(self.patch.weight.dtype))
+        x = x + (self.position if self.config.siglip else (self.row[:, None] + self.column[None, :]).flatten(0, 1))
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)

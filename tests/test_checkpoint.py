@@ -316,7 +316,8 @@ def test_data_errors_are_not_resumed_into(tmp_path):
 def test_a_sigterm_to_the_whole_group_saves(tmp_path):
     """As a cluster sends it: the loader's worker gets it too."""
     line = f"train.py --preset tiny --device cpu --workers 1 --pt-steps 10000 --out {tmp_path}".split()
-    process = subprocess.Popen([sys.executable, *line], cwd=Path(__file__).parent.parent, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen([sys.executable, *line], cwd=Path(__file__).parent.parent, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
     metrics = tmp_path / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_bytes()):
         time.sleep(0.2)
