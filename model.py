@@ -140,8 +140,9 @@ class Cache:
     batch of prompts of different lengths has no gaps: a shorter prompt's pads are overwritten as its answer grows."""
 
     def __init__(self, model: "MLLM", B: int, T_max: int):
-        a = model.blocks[0].attention
-        self.k, self.v = (model.embed.weight.new_zeros(len(model.blocks), B, a.G, T_max, width) for width in (a.d + a.gate.extra, a.d))
+        a, w = model.blocks[0].attention, model.embed.weight
+        self.k, self.v = (torch.zeros(len(model.blocks), B, a.G, T_max, width, dtype=w.dtype, device=w.device)
+                          for width in (a.d + a.gate.extra, a.d))
 
     def write(self, layer: int, k: Tensor, v: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v [B, G, t, d] at column [B, t]; return all keys and values of the layer."""
@@ -268,12 +269,14 @@ class MLLM(nn.Module):
         if int(per_row.sum()) != P * n or bool((per_row % n).any()):
             raise ValueError(f"{P} pictures of {n} image tokens each do not fit the rows' image tokens, counted row by row: "
                              f"{per_row.tolist()}")
-        if P == 0:
+        if P == 0 and images is None:
             return x
-        if images is None or int(picture.min()) < 0 or int(picture.max()) >= len(images):
-            given = 0 if images is None else len(images)
+        given = 0 if images is None else len(images)
+        if P and (int(picture.min()) < 0 or int(picture.max()) >= given):
             raise ValueError(f"picture names the images {sorted(set(picture.tolist()))}, but {given} are given")
         features = self.projector(self.encoder(images)).to(x.dtype)  # [N, n, D]: each picture is encoded once
+        if P == 0:
+            return x + 0 * features.sum()  # of several processes, all must use all parameters
         return x.masked_scatter(here[..., None], features[picture])
 
     def _decode(self, x, position, masks, visual, T, read=None, cache=None, column=None, weights=None) -> Tensor:
@@ -394,8 +397,9 @@ def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
     return order.gather(1, torch.multinomial(p, 1, generator=generator))[:, 0]
 
 
-def save(path, model: MLLM) -> None:
-    torch.save({"config": asdict(model.config), "weights": model.state_dict()}, path)
+def save(path, model: MLLM, weights: dict | None = None) -> None:
+    """weights: all of the model's, where it holds a part of them (default: its own)."""
+    torch.save({"config": asdict(model.config), "weights": model.state_dict() if weights is None else weights}, path)
 
 
 def load(path, device="cpu") -> MLLM:

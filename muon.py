@@ -5,6 +5,8 @@ Shapes:  k matrices of one shape, stacked   rows, columns of a matrix
 
 import torch
 
+from processes import part_as, whole
+
 
 class Muon(torch.optim.Optimizer):
     """Muon (Keller Jordan, 2024): momentum, orthogonalised by Newton-Schulz, for weight matrices. Equal to torch.optim.Muon up
@@ -16,7 +18,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
     @torch.no_grad()
-    def step(self):
+    def step(self, closure=None):  # no closure is ever called; torch's state-dict functions pass one by name
         for group in self.param_groups:
             shapes = {}
             for k, p in enumerate(group["params"]):
@@ -28,10 +30,10 @@ class Muon(torch.optim.Optimizer):
                     m = self.state[p].setdefault("momentum", torch.zeros_like(p))
                     m.lerp_(p.grad, 1 - group["momentum"])
                     updates.append(p.grad.lerp(m, group["momentum"]))  # Nesterov
-                update = orthogonalise(torch.stack(updates))
+                update = orthogonalise(torch.stack([whole(u) for u in updates]))
                 for p, u in zip(params, update):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(u, alpha=-group["lr"] * max(1, shape[0] / shape[1]) ** 0.5)
+                    p.add_(part_as(u, p), alpha=-group["lr"] * max(1, shape[0] / shape[1]) ** 0.5)
 
 
 def orthogonalise(m: torch.Tensor, steps: int = 5) -> torch.Tensor:

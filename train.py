@@ -38,7 +38,7 @@ from mma import CONCENTRIC, OPENS, Role, attention_mask, leaks, supervised
 from model import MLLM, Config
 from model import save as save_model
 from muon import Muon
-from processes import Processes
+from processes import Processes, remove_parts, whole
 
 PRESETS = {  # the model, what of the data a step of stage 2 takes, and peak learning rates
     "tiny": dict(model=dict(encoder_width=128, encoder_layers=2, encoder_heads=4, d_model=128, n_layer=3, n_head=4, n_kv_head=2, d_ff=256),
@@ -85,6 +85,9 @@ class Steps(Dataset):
             if len(rows) < self.world:
                 raise data.DataError(f"step {step + 1} of stage {self.stage} has {len(rows)} rows for {self.world} processes")
             batch = data.collate(pack(rows[self.rank::self.world]), self.tokenizer.pad, self.config.image_size)
+            if "images" not in batch:  # a picture that no row shows: of several processes, all must use all parameters
+                size = self.config.image_size
+                batch |= {"images": torch.zeros(1, 3, size, size, dtype=torch.uint8), "picture": torch.zeros(0, dtype=torch.int64)}
             if self.world > 1:  # the losses' mean over the processes is then the mean over all answer tokens
                 targets = sum(role == Role.ANSWER for row in rows for role in row.role)
                 batch["targets"] = torch.tensor(max(1, targets) / self.world)
@@ -160,6 +163,7 @@ def arguments(argv=None):
     g.add_argument("--resume", action="store_true", help="go on with the run in --out, begun with the same options and stopped")
     g.add_argument("--save-every", type=positive, default=100, help="steps between checkpoints (default: 100)")
     g.add_argument("--checkpointing", action="store_true", default=None, help="keep less for backward and compute it again (large models)")
+    g.add_argument("--fsdp", action="store_true", help="with torchrun: each process holds a part of the model (for what does not fit one GPU)")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     g.add_argument("--workers", type=int, default=1, help="processes that make batches ahead of time (default: 1)")
     g.add_argument("--eval-every", type=positive, default=100, help="steps of stage 2 between looks at the validation split (default: 100)")
@@ -247,7 +251,7 @@ def update(model: MLLM, optimizers: list, batch: dict, kind: str, rates: list[fl
     scaler.scale(loss).backward()
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
     for optimizer, rate in zip(optimizers, rates):
         optimizer.param_groups[0]["lr"] = rate
         scaler.step(optimizer)
@@ -297,9 +301,10 @@ def run(args, p: Processes) -> None:
     validation = source.heldout("val", args.val_limit)
 
     # Model
-    model = (pretrained.load(args.vision, args.llm, config, seed=args.seed) if args.llm else MLLM(config)).to(p.device)
-    model.checkpointing = args.checkpointing
+    model = pretrained.load(args.vision, args.llm, config, seed=args.seed) if args.llm else MLLM(config)
     params = sum(p.numel() for p in model.parameters())
+    model = p.place(model)
+    model.checkpointing = args.checkpointing
     say(f"{args.data}, mask {args.mask}, seed {args.seed}, preset {args.preset}: {params:,} parameters, {len(tokenizer)} tokens in the "
           f"vocabulary, {config.n_image_tokens} a picture; on {args.device}, into {args.out}")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -311,6 +316,7 @@ def run(args, p: Processes) -> None:
     if p.first:
         for name in () if args.resume else ("run.json", "model.pt", checkpoint.NAME):  # --overwrite: until it has finished, there is none
             (args.out / name).unlink(missing_ok=True)
+        remove_parts(args.out, state["parts"] if state else None)
         checkpoint.write(args.out / "tokenizer.model", lambda file: file.write(tokenizer.model))
         (args.out / "tokenizer.json").unlink(missing_ok=True)
         if args.llm:
@@ -319,7 +325,7 @@ def run(args, p: Processes) -> None:
         metrics = checkpoint.reopen(file, state["metrics"]) if state else open(file, "wb", buffering=0)
 
     some = (stages[0][2][step] for step in range(20))
-    first = next((batch["images"] for batch in some if isinstance(batch, dict) and "images" in batch), None)
+    first = next((batch["images"] for batch in some if isinstance(batch, dict) and len(batch["picture"])), None)
     if first is not None and not args.llm:  # the first pictures stand for all; a pretrained encoder knows its own
         pixels = first.float()
         model.encoder.pixel_mean.copy_(pixels.mean((0, 2, 3)))
@@ -327,7 +333,6 @@ def run(args, p: Processes) -> None:
 
     scaler, clock = scaler_of(p.device), []
     if state:
-        model.load_state_dict(state["model"])
         scaler.load_state_dict(state["scaler"])
         clock, began = state["clock"], began - state["seconds"]
         stages = stages[[stage for stage, _, _ in stages].index(state["stage"]):]
@@ -342,8 +347,7 @@ def run(args, p: Processes) -> None:
             batches.rank, batches.world = p.rank, p.world
             if state and state["stage"] == stage:
                 begin = state["step"]
-                for optimizer, its in zip(optimizers, state["optimizers"]):
-                    optimizer.load_state_dict(its)
+                p.restore(state, model, optimizers, args.out)
             loader = DataLoader(batches, batch_size=None, sampler=range(begin, steps), num_workers=args.workers, pin_memory=cuda,
                                 generator=torch.Generator(), worker_init_fn=checkpoint.ignore_interrupt)
             bar, shown = tqdm(loader, desc={"pt": "stage 1 (captions)", "sft": "stage 2 (questions)"}[stage], initial=begin,
@@ -373,10 +377,11 @@ def run(args, p: Processes) -> None:
                         so_far = [json.loads(line) for line in (args.out / "metrics.jsonl").read_text().splitlines()]
                         draw.write_training(args.out / "curves.png", so_far)
                     bar.set_postfix({"loss": f"{loss:.3f}", **shown})
+                kept = p.save(model, optimizers, args.out / f"parts-{stage}-{step}") if save and (p.first or p.sharded) else {}
                 if save and p.first:
                     checkpoint.save(args.out, metrics, settings=json.dumps(checkpoint.settings(args)), data=data_is, stage=stage, step=step,
-                                    seconds=time.perf_counter() - began, clock=clock, model=model.state_dict(), scaler=scaler.state_dict(),
-                                    optimizers=[optimizer.state_dict() for optimizer in optimizers])
+                                    seconds=time.perf_counter() - began, clock=clock, scaler=scaler.state_dict(), **kept)
+                    remove_parts(args.out, kept.get("parts"))
                 if asked:
                     bar.close()
                     raise KeyboardInterrupt
@@ -384,19 +389,22 @@ def run(args, p: Processes) -> None:
     # Results
     examples = source.heldout(source.final_split, args.limit)
     results = p.joined(evaluation.answer_all(model, tokenizer, p.mine(examples), source.answers, progress=p.first))
+    some = [results[i * len(results) // 24] for i in range(24)] if len(results) > 24 else results
+    looks = [look.attended(model, tokenizer, *r["prompt"]) for r in some] if p.first or p.sharded else []
+    weights = p.weights(model)
     if not p.first:
         return
     metrics.close()
-    checkpoint.write(args.out / "model.pt", lambda file: save_model(file, model))
+    checkpoint.write(args.out / "model.pt", lambda file: save_model(file, model, weights))
     record = {"run": str(args.out), **evaluation.summarise(results), "params": params, "mask": args.mask, "seed": args.seed,
               "args": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
               "seconds": round(time.perf_counter() - began, 1), "clock": clock, "torch": torch.__version__}
-    some = [results[i * len(results) // 24] for i in range(24)] if len(results) > 24 else results
-    draw.write_sheet(args.out / "sheet.png", some, config.image_size, [look.attended(model, tokenizer, *r["prompt"]) for r in some])
+    draw.write_sheet(args.out / "sheet.png", some, config.image_size, looks)
     say(f"\nHeld-out answers, after {record['seconds']:.0f} seconds:\n{evaluation.table(evaluation.pool([record]))}\n"
           f"Look at {args.out / 'sheet.png'}; ask: python eval.py {args.out} --image FILE --question \"...\"")
     checkpoint.write(args.out / "run.json", lambda file: file.write((json.dumps(record, indent=1) + "\n").encode()))
     (args.out / checkpoint.NAME).unlink()
+    remove_parts(args.out)
 
 
 def main(argv=None):
@@ -410,7 +418,7 @@ def main(argv=None):
         evaluation.check_device(args.device)
         if began and not args.resume and not args.overwrite:
             raise data.DataError(f"{args.out} holds a run that was stopped; go on with it by --resume, or say --overwrite")
-        p = Processes(args.device)
+        p = Processes(args.device, args.fsdp)
         run(args, p)
         p.end()
     except data.DataError as error:
