@@ -20,7 +20,8 @@ import torch
 import data
 
 NAME = "checkpoint.pt"
-WHERE = ("out", "overwrite", "resume", "workers", "device", "limit", "save_every", "checkpointing", "source", "images")  # not what a run is
+WHERE = ("out", "overwrite", "resume", "workers", "device", "limit", "save_every", "checkpointing", "compile",
+         "source", "images")  # not what a run is
 
 
 def write(path: Path, save) -> None:

@@ -97,6 +97,16 @@ def rings(grid: tuple[int, int], device=None) -> Tensor:
     return torch.minimum(torch.minimum(r, H - 1 - r), torch.minimum(c, W - 1 - c)).flatten()
 
 
+def refuse(wrong: Tensor, message) -> None:
+    """ValueError(message()) if any of wrong, bool, is true. On a GPU the GPU itself checks, so that the host need not wait for it; its
+    error says less."""
+    if wrong.device.type == "cpu":
+        if bool(wrong.any()):
+            raise ValueError(message())
+    else:
+        torch._assert_async(~wrong.any(), "a batch does not fit the model; on a CPU the error says why")
+
+
 def positions(kind: str, role: Tensor, document: Tensor | None = None, grid: tuple[int, int] | None = None) -> Tensor:
     """Position of each token, int64 [B, T] ([1, T] where all rows are alike): what RoPE rotates by and the mask compares.
 
@@ -110,9 +120,9 @@ def positions(kind: str, role: Tensor, document: Tensor | None = None, grid: tup
         ring, advance = 0, role.new_ones(1, T)
     else:
         here = role == Role.IMAGE
-        if grid is None or bool((here.sum(1) % (grid[0] * grid[1])).any()):
-            raise ValueError(f"the mask {kind!r} needs grid=(H, W), the image tokens of a picture; got {grid} and image tokens, row "
-                             f"by row: {here.sum(1).tolist()}")
+        n = 0 if grid is None else grid[0] * grid[1]
+        refuse(here.sum(1) % n != 0 if n else torch.ones_like(here), lambda: f"the mask {kind!r} needs grid=(H, W), the image tokens of a "
+               f"picture; got {grid} and image tokens, row by row: {here.sum(1).tolist()}")
         ring_of = rings(grid, role.device)
         nth = (here.cumsum(1) - 1) % len(ring_of)  # which token of its picture
         ring = ring_of[nth] * here
@@ -148,6 +158,14 @@ def supervised(role: Tensor, document: Tensor | None = None) -> Tensor:
     has_predecessor = torch.zeros_like(role, dtype=torch.bool)
     has_predecessor[:, 1:] = True if document is None else document[:, 1:] == document[:, :-1]
     return (role == Role.ANSWER) & has_predecessor
+
+
+def predicting(role: Tensor, document: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Which rows predict a supervised token: `read`, int64 [B, K], their columns, filled up with others where a row has fewer than the
+    most; and `kept`, int64 [M], which of read.flatten() are meant. Token read + 1 is what such a row predicts."""
+    target = supervised(role, document)[:, 1:]
+    read = target.int().argsort(dim=1, descending=True, stable=True)[:, :max(1, int(target.sum(1).max()))]
+    return read, target.gather(1, read).flatten().nonzero()[:, 0]
 
 
 def leaks(mask: Tensor, role: Tensor, document: Tensor | None = None) -> Tensor:

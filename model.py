@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attention import GATES, Gate, Opened, attend, opened
-from mma import OPENS, Role, attention_mask, positions, supervised
+from mma import OPENS, Role, attention_mask, positions, predicting, refuse
 
 
 @dataclass
@@ -266,14 +266,14 @@ class MLLM(nn.Module):
         n, here = self.config.n_image_tokens, role == Role.IMAGE
         P = 0 if picture is None else len(picture)
         per_row = here.sum(1)
-        if int(per_row.sum()) != P * n or bool((per_row % n).any()):
-            raise ValueError(f"{P} pictures of {n} image tokens each do not fit the rows' image tokens, counted row by row: "
-                             f"{per_row.tolist()}")
+        refuse((per_row.sum() != P * n) | (per_row % n != 0), lambda: f"{P} pictures of {n} image tokens each do not fit the rows' image "
+               f"tokens, counted row by row: {per_row.tolist()}")
         if P == 0 and images is None:
             return x
         given = 0 if images is None else len(images)
-        if P and (int(picture.min()) < 0 or int(picture.max()) >= given):
-            raise ValueError(f"picture names the images {sorted(set(picture.tolist()))}, but {given} are given")
+        if P:
+            refuse((picture < 0) | (picture >= given), lambda: f"picture names the images {sorted(set(picture.tolist()))}, but {given} are "
+                   "given")
         features = self.projector(self.encoder(images)).to(x.dtype)  # [N, n, D]: each picture is encoded once
         if P == 0:
             return x + 0 * features.sum()  # of several processes, all must use all parameters
@@ -325,14 +325,15 @@ class MLLM(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embed.weight if self.config.tied else self.unembed.weight)
 
-    def loss(self, ids, role, images=None, picture=None, turn=None, document=None, kind=None, targets=None) -> Tensor:
+    def loss(self, ids, role, images=None, picture=None, turn=None, document=None, kind=None, targets=None, read=None,
+             kept=None) -> Tensor:
         """Mean cross-entropy over the answer tokens: sum over targets / number of targets; 0 if there are none. targets: another
-        number to divide by, where these rows are a part of a larger batch."""
-        target = supervised(role, document)[:, 1:]  # [B, T-1]: row t predicts token t+1
-        read = target.int().argsort(dim=1, descending=True, stable=True)[:, :max(1, int(target.sum(1).max()))]
-        wanted = target.gather(1, read)  # [B, K]: rows have fewer targets than the row with the most
-        hidden = self(ids, role, images, picture, turn, document, kind, read)[wanted]
-        labels, targets = ids[:, 1:].gather(1, read)[wanted], wanted.sum().clamp(min=1) if targets is None else targets
+        number to divide by, where these rows are a part of a larger batch. read, kept: mma.predicting(role, document); made ahead of
+        time, they save the GPU a wait."""
+        if read is None:
+            read, kept = predicting(role, document)
+        hidden = self(ids, role, images, picture, turn, document, kind, read).flatten(0, 1)[kept]
+        labels, targets = ids[:, 1:].gather(1, read).flatten()[kept], max(1, len(kept)) if targets is None else targets
 
         def part(hidden, labels):
             return F.cross_entropy(self.head(hidden).float(), labels, reduction="sum")

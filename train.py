@@ -15,6 +15,7 @@ frame: where the row that gives the answer looks).
 """
 
 import argparse
+import contextlib
 import errno
 import json
 import math
@@ -34,7 +35,7 @@ import look
 import pretrained
 from attention import GATES
 from data.chat import TEMPLATES, read_tokenizer
-from mma import CONCENTRIC, OPENS, Role, attention_mask, leaks, supervised
+from mma import CONCENTRIC, OPENS, Role, attention_mask, leaks, predicting, supervised
 from model import MLLM, Config
 from model import save as save_model
 from muon import Muon
@@ -88,6 +89,7 @@ class Steps(Dataset):
             if "images" not in batch:  # a picture that no row shows: of several processes, all must use all parameters
                 size = self.config.image_size
                 batch |= {"images": torch.zeros(1, 3, size, size, dtype=torch.uint8), "picture": torch.zeros(0, dtype=torch.int64)}
+            batch["read"], batch["kept"] = predicting(batch["role"], batch.get("document"))
             if self.world > 1:  # the losses' mean over the processes is then the mean over all answer tokens
                 targets = sum(role == Role.ANSWER for row in rows for role in row.role)
                 batch["targets"] = torch.tensor(max(1, targets) / self.world)
@@ -164,6 +166,7 @@ def arguments(argv=None):
     g.add_argument("--save-every", type=positive, default=100, help="steps between checkpoints (default: 100)")
     g.add_argument("--checkpointing", action="store_true", default=None, help="keep less for backward and compute it again (large models)")
     g.add_argument("--fsdp", action="store_true", help="with torchrun: each process holds a part of the model (for what does not fit one GPU)")
+    g.add_argument("--compile", action="store_true", help="compile the layers (torch.compile: needs a C++ compiler, on GPUs Triton; a minute)")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     g.add_argument("--workers", type=int, default=1, help="processes that make batches ahead of time (default: 1)")
     g.add_argument("--eval-every", type=positive, default=100, help="steps of stage 2 between looks at the validation split (default: 100)")
@@ -273,6 +276,11 @@ def check_finite(seen: list, stage: str, step: int, batches: Steps, out: Path) -
     seen.clear()
 
 
+def uncompiled(args):
+    """A context in which compiled layers run as they are: an answer has as many shapes as tokens."""
+    return torch.compiler.set_stance("force_eager") if args.compile else contextlib.nullcontext()  # the former's import takes seconds
+
+
 def run(args, p: Processes) -> None:
     began, cuda, say = time.perf_counter(), args.device.startswith("cuda"), print if p.first else lambda *text: None
     torch.manual_seed(args.seed)
@@ -303,6 +311,8 @@ def run(args, p: Processes) -> None:
     # Model
     model = pretrained.load(args.vision, args.llm, config, seed=args.seed) if args.llm else MLLM(config)
     params = sum(p.numel() for p in model.parameters())
+    for block in [*model.encoder.blocks, *model.blocks] if args.compile else ():  # many that are alike: compiled once
+        block.compile(dynamic=True)
     model = p.place(model)
     model.checkpointing = args.checkpointing
     say(f"{args.data}, mask {args.mask}, seed {args.seed}, preset {args.preset}: {params:,} parameters, {len(tokenizer)} tokens in the "
@@ -367,7 +377,8 @@ def run(args, p: Processes) -> None:
                 if step % 10 == 0 or look_now:
                     record = {"stage": stage, "step": step, "loss": loss}
                     if look_now and stage == "sft" and validation:
-                        answers = evaluation.answer_all(model, tokenizer, p.mine(validation), source.answers)
+                        with uncompiled(args):
+                            answers = evaluation.answer_all(model, tokenizer, p.mine(validation), source.answers)
                         record["val"] = evaluation.summarise(p.joined(answers))
                         shown["val"] = f"{record['val']['accuracy']:.1%}"
                         clock.append([step, round(time.perf_counter() - began, 2)])
@@ -388,9 +399,10 @@ def run(args, p: Processes) -> None:
 
     # Results
     examples = source.heldout(source.final_split, args.limit)
-    results = p.joined(evaluation.answer_all(model, tokenizer, p.mine(examples), source.answers, progress=p.first))
-    some = [results[i * len(results) // 24] for i in range(24)] if len(results) > 24 else results
-    looks = [look.attended(model, tokenizer, *r["prompt"]) for r in some] if p.first or p.sharded else []
+    with uncompiled(args):
+        results = p.joined(evaluation.answer_all(model, tokenizer, p.mine(examples), source.answers, progress=p.first))
+        some = [results[i * len(results) // 24] for i in range(24)] if len(results) > 24 else results
+        looks = [look.attended(model, tokenizer, *r["prompt"]) for r in some] if p.first or p.sharded else []
     weights = p.weights(model)
     if not p.first:
         return

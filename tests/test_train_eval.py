@@ -1,5 +1,6 @@
 """Training and evaluation as a user runs them, on small things."""
 
+import contextlib
 import json
 import math
 import subprocess
@@ -297,6 +298,34 @@ def test_orthogonalise():
 def test_schedule():
     shares = [train.schedule(step, 100) for step in range(100)]
     assert shares[0] < 0.05 and max(shares) == 1 and 0 < shares[-1] < 0.05 and shares[50] == 1
+
+
+@pytest.mark.parametrize("options", [["--mask", "mma"], ["--mask", "cca"], ["--mask", "mma", "--gate", "rave"]])
+def test_the_host_never_waits_for_a_step(tokenizer, monkeypatch, options):
+    """Meta tensors have no values: whatever would fetch one from a GPU fails on them."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())
+    args = train.arguments([*TINY, *options])
+    config = train.config_of(args, tokenizer)
+    batch = train.Steps(data.load("shapes"), tokenizer, config, "sft", args)[0]
+    with torch.device("meta"):
+        model = train.MLLM(config)
+    with pytest.raises(RuntimeError):
+        torch.ones(1, device="meta").item()
+    train.update(model, train.optimizers_of(model, args), {k: x.to("meta") for k, x in batch.items()}, args.mask, [1e-3, 1e-3],
+                 train.scaler_of("cpu"))
+
+
+@pytest.mark.slow
+def test_compiled_layers_learn_the_same(runs, tmp_path):
+    """In a process of its own: what the compiler keeps would stay."""
+    done = subprocess.run([sys.executable, "train.py", *TINY, "--compile", "--out", str(tmp_path / "run")], cwd=ROOT, capture_output=True,
+                          text=True)
+    if "No C++ compiler" in done.stderr or "InvalidCxxCompiler" in done.stderr:
+        pytest.skip("no C++ compiler")
+    assert done.returncode == 0, done.stderr
+    losses = [[json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+              for run in (tmp_path / "run", runs / "mma-0")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 def test_training_learns(tmp_path):
