@@ -21,7 +21,7 @@ import data
 
 NAME = "checkpoint.pt"
 WHERE = ("out", "overwrite", "resume", "workers", "device", "limit", "save_every", "checkpointing", "compile",
-         "source", "images")  # not what a run is
+         "source", "images", "pt_source", "pt_images")  # not what a run is
 
 
 def write(path: Path, save) -> None:

@@ -122,6 +122,8 @@ def arguments(argv=None):
     g.add_argument("--data", default="shapes", choices=data.NAMES)
     g.add_argument("--source", type=Path, help="easy_vqa, nlvr: its folder; llava: the JSON file")
     g.add_argument("--images", type=Path, help="llava: the folder of the pictures (default: the JSON file's)")
+    g.add_argument("--pt-source", type=Path, metavar="FILE", help="llava: captions for stage 1, of the same format (default: the questions)")
+    g.add_argument("--pt-images", type=Path, metavar="DIR", help="the folder of their pictures (default: that file's)")
     g.add_argument("--strict", action="store_true", help="llava: damaged entries are an error (default: they are left out and reported)")
     g = parser.add_argument_group("model and method")
     g.add_argument("--mask", default="mma", choices=list(OPENS), help="attention mask of stage 2 and of generation (default: mma)")
@@ -190,7 +192,7 @@ def arguments(argv=None):
     if args.freeze is None or args.train_encoder:
         args.freeze = [] if args.train_encoder else ["encoder"]
     del args.train_encoder  # another way to say --freeze
-    for name in ("source", "images", "llm", "vision"):  # eval.py may be run from another folder
+    for name in ("source", "images", "pt_source", "pt_images", "llm", "vision"):  # eval.py may be run from another folder
         setattr(args, name, getattr(args, name) and getattr(args, name).resolve())
     args.out = args.out or Path("runs") / f"{args.data}-{args.mask}-{args.seed}"
     return args
@@ -286,7 +288,7 @@ def run(args, p: Processes) -> None:
     torch.manual_seed(args.seed)
 
     # Data and tokenizer
-    source = data.load(args.data, args.source, args.images, args.strict)
+    source = data.load(args.data, args.source, args.images, args.strict, args.pt_source, args.pt_images)
     tokenizer = read_tokenizer(args.llm, args.template) if args.llm else data.Tokenizer.train(source.texts(), args.vocab_size)
     config = config_of(args, tokenizer)
     stages = [(stage, kind, Steps(source, tokenizer, config, stage, args)) for stage, kind in (("pt", args.pt_mask), ("sft", args.mask))]
@@ -326,7 +328,7 @@ def run(args, p: Processes) -> None:
     if p.first:
         for name in () if args.resume else ("run.json", "model.pt", checkpoint.NAME):  # --overwrite: until it has finished, there is none
             (args.out / name).unlink(missing_ok=True)
-        remove_parts(args.out, state["parts"] if state else None)
+        remove_parts(args.out, state.get("parts") if state else None)
         checkpoint.write(args.out / "tokenizer.model", lambda file: file.write(tokenizer.model))
         (args.out / "tokenizer.json").unlink(missing_ok=True)
         if args.llm:

@@ -313,8 +313,8 @@ def unusable(examples: list[Example], tokenizer: Tokenizer, n_image_tokens: int,
 # --------------------------------------------------------------------------------------------------------------------
 
 class Folder:
-    """A finite data set: examples of each split grouped by picture. `splits` maps train, val and test to a list of groups;
-    the examples of one group share a picture, so a batch encodes it once."""
+    """A finite data set: examples of each split grouped by picture. `splits` maps train, val and test to a list of groups, and pt, where
+    stage 1 has examples of its own; the examples of one group share a picture, so a batch encodes it once."""
     final_split = "test"  # what train.py reports at its end
     damaged = Damaged()
 
@@ -323,7 +323,7 @@ class Folder:
         self.answers = answers  # all possible answers, where they are a closed set
 
     def texts(self):
-        for group in self.splits["train"]:
+        for group in self.splits["train"] + self.splits.get("pt", []):
             for example in group:
                 for message, answer in example.turns:
                     yield message.replace(IMAGE, " ").strip()
@@ -359,18 +359,19 @@ class Folder:
         """Take out the training rows that keep no answer token within max_tokens. Returns how many rows are cut, and how many of
         them were taken out; rows of val and test are only ever prompts, and are never cut."""
         cut = dropped = 0
-        for g, group in enumerate(self.splits["train"]):
-            too_long, without = unusable(group, tokenizer, n_image_tokens, max_tokens)
-            cut, dropped = cut + len(too_long), dropped + len(without)
-            self.splits["train"][g] = [example for i, example in enumerate(group) if i not in without]
-        self.splits["train"] = [group for group in self.splits["train"] if group]
-        if not self.splits["train"]:
-            raise DataError(f"no training row keeps an answer within {max_tokens} tokens; raise --max-tokens")
+        for split in [split for split in ("train", "pt") if split in self.splits]:
+            for g, group in enumerate(self.splits[split]):
+                too_long, without = unusable(group, tokenizer, n_image_tokens, max_tokens)
+                cut, dropped = cut + len(too_long), dropped + len(without)
+                self.splits[split][g] = [example for i, example in enumerate(group) if i not in without]
+            self.splits[split] = [group for group in self.splits[split] if group]
+            if not self.splits[split]:
+                raise DataError(f"no training row keeps an answer within {max_tokens} tokens; raise --max-tokens")
         return cut, dropped
 
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int) -> list[Example]:
         """The examples of one training step: a function of (stage, step, seed) alone, so a run can stop and go on anywhere."""
-        groups = self.splits["train"]
+        groups = self.splits.get(stage, self.splits["train"])
         epoch, chosen = -1, []
         choice = torch.Generator().manual_seed(seed_of(stage, seed, step, "questions"))
         for k in range(step * pictures, (step + 1) * pictures):
@@ -408,14 +409,16 @@ def normalise(answer: str) -> str:
 NAMES = ("shapes", "easy_vqa", "llava", "nlvr", "nlvr+world")
 
 
-def load(name: str, source=None, images=None, strict: bool = False):
+def load(name: str, source=None, images=None, strict: bool = False, pt_source=None, pt_images=None):
     """The data set `name`: an object with texts(), draw(...), heldout(split) and answers, as Folder has them. strict: damaged
-    entries of a LLaVA file are an error; else they are left out, counted and reported."""
+    entries of a LLaVA file are an error; else they are left out, counted and reported. pt_source, pt_images: LLaVA's captions for stage 1."""
     from data import easy_vqa, llava, nlvr, nlvr_world, shapes  # here, because they build on this file
     if name != "shapes" and source is None:
         raise DataError(f"--data {name} needs --source: the path of its " + ("JSON file" if name == "llava" else "folder"))
+    if pt_source is not None and name != "llava":
+        raise DataError(f"--pt-source belongs to --data llava, not to {name}")
     if name == "shapes":
         return shapes.Shapes()
     if name.startswith("nlvr"):
         return nlvr.NLVR(source, nlvr_world.World() if name == "nlvr+world" else None)
-    return easy_vqa.load(source) if name == "easy_vqa" else llava.load(source, images, strict)
+    return easy_vqa.load(source) if name == "easy_vqa" else llava.load(source, images, strict, pt_source, pt_images)

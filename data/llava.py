@@ -5,7 +5,7 @@
 
 Several turns; `image` may be a list, one name for each <image> in reading order, or be left out. An optional "category" names
 the family for the tables. A tenth of the pictures is held out for test and a tenth for validation: entries that share a picture
-always stay together.
+always stay together. Captions for stage 1 may come from a second file of the same form.
 """
 
 import json
@@ -103,14 +103,15 @@ def split(groups: list[list[Example]], images: Path) -> dict[str, list[list[Exam
     return splits
 
 
-def load(source: Path, images: Path | None = None, strict: bool = True) -> Folder:
+def read(source: Path, images: Path | None, damaged: Damaged) -> tuple[list[list[Example]], Path]:
+    """A file's entries, by picture, and the folder of its pictures."""
     entries = read_json(source)
     if not isinstance(entries, list):
         raise DataError(f"{source}: expected a list of entries")
     images = (images or source.parent).resolve()
     if not images.is_dir():
         raise DataError(f"{images}: no such folder of pictures")
-    examples, damaged = [], Damaged(strict)
+    examples = []
     for i, entry in enumerate(entries):
         try:
             examples.append(read_entry(entry, f"{source}: entry {i}", images))
@@ -118,4 +119,20 @@ def load(source: Path, images: Path | None = None, strict: bool = True) -> Folde
             if not examples and i == len(entries) - 1:  # not one is good
                 raise
             damaged.add(error)
-    return Folder(split(by_picture(examples), images), damaged=damaged)
+    return by_picture(examples), images
+
+
+def load(source: Path, images: Path | None = None, strict: bool = True, pt_source: Path | None = None, pt_images: Path | None = None) -> Folder:
+    """pt_source, pt_images: a file of captions for stage 1, the split "pt"; without it stage 1 uses the questions. Captions of pictures
+    that are held out are left out."""
+    damaged = Damaged(strict)
+    splits = split(*read(source, images, damaged))
+    if pt_source is not None:
+        held = {path for name in ("val", "test") for group in splits[name] for e in group for path in e.images}
+        splits["pt"] = []
+        for group in read(pt_source, pt_images, damaged)[0]:
+            known = [e for e in group if held.intersection(e.images)]
+            for e in known:
+                damaged.add(DataError(f"{e.id}: a picture of it is held out", "captions of pictures that are held out"))
+            splits["pt"] += [] if known else [group]
+    return Folder(splits, damaged=damaged)

@@ -331,6 +331,26 @@ def test_llava_damaged(llava, damage, message):
         assert sum(len(folder.heldout(split)) for split in SPLITS) == 31
 
 
+def test_captions_of_their_own_for_stage_1(llava, tokenizer):
+    entries = [{"image": f"{i}.{'jpg' if i % 2 else 'png'}", "conversations": [
+        {"from": "human", "value": "<image>"}, {"from": "gpt", "value": f"a caption of {i}"}]} for i in range(30)]
+    captions = llava.parent / "captions.json"
+    captions.write_text(json.dumps(entries))
+    folder = data.load("llava", llava, pt_source=captions)
+    drawn = {stage: [e for step in range(20) for e in folder.draw(stage, step, 4, 2, 0)] for stage in ("pt", "sft")}
+    assert all(e.turns[0][1].startswith("a caption") for e in drawn["pt"])
+    assert not any(e.turns[0][1].startswith("a caption") for e in drawn["sft"] + folder.heldout("val") + folder.heldout("test"))
+    held = {image for split in ("val", "test") for e in folder.heldout(split) for image in e.images}
+    seen = {image for e in drawn["pt"] for image in e.images}
+    assert held and seen and not held & seen and len(held) + len(seen) == 30
+    assert f"{len(held)} captions of pictures that are held out" in folder.read_pictures(32)
+    assert "a caption of" in " ".join(folder.texts())
+    with pytest.raises(DataError, match="no training row keeps an answer"):
+        folder.drop_unusable(tokenizer, 16, 18)
+    with pytest.raises(DataError, match="--pt-source belongs to --data llava"):
+        data.load("shapes", pt_source=captions)
+
+
 def test_damaged_entries_are_reported_by_number_kind_and_first_examples(llava):
     entries = json.loads(llava.read_text())
     for i in (3, 5, 7, 9):
