@@ -294,37 +294,51 @@ def flops(config: Config, rows: int, T: int, answers: int) -> float:
             + 2 * rows * P * (config.encoder_layers * (encoder + 2 * P * E) + 3 * config.patch_size ** 2 * E))
 
 
-def plan(config: Config, rows: int, T: int) -> dict[str, float]:
-    """What a training step of train.py holds on a GPU, in GiB: float32 weights, gradients and moments, bfloat16 copies for autocast,
-    of each layer its input and of one layer everything (checkpointing), one chunk of logits."""
+def plan(config: Config, rows: int, T: int, frozen: tuple = ("encoder",), optimizer: str = "muon", processes: int = 1) -> dict[str, float]:
+    """What a training step of train.py holds on each GPU, in bytes: float32 weights, gradients and moments (AdamW two, Muon one), with
+    --fsdp of several processes a part of each and what is gathered meanwhile; of each layer its input and of one layer everything
+    (checkpointing); one chunk of logits. rows: a process's. And the numbers of parameters."""
     with torch.device("meta"):
         model = MLLM(config)
     n = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    total, trained_ = sum(n.values()), sum(n.values()) - n["encoder"]
-    adam = n["embed"] + n.get("unembed", 0)
+    total, of_layer = sum(n.values()), n["blocks"] // config.n_layer
+    taught = {name: x for name, x in n.items() if name not in frozen}
+    two = sum(taught.values()) if optimizer == "adamw" else taught.get("embed", 0) + taught.get("unembed", 0)
+    gathered = total - n["blocks"] - n["encoder"] + 2 * of_layer if processes > 1 else 0  # all but the layers, and two of them
     tokens, D = rows * T, config.d_model
-    return {"weights": 4 * total, "gradients": 4 * trained_, "moments": 4 * (trained_ + adam), "bfloat16 copies": 2 * total,
-            "inputs of the layers": 4 * config.n_layer * tokens * D, "one layer": tokens * (4 * 8 * D + 2 * 6 * config.d_ff),
+    return {"weights": 4 * total / processes, "gradients": 4 * sum(taught.values()) / processes,
+            "moments": 4 * (sum(taught.values()) + two) / processes, "gathered weights": 4 * gathered,
+            "inputs of the layers": 4 * config.n_layer * tokens * D, "one layer": tokens * (4 * 8 * D + 2 * 6 * config.d_ff) + 2 * of_layer,
             "a chunk of logits": 3 * 4 * model.chunk * config.vocab_size, "parameters": total,
             **{f"{name} parameters": x for name, x in n.items()}}
 
 
 def size(args, rows: int = 32, question: int = 60, answer: int = 120) -> list[list[str]]:
-    preset = train.PRESETS["paper"]
+    preset, llm = train.PRESETS["paper"], ("encoder", "embed", "blocks", "norm", "unembed")
     config = Config(vocab_size=32_064, **preset["own"], **preset["model"])
     T = 1 + config.n_image_tokens + question + answer
-    table, held = [["what", f"{rows} rows of {T} tokens"]], plan(config, rows, T)
-    table += [[name, f"{held.pop(name) / 1e6:,.1f} M"] for name in list(held) if name.endswith("parameters")]
-    table += [[f"planned: {name}, GiB", f"{x / 2**30:.1f}"] for name, x in {**held, "in all": sum(held.values())}.items()]
-    table.append(["model FLOPs of a step", f"{flops(config, rows, T, answer) / 1e12:,.0f} T"])
+    arms = {"paper, Muon": dict(), "aki, stage 1": dict(frozen=llm, optimizer="adamw"), "aki, stage 2": dict(optimizer="adamw"),
+            "aki, stage 2, each of 8 GPUs (--fsdp)": dict(optimizer="adamw", processes=8)}
+    held = {name: plan(config, rows // arm.get("processes", 1), T, **arm) for name, arm in arms.items()}
+    table, first = [[f"{rows} rows of {T} tokens", *arms]], held["paper, Muon"]
+    table += [[name, *[f"{first[name] / 1e6:,.1f} M"] * len(arms)] for name in first if name.endswith("parameters")]
+    planned = {arm: {name: x for name, x in of.items() if not name.endswith("parameters")} for arm, of in held.items()}
+    planned = {arm: {**of, "in all": sum(of.values())} for arm, of in planned.items()}
+    table += [[f"planned: {name}, GiB", *(f"{of[name] / 2**30:.1f}" for of in planned.values())] for name in planned["paper, Muon"]]
+    # what is frozen needs no gradient of its weights: 4 instead of 6 for each
+    step = [flops(config, rows, T, answer) * (2 / 3 if arm.get("frozen") else 1) for arm in arms.values()]
+    table.append(["model FLOPs of a step", *(f"{x / 1e12:,.0f} T" for x in step)])
+    steps = [0, train.PRESETS["aki"]["own"]["pt_steps"]] + 2 * [train.PRESETS["aki"]["own"]["steps"]]
+    hours = [n * x / (0.4 * args.peak * 1e12 * arm.get("processes", 1)) / 3600 for n, x, arm in zip(steps, step, arms.values())]
+    table.append([f"guess: hours, at 40 % of {args.peak:.0f} TFLOPS", *(f"{h:.1f}" if h else "-" for h in hours)])
     if CUDA:
         model, optimizers = trained(config)
         model.checkpointing, batch = True, batch_of(config, rows_of(config, [(question, answer)] * rows))
         t = turns({kind: step_of(model, optimizers, batch, kind) for kind in ("causal", "mma")}, args.repeats)
         for kind, seconds in t.items():
             used = flops(config, rows, T, answer) / seconds / args.peak / 1e12
-            table.append([f"measured: {kind}", f"{rows / seconds:.1f} rows a second, {used:.1%} of {args.peak:.0f} TFLOPS"])
-        table.append(["measured: peak memory, GiB", f"{torch.cuda.max_memory_allocated() / 2**30:.1f}"])
+            table.append([f"measured: {kind}", f"{rows / seconds:.1f} rows a second, {used:.1%} of {args.peak:.0f} TFLOPS", "", "", ""])
+        table.append(["measured: peak memory, GiB", f"{torch.cuda.max_memory_allocated() / 2**30:.1f}", "", "", ""])
     return table
 
 

@@ -28,7 +28,7 @@ class Processes:
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.device, self.sharded = device, sharded
         if sharded and self.world == 1:
-            raise data.DataError("--fsdp shares the model out among processes: torchrun --nproc_per_node=N train.py ... with N of 2 or more")
+            raise data.DataError("--fsdp shares the model out among processes: torchrun --nproc_per_node=N train.py ... N > 1")
         if self.world > 1:
             if device.startswith("cuda"):
                 self.device = f"cuda:{os.environ['LOCAL_RANK']}"

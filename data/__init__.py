@@ -411,7 +411,7 @@ NAMES = ("shapes", "easy_vqa", "llava", "nlvr", "nlvr+world")
 
 def load(name: str, source=None, images=None, strict: bool = False, pt_source=None, pt_images=None):
     """The data set `name`: an object with texts(), draw(...), heldout(split) and answers, as Folder has them. strict: damaged
-    entries of a LLaVA file are an error; else they are left out, counted and reported. pt_source, pt_images: LLaVA's captions for stage 1."""
+    entries of a LLaVA file are an error; else they are left out, counted and reported. pt_source, pt_images: captions for stage 1."""
     from data import easy_vqa, llava, nlvr, nlvr_world, shapes  # here, because they build on this file
     if name != "shapes" and source is None:
         raise DataError(f"--data {name} needs --source: the path of its " + ("JSON file" if name == "llava" else "folder"))

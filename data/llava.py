@@ -122,7 +122,8 @@ def read(source: Path, images: Path | None, damaged: Damaged) -> tuple[list[list
     return by_picture(examples), images
 
 
-def load(source: Path, images: Path | None = None, strict: bool = True, pt_source: Path | None = None, pt_images: Path | None = None) -> Folder:
+def load(source: Path, images: Path | None = None, strict: bool = True, pt_source: Path | None = None,
+         pt_images: Path | None = None) -> Folder:
     """pt_source, pt_images: a file of captions for stage 1, the split "pt"; without it stage 1 uses the questions. Captions of pictures
     that are held out are left out."""
     damaged = Damaged(strict)

@@ -217,8 +217,8 @@ def test_a_template_that_does_not_fit_is_refused(chat, tmp_path):
 
 
 def test_training_starts_from_pretrained_weights(chat, vision, llava, tmp_path, capsys):
-    line = (f"--data llava --source {llava} --llm {chat} --vision {vision[0]} --template vicuna --pool 2 --preset tiny --device cpu "
-            "--workers 0 --pt-pictures 2 --pictures 2 --limit 3 --val-limit 3").split()
+    line = (f"--data llava --source {llava} --pt-source {llava} --llm {chat} --vision {vision[0]} --template vicuna --pool 2 "
+            "--preset tiny --device cpu --workers 0 --pt-pictures 2 --pictures 2 --limit 3 --val-limit 3").split()
     start = load(vision[0], chat, pool=2, vocab_size=len(read_tokenizer(chat, "vicuna")))
     torch.testing.assert_close(start.embed.weight[-1], start.embed.weight[:-1].mean(0))  # the new token
 
