@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import sentencepiece
@@ -247,3 +251,17 @@ def test_the_papers_settings(chat, vision):
     assert [rate for rate, _ in rates["pt"]] == [2e-5, 1e-3] and rates["sft"][1] == (2e-5, 4)
     assert train.schedule(149, 50_000, "cosine") == pytest.approx(1, abs=1e-4) and train.schedule(0, 50_000, "cosine") < 0.01
     assert train.schedule(49_999, 50_000, "cosine") == pytest.approx(0.05, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_pretrained_weights_in_parts(chat, vision, llava, tmp_path):
+    """Two processes, each with a part of pretrained weights, train what one does; adamw and activation checkpointing too."""
+    line = (f"train.py --data llava --source {llava} --llm {chat} --vision {vision[0]} --template vicuna --pool 2 --device cpu --workers 0 "
+            "--pt-pictures 4 --pictures 4 --pt-steps 2 --steps 3 --limit 3 --val-limit 3").split()
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    for name, start, more in (("one", [], []), ("two", torchrun, ["--fsdp"])):
+        done = subprocess.run([sys.executable, *start, *line, *more, "--out", str(tmp_path / name)], cwd=Path(__file__).parent.parent,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / name / "model.pt", weights_only=True)["weights"] for name in ("one", "two"))
+    assert one.keys() == two.keys() and max((one[name].float() - two[name].float()).abs().max() for name in one) < 1e-4
