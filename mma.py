@@ -100,11 +100,10 @@ def rings(grid: tuple[int, int], device=None) -> Tensor:
 def refuse(wrong: Tensor, message) -> None:
     """ValueError(message()) if any of wrong, bool, is true. On a GPU the GPU itself checks, so that the host need not wait for it; its
     error says less."""
-    if wrong.device.type == "cpu":
-        if bool(wrong.any()):
-            raise ValueError(message())
-    else:
+    if wrong.device.type in ("cuda", "meta"):
         torch._assert_async(~wrong.any(), "a batch does not fit the model; on a CPU the error says why")
+    elif bool(wrong.any()):
+        raise ValueError(message())
 
 
 def positions(kind: str, role: Tensor, document: Tensor | None = None, grid: tuple[int, int] | None = None) -> Tensor:

@@ -45,33 +45,30 @@ def one(tmp_path_factory):
     return result(out)
 
 
-def test_two_processes_are_one(one, tmp_path):
-    done = subprocess.run([*TWO, "--out", str(tmp_path)], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Held-out answers") == 1  # the first one alone speaks and writes
-    close(result(tmp_path), one)
-
-
-@pytest.fixture
-def mixed(tmp_path, pictures):
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
     """A folder in LLaVA's format; every other dialogue is text alone, so that a process may have a batch without any picture."""
-    for i, pixels in enumerate(pictures):
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    folder = tmp_path_factory.mktemp("mixed")
     rows = [{"id": str(i), "conversations": [{"from": "human", "value": f"what is {i} ?"}, {"from": "gpt", "value": f"it is {i % 3}"}]}
             for i in range(24)]
     for i, row in enumerate(rows[::2]):
+        Image.new("RGB", (16, 16), (20 * i, 255 - 20 * i, 0)).save(folder / f"{i % 4}.png")
         row["image"], row["conversations"][0]["value"] = f"{i % 4}.png", "<image>" + row["conversations"][0]["value"]
-    (tmp_path / "mixed.json").write_text(json.dumps(rows))
-    return ["--data", "llava", "--source", str(tmp_path / "mixed.json"), "--pictures", "2", "--pt-pictures", "2", "--questions", "1"]
+    (folder / "mixed.json").write_text(json.dumps(rows))
+    return [*RUN, "--data", "llava", "--source", str(folder / "mixed.json"), "--pictures", "2", "--pt-pictures", "2", "--questions", "1"]
 
 
-def test_two_parts_of_a_model_are_the_model(mixed, tmp_path):
-    done = subprocess.run([*TWO, *mixed, "--fsdp", "--out", str(tmp_path / "two")], cwd=ROOT, env=ENV, capture_output=True, text=True,
-                          timeout=300)
+def test_two_processes_are_one_with_the_whole_model_and_with_parts_of_it(mixed, tmp_path):
+    (tmp_path / "runs.json").write_text(json.dumps([[*mixed, "--out", str(tmp_path / "whole")],
+                                                    [*mixed, "--fsdp", "--out", str(tmp_path / "parts")]]))
+    done = subprocess.run([*TORCHRUN, "--nproc_per_node=2", "tests/several.py", str(tmp_path / "runs.json")], cwd=ROOT, env=ENV,
+                          capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert not list((tmp_path / "two").glob("parts-*"))
-    train.main([*RUN, *mixed, "--out", str(tmp_path / "one")])
-    close(result(tmp_path / "two"), result(tmp_path / "one"))
+    assert done.stdout.count("Held-out answers") == 2  # the first process alone speaks and writes
+    assert {file.name for file in (tmp_path / "parts").iterdir()} == {file.name for file in (tmp_path / "whole").iterdir()}
+    train.main([*mixed, "--out", str(tmp_path / "one")])
+    for two in ("whole", "parts"):
+        close(result(tmp_path / two), result(tmp_path / "one"))
 
 
 @pytest.mark.slow
@@ -97,6 +94,14 @@ def test_parts_of_a_model_go_on_with_another_number_of_processes(one, tmp_path):
 def test_parts_of_a_model_need_several_processes(tmp_path):
     with pytest.raises(SystemExit, match="torchrun --nproc_per_node=N"):
         train.main([*RUN, "--fsdp", "--out", str(tmp_path)])
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(one, tmp_path):
+    done = subprocess.run([*TWO, "--out", str(tmp_path)], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Held-out answers") == 1
+    close(result(tmp_path), one)
 
 
 @pytest.mark.slow

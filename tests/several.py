@@ -1,0 +1,11 @@
+"""torchrun ... tests/several.py RUNS.json: train.main with each of the lists of arguments, one after the other; starting Python once."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import train  # noqa: E402
+
+for arguments in json.loads(Path(sys.argv[1]).read_text()):
+    train.main(arguments)
