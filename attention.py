@@ -57,9 +57,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Opened) -> Tensor:
     attend; or Opened, with t = T."""
     scale = v.shape[-1] ** -0.5  # q and k may be wider: Gate
     if isinstance(mask, Tensor):
-        if q.device.type == "cuda" and q.shape[1] > k.shape[1]:  # of the kernels there, those that take a mask want a key head a query head
-            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True, scale=scale)
+        grouped = q.shape[1] > k.shape[1]
+        if grouped and q.device.type == "cuda":  # there, a mask and grouped heads together mean the slow kernel that stores all scores
+            grouped, (k, v) = False, (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped, scale=scale)
     if mask.pairs.numel() == 0:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True, scale=scale)
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))

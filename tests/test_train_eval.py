@@ -241,7 +241,6 @@ def test_eval_names_what_is_not_a_run(tmp_path):
 
 def test_training_refuses_a_leaking_mask(tmp_path, monkeypatch):
     monkeypatch.setitem(mma.OPENS, "mine", lambda q, k: (q == mma.Role.IMAGE) & (k == mma.Role.ANSWER))
-    monkeypatch.setattr(train, "OPENS", mma.OPENS)
     for options in (["--mask", "mine"], ["--pt-mask", "leaky"]):
         with pytest.raises(SystemExit, match=f"{options[1]!r} .* answer tokens .* instead of predicted"):
             train.main([*TINY, *options, "--out", str(tmp_path / "run")])
