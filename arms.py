@@ -291,7 +291,8 @@ def reproduce(args) -> None:
     if args.experiment == "shapes":
         first = {arm: done[arm][0] for arm in ("causal", "mma") if done.get(arm)}
         out["test_time"] = test_time(first, next(iter(settings.values())).limit, make=not args.tables)
-    curves = {f"{arm} ({len(runs)} seeds)": [run["curve"] for run in runs] for arm, runs in records.items() if counts or arm in MAIN}
+    label = {arm: f"{arm} ({len(runs)} seed{'s' * (len(runs) > 1)})" for arm, runs in records.items()}
+    curves = {label[arm]: [run["curve"] for run in runs] for arm, runs in records.items() if counts or arm in MAIN}
     draw.write_curves(args.results / f"{args.experiment}{'-curves' if counts else ''}.png", curves)
     if counts:  # accuracy over what the @ counts
         lines = {}

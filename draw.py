@@ -31,8 +31,11 @@ def chart(pen, left: int, top: int, W: int, H: int, title: str, lines: dict[str,
     for x in ticks if len(ticks) < 6 else [last * k / 4 for k in range(5)]:
         pen.text((at(x, 0)[0] - 10, top + H + 6), f"{x:,.0f}" if x >= 10 else f"{x:g}", fill="black")
     pen.text((left + W // 2 - 90, top + H + 22), title, fill="black")
+    groups = [label.split("@")[0] for label in lines]  # mma@2, mma@4: shades of one colour, the last the darkest
     for k, (label, points) in enumerate(lines.items()):
-        colour = COLOURS[(first + k) % len(COLOURS)]
+        base = COLOURS[(first + list(dict.fromkeys(groups)).index(groups[k])) % len(COLOURS)]
+        pale = 0.7 * groups[k + 1:].count(groups[k]) / groups.count(groups[k])
+        colour = tuple(round(c + pale * (255 - c)) for c in base)
         if any(len(y) > 1 for _, y in points):
             pen.polygon([at(x, max(y)) for x, y in points] + [at(x, min(y)) for x, y in reversed(points)], fill=(*colour, 50))
         middle = [at(x, statistics.mean(y)) for x, y in points]

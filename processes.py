@@ -33,7 +33,7 @@ class Processes:
             if device.startswith("cuda"):
                 self.device = f"cuda:{os.environ['LOCAL_RANK']}"
                 torch.cuda.set_device(self.device)
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(minutes=10))
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(minutes=10))
 
     @property
     def first(self) -> bool:
@@ -74,7 +74,7 @@ class Processes:
             checkpoint.save(dict(zip(("model", "optimizers"), get_state_dict(model, optimizers))), checkpoint_id=folder)
         except checkpoint.CheckpointException as error:
             why = next(iter(error.failures.values()))[0]
-            raise data.DataError(f"{folder} could not be written: {why}; the checkpoint before it is still there. Free some space, "
+            raise data.DataError(f"{folder} could not be written: {why}; what was saved before is still there. Free some space, "
                                  "then go on with --resume") from None
         return {"parts": folder.name}
 
@@ -113,7 +113,7 @@ class Processes:
         """Is it true for one of us? All must ask."""
         if self.world == 1:
             return flag
-        flags = torch.tensor([float(flag)], device=self.device)
+        flags = torch.tensor([float(flag)])  # on the CPU, so that no GPU is waited for
         dist.all_reduce(flags)
         return bool(flags > 0)
 

@@ -101,6 +101,10 @@ def test_a_table_is_what_its_json_says(name):
         assert text == look.text(result) + "\n"
 
 
+def test_every_table_stands_in_it():
+    assert {file.name for file in RESULTS.glob("*.md")} == set(re.findall(r"<!-- ([\w+]+\.md) -->", README))
+
+
 def test_the_lines_of_the_files_are_counted_anew():
     assert json.loads((RESULTS / "speed_code.json").read_text())["table"] == bench.code(None), (
         "run: python bench.py code --json results/speed_code.json --md results/speed_code.md && python arms.py readme")
