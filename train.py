@@ -189,8 +189,8 @@ def run(args, p: Processes) -> None:
             say(damaged)
         empty = [split for split, groups in source.splits.items() if not groups]
         if empty:
-            raise data.DataError(f"{args.pt_source if empty == ['pt'] else args.source}: too few pictures; training, validation and test (and "
-                                 f"pt, the captions of --pt-source) need one each; none is left for {', '.join(empty)}")
+            raise data.DataError(f"{args.pt_source if empty == ['pt'] else args.source}: too few pictures; training, validation and test "
+                                 f"(and pt, the captions of --pt-source) need one each; none is left for {', '.join(empty)}")
         cut, dropped = source.drop_unusable(tokenizer, config.n_image_tokens, args.max_tokens)
         say(f"{cut} training rows are longer than {args.max_tokens} tokens and are cut; "
               f"{dropped} of them keep no answer and are left out")
