@@ -333,7 +333,9 @@ def test_training_learns(tmp_path):
     assert lines(tmp_path / "run")[2]["loss"] < 1.8
 
 
-def test_the_scripts_help_themselves():
-    for script in ("train.py", "eval.py"):
-        out = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        assert "usage" in out
+@pytest.mark.parametrize("script", [train, evaluation])
+def test_the_scripts_help_themselves(script, capsys):
+    with pytest.raises(SystemExit) as done:
+        script.main(["--help"])
+    out = capsys.readouterr().out
+    assert done.value.code == 0 and "usage" in out and script.__doc__.strip().splitlines()[0] in out
