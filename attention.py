@@ -7,7 +7,7 @@ and a few opened pairs, which lie in a small rectangle: for mma, image rows x qu
     an Opened           the causal part by the flash kernel, without a mask; the rectangle beside it; joined by their log-sum-exp,
                         as FlashAttention joins its blocks (arXiv 2205.14135)
 
-and `opened` says when the second is possible and pays: long rows on a CPU. (On GPUs the dense mask is used: see README.)
+and `opened` says when the second is possible and pays: long rows on a CPU. On GPUs only the plain causal mask goes without a tensor.
 
 Shapes:  B rows of a batch   T tokens of a row   t queries   H query heads   G key/value heads   d head width
          R rows and C columns of the rectangle
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mma import CONCENTRIC, OPENS, Role, may_attend
+from mma import CONCENTRIC, OPENS, Role, may_attend, refuse
 
 LONG = 512  # tokens of a row; below, a dense mask is as fast (bench.py mask)
 
@@ -34,11 +34,18 @@ class Opened:
 
 def opened(kind: str, role: Tensor, turn: Tensor | None, document: Tensor | None) -> Opened | None:
     """The opened pairs of a batch (role, turn, document: as in mma.attention_mask), or None where the dense mask is to be used: short
-    rows, other devices than a CPU, packed documents, pads before the end of a row, and kinds that move the positions."""
-    pad = role == Role.PAD
-    if role.shape[1] < LONG or role.device.type != "cpu" or document is not None or kind in CONCENTRIC or (pad[:, :-1] & ~pad[:, 1:]).any():
+    rows, packed documents, pads before the end of a row, kinds that move the positions; and, elsewhere than on a CPU, all kinds that open
+    something."""
+    if role.shape[1] < LONG or document is not None or kind in CONCENTRIC:
         return None
-    table = OPENS[kind](*torch.meshgrid(2 * [torch.arange(len(Role))], indexing="ij"))  # bool [query role, key role]
+    table, pad = OPENS[kind](*torch.meshgrid(2 * [torch.arange(len(Role))], indexing="ij")), role == Role.PAD  # bool [query role, key role]
+    gap = pad[:, :-1] & ~pad[:, 1:]
+    if role.device.type not in ("cuda", "meta") and gap.any() or table.any() and role.device.type != "cpu":
+        return None
+    if not table.any():
+        refuse(gap, lambda: "pads before the end of a row")  # only a GPU gets here with such: to ask would make the host wait
+        none = role.new_zeros(len(role), 0)
+        return Opened(none, none, torch.zeros(len(role), 1, 0, 0, dtype=torch.bool, device=role.device))
 
     def some(which: Tensor) -> Tensor:  # positions whose role is one of `which`; rows with fewer than the most are filled up with others
         here = which[role]
@@ -56,13 +63,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Opened) -> Tensor:
     """q [B, H, t, d], k, v [B, G, T, d] -> [B, H, t, d of v]; scores are divided by sqrt(d of v). mask: bool [B, 1, t, T], True = may
     attend; or Opened, with t = T."""
     scale = v.shape[-1] ** -0.5  # q and k may be wider: Gate
-    if isinstance(mask, Tensor):
-        grouped = q.shape[1] > k.shape[1]
-        if grouped and q.device.type == "cuda":  # there, a mask and grouped heads together mean the slow kernel that stores all scores
-            grouped, (k, v) = False, (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped, scale=scale)
-    if mask.pairs.numel() == 0:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True, scale=scale)
+    if isinstance(mask, Tensor) or mask.pairs.numel() == 0:
+        if q.device.type == "cuda":  # of its kernels some do not know grouped heads, and the one left then stores all scores
+            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        how = dict(attn_mask=mask) if isinstance(mask, Tensor) else dict(is_causal=True)
+        return F.scaled_dot_product_attention(q, k, v, **how, enable_gqa=q.shape[1] > k.shape[1], scale=scale)
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     return CausalAnd.apply(q, k, v, mask.rows, mask.columns, mask.pairs, scale)
 

@@ -78,6 +78,8 @@ def test_where_the_dense_mask_is_used(short_rows_too):
     assert opened("mma", role, turn, None) is None
     attention.LONG = 45
     assert opened("causal", role, turn, None).pairs.numel() == 0             # nothing is opened: the causal kernel alone
+    assert opened("causal", role.flip(1), turn, None) is None
+    assert opened("causal", role.to("meta"), turn, None).pairs.numel() == 0 and opened("mma", role.to("meta"), turn, None) is None
 
 
 def test_the_rectangle_is_no_larger_than_it_must(short_rows_too):
