@@ -100,11 +100,14 @@ def trained(config: Config) -> tuple[MLLM, list]:
 # --------------------------------------------------------------------------------------------------------------------
 # Topics: each returns rows of cells, the first one the header
 
+LENGTHS = (16, 12, 1, 256), (4, 24, 1, 1024), (1, 28, 4, 4096)  # rows, image tokens along a side, pictures, tokens of a row
+
+
 def mask(args) -> list[list[str]]:
     """causal and mma as `attend` computes them, and mma with the dense mask."""
     table = [["tokens", "rows", "what", "causal, ms", "mma", "mma, dense mask"]]
     cases = [built_in()]
-    for rows, grid, pictures, total in ((16, 12, 1, 256), (4, 24, 1, 1024), (1, 28, 4, 4096)):
+    for rows, grid, pictures, total in LENGTHS:
         config = tiny(image_size=16 * grid)
         answer = total - 1 - pictures * config.n_image_tokens - 64
         cases.append((config, batch_of(config, rows_of(config, [(64, answer)] * rows, pictures))))
@@ -123,7 +126,7 @@ def mask(args) -> list[list[str]]:
 
         @torch.no_grad()
         def prefill(kind):
-            inputs = {name: x for name, x in batch.items() if name != "targets"}
+            inputs = {name: batch[name] for name in ("ids", "role", "images", "picture", "turn")}
             model(**inputs, kind=kind, read=last, cache=Cache(model, B, T))
 
         for what, call in (("training step", lambda kind: step_of(model, optimizers, batch, kind)()), ("prefill", prefill)):

@@ -1,5 +1,7 @@
 """The arms of every table are set up and counted as they say; nobody's time is measured here."""
 
+import queue
+import threading
 import types
 
 import pytest
@@ -12,8 +14,10 @@ from model import MLLM
 
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch):
-    """Arm k takes k + 1 seconds; `called` are the arms that were really called once."""
+    """Every arm is called once, and arm k takes k + 1 seconds."""
     def turns(arms, repeats, warmup=2):
+        for call in arms.values():
+            call()
         return {name: 1.0 + k for k, name in enumerate(arms)}
     monkeypatch.setattr(bench, "turns", turns)
     return types.SimpleNamespace(repeats=1, target=0.8)
@@ -25,6 +29,27 @@ def test_turns_are_taken_and_the_warm_up_does_not_count(monkeypatch):
     monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
     times = bench.turns({"a": lambda: calls.append("a"), "b": lambda: [calls.append("b"), [next(clock) for _ in range(len(calls))]]}, 3, 1)
     assert calls == ["a", "b"] * 4 and times == {"a": 1, "b": 7}
+
+
+def test_mask(no_clock, monkeypatch):
+    monkeypatch.setattr(bench, "LENGTHS", ((2, 4, 2, 100),))
+    used, attend = [], bench.attention.attend
+    monkeypatch.setattr("model.attend", lambda q, k, v, mask: used.append(isinstance(mask, bench.attention.Opened)) or attend(q, k, v, mask))
+    monkeypatch.setattr(bench.attention, "LONG", 100)
+    table = bench.mask(no_clock)
+    assert [row[:3] + row[4:] for row in table[1:]] == [[T, B, what, "2.00", "3.00"] for T, B in (("30", "128"), ("100", "2"))
+                                                        for what in ("training step", "prefill")]
+    layers = bench.tiny().n_layer
+    # of the long rows causal and mma need no mask but for the last layer's few queries; the third arm does
+    assert used == [False] * 6 * layers + 2 * (2 * ([True] * (layers - 1) + [False]) + [False] * layers)
+
+
+@pytest.mark.parametrize("topic", [bench.generate, bench.train_step])
+def test_against_transformers(no_clock, monkeypatch, topic):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(bench, "peak_of", lambda arm, out: out.put(1.0))
+    monkeypatch.setattr(bench.multiprocessing, "get_context", lambda how: types.SimpleNamespace(Queue=queue.Queue, Process=threading.Thread))
+    assert {len(row) for row in topic(no_clock)} == {8 if topic is bench.generate else 4}
 
 
 def test_packing(no_clock):
