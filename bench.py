@@ -42,10 +42,11 @@ WHERE += f", torch {torch.__version__}, {'bfloat16' if CUDA else 'float32'}"
 
 
 def turns(arms: dict, repeats: int, warmup: int = 2) -> dict[str, float]:
-    """name -> median seconds of a call, the arms taking turns."""
+    """name -> median seconds of a call, the arms taking turns, every other round backwards: what a call leaves behind (memory, caches)
+    is then not always the same arm's gain."""
     times = {name: [] for name in arms}
     for k in tqdm(range(repeats + warmup), desc="timing", leave=False):
-        for name, call in arms.items():
+        for name, call in list(arms.items())[::(-1) ** k]:
             began = time.perf_counter()
             call()
             if CUDA:
