@@ -38,7 +38,7 @@ from model import MLLM, Cache, Config
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 WHERE = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"
-WHERE += f", torch {torch.__version__}, {'bfloat16' if CUDA else 'float32'}"
+WHERE += f", torch {torch.__version__}, {'training in bfloat16, answering in float32' if CUDA else 'float32'}"
 
 
 def turns(arms: dict, repeats: int, warmup: int = 2) -> dict[str, float]:
