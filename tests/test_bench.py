@@ -34,7 +34,7 @@ def test_turns_are_taken_and_the_warm_up_does_not_count(monkeypatch):
 def test_mask(no_clock, monkeypatch):
     monkeypatch.setattr(bench, "LENGTHS", ((2, 4, 2, 100),))
     used, attend = [], bench.attention.attend
-    monkeypatch.setattr("model.attend", lambda q, k, v, mask: used.append(isinstance(mask, bench.attention.Opened)) or attend(q, k, v, mask))
+    monkeypatch.setattr("model.attend", lambda *x: used.append(isinstance(x[3], bench.attention.Opened)) or attend(*x))
     monkeypatch.setattr(bench.attention, "LONG", 100)
     table = bench.mask(no_clock)
     assert [row[:3] + row[4:] for row in table[1:]] == [[T, B, what, "2.00", "3.00"] for T, B in (("30", "128"), ("100", "2"))
@@ -48,7 +48,8 @@ def test_mask(no_clock, monkeypatch):
 def test_against_transformers(no_clock, monkeypatch, topic):
     pytest.importorskip("transformers")
     monkeypatch.setattr(bench, "peak_of", lambda arm, out: out.put(1.0))
-    monkeypatch.setattr(bench.multiprocessing, "get_context", lambda how: types.SimpleNamespace(Queue=queue.Queue, Process=threading.Thread))
+    here = types.SimpleNamespace(Queue=queue.Queue, Process=threading.Thread)
+    monkeypatch.setattr(bench.multiprocessing, "get_context", lambda how: here)
     assert {len(row) for row in topic(no_clock)} == {8 if topic is bench.generate else 4}
 
 
