@@ -12,7 +12,7 @@ import json
 import zlib
 from pathlib import Path
 
-from data import IMAGE, Damaged, DataError, Example, Folder, read_json
+from data import IMAGE, DataError, Example, Folder, SkippedEntries, read_json
 
 SPEAKER = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 
@@ -32,19 +32,25 @@ def read_entry(entry, where: str, images: Path) -> Example:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{where}: image must be a file name or a list of file names")
     if not isinstance(talk, list) or not talk or len(talk) % 2:
-        raise DataError(f"{where}: conversations must be a list of human, gpt, human, gpt, ... messages")
+        raise DataError(
+            f"{where}: conversations must be a list of human, gpt, human, gpt, ... messages"
+        )
     for k, message in enumerate(talk):
         if not isinstance(message, dict) or not isinstance(message.get("value"), str):
             raise DataError(f'{where}: message {k} must be {{"from": ..., "value": text}}')
         if SPEAKER.get(str(message.get("from"))) != ("human", "gpt")[k % 2]:
-            raise DataError(f"{where}: message {k} should be from {('human', 'gpt')[k % 2]!r}, not {message.get('from')!r}")
+            raise DataError(
+                f"{where}: message {k} should be from {('human', 'gpt')[k % 2]!r}, not {message.get('from')!r}"
+            )
         if k % 2 and IMAGE in message["value"]:
             raise DataError(f"{where}: message {k}: an answer cannot hold {IMAGE}")
     turns = [(human["value"], gpt["value"]) for human, gpt in zip(talk[::2], talk[1::2])]
     n = sum(message.count(IMAGE) for message, _ in turns)
     if n != len(names):
-        raise DataError(f"{where}: {n} {IMAGE} in the messages, but {len(names)} pictures in image",
-                        "pictures and placeholders that disagree")
+        raise DataError(
+            f"{where}: {n} {IMAGE} in the messages, but {len(names)} pictures in image",
+            "pictures and placeholders that disagree",
+        )
     paths = []
     for name in names:
         try:
@@ -53,9 +59,14 @@ def read_entry(entry, where: str, images: Path) -> Example:
         except (OSError, ValueError) as error:
             raise DataError(f"{where}: {name[:80]!r} cannot be a file's name ({error})") from None
         if not path.is_relative_to(images):
-            raise DataError(f"{where}: the picture {name!r} is outside {images}", "picture outside the folder")
+            raise DataError(
+                f"{where}: the picture {name!r} is outside {images}", "picture outside the folder"
+            )
         if not found:
-            raise DataError(f"{where}: no such picture {path} (set --images to the folder of the pictures)", "missing picture")
+            raise DataError(
+                f"{where}: no such picture {path} (set --images to the folder of the pictures)",
+                "missing picture",
+            )
         paths.append(path)
     category = entry.get("category", "all")
     return Example(paths, turns, category if isinstance(category, str) else "all", where)
@@ -88,13 +99,19 @@ def split(groups: list[list[Example]], images: Path) -> dict[str, list[list[Exam
         return {"train": groups, "val": [], "test": []}
 
     def name(group):
-        return min(["/".join(path.relative_to(images).parts) for e in group for path in e.images] or [repr(group[0].turns)])
+        return min(
+            ["/".join(path.relative_to(images).parts) for e in group for path in e.images]
+            or [repr(group[0].turns)]
+        )
 
     def size(group):
         return max(1, len({path for e in group for path in e.images}))
 
     sizes = sorted(map(size, groups))
-    splits, room = {"train": [], "val": [], "test": []}, dict.fromkeys(("test", "val"), max(sum(sizes) // 10, sizes[1]))
+    splits, room = (
+        {"train": [], "val": [], "test": []},
+        dict.fromkeys(("test", "val"), max(sum(sizes) // 10, sizes[1])),
+    )
     for group in sorted(groups, key=lambda group: (zlib.crc32(name(group).encode()), name(group))):
         to = next((s for s in room if size(group) <= room[s]), "train")
         splits[to].append(group)
@@ -103,7 +120,9 @@ def split(groups: list[list[Example]], images: Path) -> dict[str, list[list[Exam
     return splits
 
 
-def read(source: Path, images: Path | None, damaged: Damaged) -> tuple[list[list[Example]], Path]:
+def read(
+    source: Path, images: Path | None, skipped: SkippedEntries
+) -> tuple[list[list[Example]], Path]:
     """A file's entries, by picture, and the folder of its pictures."""
     entries = read_json(source)
     if not isinstance(entries, list):
@@ -118,22 +137,38 @@ def read(source: Path, images: Path | None, damaged: Damaged) -> tuple[list[list
         except DataError as error:
             if not examples and i == len(entries) - 1:  # not one is good
                 raise
-            damaged.add(error)
+            skipped.add(error)
     return by_picture(examples), images
 
 
-def load(source: Path, images: Path | None = None, strict: bool = True, pt_source: Path | None = None,
-         pt_images: Path | None = None) -> Folder:
+def load(
+    source: Path,
+    images: Path | None = None,
+    strict: bool = True,
+    pt_source: Path | None = None,
+    pt_images: Path | None = None,
+) -> Folder:
     """pt_source, pt_images: a file of captions for stage 1, the split "pt"; without it stage 1 uses the questions. Captions of pictures
     that are held out are left out."""
-    damaged = Damaged(strict)
-    splits = split(*read(source, images, damaged))
+    skipped = SkippedEntries(strict)
+    splits = split(*read(source, images, skipped))
     if pt_source is not None:
-        held = {path for name in ("val", "test") for group in splits[name] for e in group for path in e.images}
+        held = {
+            path
+            for name in ("val", "test")
+            for group in splits[name]
+            for e in group
+            for path in e.images
+        }
         splits["pt"] = []
-        for group in read(pt_source, pt_images, damaged)[0]:
+        for group in read(pt_source, pt_images, skipped)[0]:
             known = [e for e in group if held.intersection(e.images)]
             for e in known:
-                damaged.add(DataError(f"{e.id}: a picture of it is held out", "captions of pictures that are held out"))
+                skipped.add(
+                    DataError(
+                        f"{e.id}: a picture of it is held out",
+                        "captions of pictures that are held out",
+                    )
+                )
             splits["pt"] += [] if known else [group]
-    return Folder(splits, damaged=damaged)
+    return Folder(splits, skipped=skipped)

@@ -31,7 +31,12 @@ DIGIT = dict(enumerate(NUMBER))
 
 def plain(sentence: str) -> str:
     """A sentence in one spelling: lower case, numbers as words, no full stop; NLVR has lost some sentences' first letter, an A."""
-    words = re.sub(r"\d", lambda m: f" {DIGIT.get(int(m[0]), m[0])} ", sentence.lower()).rstrip(" ./").replace(",", " , ").split()
+    words = (
+        re.sub(r"\d", lambda m: f" {DIGIT.get(int(m[0]), m[0])} ", sentence.lower())
+        .rstrip(" ./")
+        .replace(",", " , ")
+        .split()
+    )
     words[:1] = [{"ll": "all", "t": "at"}.get(word, word) for word in words[:1]]
     return " ".join(words).replace(" ,", ",")
 
@@ -41,14 +46,19 @@ def files(source: Path) -> dict[str, Path]:
     out = {}
     for folder in sorted(path for path in source.iterdir() if (path / "images").is_dir()):
         some = sorted(folder.glob("*.json"))
-        out |= {folder.name if len(some) == 1 or file.stem == folder.name else file.stem: file for file in some}
+        out |= {
+            folder.name if len(some) == 1 or file.stem == folder.name else file.stem: file
+            for file in some
+        }
     return out
 
 
 def read_split(file: Path) -> dict[str, list[list[Example]]]:
     """directory -> its examples, those of one sentence together, the boxes in the order of the first picture there is."""
     folder, have = file.parent, {}
-    for path in sorted((folder / "images").rglob("*.png"), key=lambda path: path.name, reverse=True):
+    for path in sorted(
+        (folder / "images").rglob("*.png"), key=lambda path: path.name, reverse=True
+    ):
         have[path.name.rpartition("-")[0]] = path  # the lowest K is the one that stays
     out = {}
     try:
@@ -66,21 +76,35 @@ def read_split(file: Path) -> dict[str, list[list[Example]]]:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not readable as JSON ({error})") from None
         fields = ("sentence", "label", "identifier")
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(name), str) for name in fields):
-            raise DataError(f"{where}: expected an object with the texts {', '.join(fields)}, got {line[:100]}")
+        if not isinstance(entry, dict) or not all(
+            isinstance(entry.get(name), str) for name in fields
+        ):
+            raise DataError(
+                f"{where}: expected an object with the texts {', '.join(fields)}, got {line[:100]}"
+            )
         label, sentence = entry["label"].lower(), plain(entry["sentence"])
         if label not in ("true", "false"):
             raise DataError(f"{where}: the label must be true or false, not {entry['label']!r}")
         if not re.fullmatch(r"\d+-\d+", entry["identifier"]):
-            raise DataError(f"{where}: the identifier must be like 72-0, not {entry['identifier']!r}")
+            raise DataError(
+                f"{where}: the identifier must be like 72-0, not {entry['identifier']!r}"
+            )
         if not sentence or IMAGE in sentence:
             raise DataError(f"{where}: the sentence is empty or holds {IMAGE}")
         picture = have.get(f"{folder.name}-{entry['identifier']}")
         if picture is None:
-            raise DataError(f"{where}: no picture {folder.name}-{entry['identifier']}-K.png below {folder / 'images'}")
-        example = Example([Crop(picture, box, (400, 100)) for box in BOXES], [(IMAGE * 3 + sentence, label)],
-                          id=f"{where} ({entry['identifier']})", group=entry["identifier"].split("-")[0])
-        out.setdefault(str(entry.get("directory", picture.parent.name)), {}).setdefault(example.group, []).append(example)
+            raise DataError(
+                f"{where}: no picture {folder.name}-{entry['identifier']}-K.png below {folder / 'images'}"
+            )
+        example = Example(
+            [Crop(picture, box, (400, 100)) for box in BOXES],
+            [(IMAGE * 3 + sentence, label)],
+            id=f"{where} ({entry['identifier']})",
+            group=entry["identifier"].split("-")[0],
+        )
+        out.setdefault(str(entry.get("directory", picture.parent.name)), {}).setdefault(
+            example.group, []
+        ).append(example)
     if not out:
         raise DataError(f"{file}: holds no example")
     return {directory: list(groups.values()) for directory, groups in out.items()}
@@ -96,15 +120,22 @@ def in_all_orders(example: Example) -> list[Example]:
     path = example.images[0].path
     own = [path.with_name(f"{path.stem.rpartition('-')[0]}-{k}.png") for k in range(len(ORDERS))]
     if all(file.is_file() for file in own):
-        return [replace(example, images=[replace(crop, path=file) for crop in example.images]) for file in own]
+        return [
+            replace(example, images=[replace(crop, path=file) for crop in example.images])
+            for file in own
+        ]
     return [in_order(example, order) for order in ORDERS]
 
 
 class NLVR(Folder):
     """NLVR as a data set. With `world`, stage 1 is the world's alone, and in stage 2 it has its share of every batch."""
+
     final_split = "val"  # what train.py reports at its end: the official splits are read only when eval.py is asked to
     answers = {"true", "false"}
-    SHARE, AFTER = 0.5, 400  # NLVR's share of a batch of stage 2, where there is a world; until that step it is the world's alone
+    SHARE, AFTER = (
+        0.5,
+        400,
+    )  # NLVR's share of a batch of stage 2, where there is a world; until that step it is the world's alone
 
     def __init__(self, source: Path, world: World | None = None):
         self.source = source / "nlvr" if (source / "nlvr").is_dir() else source
@@ -112,7 +143,9 @@ class NLVR(Folder):
             raise DataError(f"{self.source}: no such folder (check --source)")
         self.world, self.files = world, files(self.source)
         if not self.files:
-            raise DataError(f"{self.source}: expected folders such as train, each with train.json and images (check --source)")
+            raise DataError(
+                f"{self.source}: expected folders such as train, each with train.json and images (check --source)"
+            )
 
     @cached_property
     def splits(self) -> dict[str, list[list[Example]]]:
@@ -121,15 +154,19 @@ class NLVR(Folder):
         by_directory = read_split(self.files.get("train", self.source / "train" / "train.json"))
         names = sorted(by_directory, key=lambda name: (zlib.crc32(name.encode()), name))
         n = max(1, len(names) // 10)
-        return {split: [group for name in some for group in by_directory[name]]
-                for split, some in (("train", names[n:]), ("val", names[:n]))}
+        return {
+            split: [group for name in some for group in by_directory[name]]
+            for split, some in (("train", names[n:]), ("val", names[:n]))
+        }
 
     def texts(self):
         yield from super().texts()
         if self.world:
             yield from self.world.texts()
 
-    def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int) -> list[Example]:
+    def draw(
+        self, stage: str, step: int, pictures: int, per_picture: int, seed: int
+    ) -> list[Example]:
         if self.world and (stage == "pt" or step < self.AFTER):
             return self.world.draw(stage, step, pictures, per_picture, seed)
         own = max(1, round(pictures * self.SHARE)) if self.world else pictures
@@ -143,12 +180,21 @@ class NLVR(Folder):
 
     def split_names(self) -> list[str]:
         """train and val; the official splits that are there; world, where there is one."""
-        return ["train", "val", *(name for name in self.files if name != "train"), *(["world"] if self.world else [])]
+        return [
+            "train",
+            "val",
+            *(name for name in self.files if name != "train"),
+            *(["world"] if self.world else []),
+        ]
 
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         """Every example in all six orders: first all examples in the first order, then in the second, ..."""
         if split == "world":
             return self.world.heldout(split, limit)
-        groups = self.splits[split] if split in ("train", "val") else [g for some in read_split(self.files[split]).values() for g in some]
+        groups = (
+            self.splits[split]
+            if split in ("train", "val")
+            else [g for some in read_split(self.files[split]).values() for g in some]
+        )
         six = [in_all_orders(example) for group in groups for example in group]
         return [examples[k] for k in range(len(ORDERS)) for examples in six][:limit]

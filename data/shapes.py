@@ -22,17 +22,29 @@ from torch import Tensor
 
 from data import IMAGE, Example, seed_of
 
-COLOURS = {"red": (220, 50, 47), "green": (60, 160, 60), "blue": (50, 90, 220), "yellow": (235, 200, 40),
-           "purple": (150, 60, 180), "cyan": (70, 200, 210)}
+COLOURS = {
+    "red": (220, 50, 47),
+    "green": (60, 160, 60),
+    "blue": (50, 90, 220),
+    "yellow": (235, 200, 40),
+    "purple": (150, 60, 180),
+    "cyan": (70, 200, 210),
+}
 COLOUR, SHAPE = list(COLOURS), ["circle", "square", "triangle", "diamond"]
 GRID, CELL = 4, 16  # cells along a side, pixels along a cell
 KINDS = len(COLOUR) * len(SHAPE)
 CELLS, EMPTY = GRID * GRID, -1
-SPLITS = {"train": range(0, 8), "val": range(8, 9), "test": range(9, 10)}  # by layout hash modulo 10
+SPLITS = {
+    "train": range(0, 8),
+    "val": range(8, 9),
+    "test": range(9, 10),
+}  # by layout hash modulo 10
 
 # How many objects of each kind a scene holds. Every scene has a kind three times, one twice and one once, so questions with
 # the answers 0, 1, 2, 3 exist everywhere; the last two are the only object of their colour and of their shape.
-MULTIPLICITY = torch.tensor([[3, 2, 1, 0, 1, 1], [3, 2, 1, 1, 1, 1], [3, 2, 2, 1, 1, 1], [3, 3, 2, 1, 1, 1]])
+MULTIPLICITY = torch.tensor(
+    [[3, 2, 1, 0, 1, 1], [3, 2, 1, 1, 1, 1], [3, 2, 2, 1, 1, 1], [3, 3, 2, 1, 1, 1]]
+)
 
 
 def sprites() -> Tensor:
@@ -42,10 +54,14 @@ def sprites() -> Tensor:
     out = []
     for name in SHAPE:
         for r in (4.0, 4.75, 5.5):
-            out.append({"circle": x * x + y * y <= (r + .3) ** 2,
-                        "square": (x.abs() <= r - .5) & (y.abs() <= r - .5),
-                        "triangle": (y <= r) & (y >= -r) & (x.abs() <= (y + r) / 2 + .5),
-                        "diamond": x.abs() + y.abs() <= r + .5}[name])
+            out.append(
+                {
+                    "circle": x * x + y * y <= (r + 0.3) ** 2,
+                    "square": (x.abs() <= r - 0.5) & (y.abs() <= r - 0.5),
+                    "triangle": (y <= r) & (y >= -r) & (x.abs() <= (y + r) / 2 + 0.5),
+                    "diamond": x.abs() + y.abs() <= r + 0.5,
+                }[name]
+            )
     return torch.stack(out).view(len(SHAPE), 3, CELL, CELL)
 
 
@@ -64,10 +80,10 @@ def layouts(S: int, g: torch.Generator) -> Tensor:
     main = _permutation(S, 9, g)[:, :4]
     c = torch.cat([main // 3, torch.full((S, 1), 3), torch.randint(3, (S, 1), generator=g)], 1)
     s = torch.cat([main % 3, torch.randint(3, (S, 1), generator=g), torch.full((S, 1), 3)], 1)
-    kind = colour.gather(1, c) * len(SHAPE) + shape.gather(1, s)                       # [S, 6]
-    many = MULTIPLICITY[torch.randint(len(MULTIPLICITY), (S,), generator=g)]           # [S, 6]
+    kind = colour.gather(1, c) * len(SHAPE) + shape.gather(1, s)  # [S, 6]
+    many = MULTIPLICITY[torch.randint(len(MULTIPLICITY), (S,), generator=g)]  # [S, 6]
     slot = torch.arange(CELLS)[None, :, None]
-    owner = (slot >= many.cumsum(1)[:, None]).sum(-1)                                  # [S, CELLS]: 6 = nobody
+    owner = (slot >= many.cumsum(1)[:, None]).sum(-1)  # [S, CELLS]: 6 = nobody
     objects = torch.cat([kind, torch.full((S, 1), EMPTY)], 1).gather(1, owner)
     return objects.gather(1, _permutation(S, CELLS, g))
 
@@ -98,20 +114,33 @@ def render(layout: Tensor, g: torch.Generator) -> Tensor:
     size = torch.randint(3, (S, CELLS), generator=g)
     shift = torch.randint(-2, 3, (S, CELLS, 2), generator=g)
     at = torch.arange(CELL)
-    y = (at - shift[..., :1]).clamp(0, CELL - 1)                                        # [S, CELLS, CELL]
+    y = (at - shift[..., :1]).clamp(0, CELL - 1)  # [S, CELLS, CELL]
     x = (at - shift[..., 1:]).clamp(0, CELL - 1)
     shape, colour = layout.clamp(min=0) % len(SHAPE), layout.clamp(min=0) // len(SHAPE)
-    ink = SPRITES[shape[..., None, None], size[..., None, None], y[..., :, None], x[..., None, :]] & (layout >= 0)[..., None, None]
+    ink = (
+        SPRITES[shape[..., None, None], size[..., None, None], y[..., :, None], x[..., None, :]]
+        & (layout >= 0)[..., None, None]
+    )
     light = 0.85 + 0.15 * torch.rand(S, CELLS, 1, generator=g)
     back = torch.randint(20, 60, (S, 1, 1, 1, 1), generator=g)
-    pixels = torch.where(ink[:, :, None], (PALETTE[colour] * light)[..., None, None], back)  # [S, CELLS, 3, CELL, CELL]
-    pixels = pixels + torch.randint(-8, 9, (S, 1, 1, GRID * CELL, GRID * CELL), generator=g).view(S, CELLS, 1, CELL, CELL)
-    return (pixels.view(S, GRID, GRID, 3, CELL, CELL).permute(0, 3, 1, 4, 2, 5).reshape(S, 3, GRID * CELL, GRID * CELL)
-            .clamp(0, 255).to(torch.uint8))
+    pixels = torch.where(
+        ink[:, :, None], (PALETTE[colour] * light)[..., None, None], back
+    )  # [S, CELLS, 3, CELL, CELL]
+    pixels = pixels + torch.randint(-8, 9, (S, 1, 1, GRID * CELL, GRID * CELL), generator=g).view(
+        S, CELLS, 1, CELL, CELL
+    )
+    return (
+        pixels.view(S, GRID, GRID, 3, CELL, CELL)
+        .permute(0, 3, 1, 4, 2, 5)
+        .reshape(S, 3, GRID * CELL, GRID * CELL)
+        .clamp(0, 255)
+        .to(torch.uint8)
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Words
+
 
 def caption(cells: list[int]) -> str:
     """Every cell in reading order."""
@@ -123,26 +152,37 @@ def _pick(ok: Tensor, g: torch.Generator) -> Tensor:
     return (torch.rand(ok.shape, generator=g) + ok).argmax(1)
 
 
-def questions(layout: Tensor, per_scene: int, g: torch.Generator) -> list[list[tuple[str, str, str]]]:
+def questions(
+    layout: Tensor, per_scene: int, g: torch.Generator
+) -> list[list[tuple[str, str, str]]]:
     """(family, question, answer), per_scene for each scene: the families in turn, starting at a random one."""
     S = len(layout)
-    kind_count = torch.zeros(S, KINDS + 1, dtype=torch.int64).scatter_add_(1, layout % (KINDS + 1), torch.ones_like(layout))[:, :KINDS]
+    kind_count = torch.zeros(S, KINDS + 1, dtype=torch.int64).scatter_add_(
+        1, layout % (KINDS + 1), torch.ones_like(layout)
+    )[:, :KINDS]
     table = kind_count.view(S, len(COLOUR), len(SHAPE))
-    n_colour, n_shape = table.sum(2), table.sum(1)                                       # [S, 6], [S, 4]
-    both = ((n_colour > 0)[:, :, None] & (n_shape > 0)[:, None, :]).view(S, KINDS)       # its colour and its shape are there
-    stands = layout[:, :, None] == torch.arange(KINDS)                                   # [S, CELLS, KINDS]
-    where = torch.where(stands, torch.arange(CELLS)[:, None], 0).sum(1)                  # [S, KINDS]: the cell of a kind that stands once
+    n_colour, n_shape = table.sum(2), table.sum(1)  # [S, 6], [S, 4]
+    both = ((n_colour > 0)[:, :, None] & (n_shape > 0)[:, None, :]).view(
+        S, KINDS
+    )  # its colour and its shape are there
+    stands = layout[:, :, None] == torch.arange(KINDS)  # [S, CELLS, KINDS]
+    where = torch.where(stands, torch.arange(CELLS)[:, None], 0).sum(
+        1
+    )  # [S, KINDS]: the cell of a kind that stands once
 
     def name(k):
         return f"{COLOUR[k // len(SHAPE)]} {SHAPE[k % len(SHAPE)]}"
 
     def coin():
-        return (torch.rand(S, generator=g) < .5).tolist()
+        return (torch.rand(S, generator=g) < 0.5).tolist()
 
     def existence():
-        yes = torch.rand(S, generator=g) < .5
+        yes = torch.rand(S, generator=g) < 0.5
         k = _pick(torch.where(yes[:, None], kind_count > 0, both & (kind_count == 0)), g)
-        return [(f"is there a {name(k)}?", "yes" if y else "no") for k, y in zip(k.tolist(), yes.tolist())]
+        return [
+            (f"is there a {name(k)}?", "yes" if y else "no")
+            for k, y in zip(k.tolist(), yes.tolist())
+        ]
 
     def counting():
         n = torch.randint(4, (S,), generator=g)
@@ -152,25 +192,42 @@ def questions(layout: Tensor, per_scene: int, g: torch.Generator) -> list[list[t
     def attribute():
         c, s, scene = _pick(n_colour == 1, g), _pick(n_shape == 1, g), torch.arange(S)
         its_shape, its_colour = table[scene, c].argmax(1), table[scene, :, s].argmax(1)
-        return [(f"what shape is the {COLOUR[c]} object?", SHAPE[its_shape]) if by_colour else
-                (f"what color is the {SHAPE[s]}?", COLOUR[its_colour])
-                for by_colour, c, its_shape, s, its_colour in zip(coin(), *(x.tolist() for x in (c, its_shape, s, its_colour)))]
+        return [
+            (f"what shape is the {COLOUR[c]} object?", SHAPE[its_shape])
+            if by_colour
+            else (f"what color is the {SHAPE[s]}?", COLOUR[its_colour])
+            for by_colour, c, its_shape, s, its_colour in zip(
+                coin(), *(x.tolist() for x in (c, its_shape, s, its_colour))
+            )
+        ]
 
     def comparison():
         def pairs(n):  # more * len + less
-            return _pick(((n[:, :, None] > n[:, None, :]) & (n[:, None, :] > 0)).flatten(1), g).tolist()
+            return _pick(
+                ((n[:, :, None] > n[:, None, :]) & (n[:, None, :] > 0)).flatten(1), g
+            ).tolist()
+
         rows = []
-        for y, by_colour, of_colours, of_shapes in zip(coin(), coin(), pairs(n_colour), pairs(n_shape)):
+        for y, by_colour, of_colours, of_shapes in zip(
+            coin(), coin(), pairs(n_colour), pairs(n_shape)
+        ):
             names, noun = (COLOUR, " objects") if by_colour else (SHAPE, "s")
             more, less = divmod(of_colours if by_colour else of_shapes, len(names))
             a, b = (more, less) if y else (less, more)
-            rows.append((f"are there more {names[a]}{noun} than {names[b]}{noun}?", "yes" if y else "no"))
+            rows.append(
+                (f"are there more {names[a]}{noun} than {names[b]}{noun}?", "yes" if y else "no")
+            )
         return rows
 
     def spatial():
-        once, down = kind_count == 1, torch.rand(S, generator=g) < .5
-        before = [once[:, :, None] & once[:, None, :] & (at[:, :, None] < at[:, None, :]) for at in (where % GRID, where // GRID)]
-        down ^= ~torch.where(down, before[1].any((1, 2)), before[0].any((1, 2)))  # all in one row: then not all in one column
+        once, down = kind_count == 1, torch.rand(S, generator=g) < 0.5
+        before = [
+            once[:, :, None] & once[:, None, :] & (at[:, :, None] < at[:, None, :])
+            for at in (where % GRID, where // GRID)
+        ]
+        down ^= ~torch.where(
+            down, before[1].any((1, 2)), before[0].any((1, 2))
+        )  # all in one row: then not all in one column
         pair = _pick(torch.where(down[:, None, None], before[1], before[0]).flatten(1), g)
         rows = []
         for p, y, d, turned in zip(pair.tolist(), coin(), down.tolist(), coin()):
@@ -183,8 +240,10 @@ def questions(layout: Tensor, per_scene: int, g: torch.Generator) -> list[list[t
     families = [existence, counting, attribute, comparison, spatial]
     rounds = -(-per_scene // len(families))
     asked = [[(f.__name__, *row) for row in f()] for _ in range(rounds) for f in families]
-    return [[asked[(start + i) % len(asked)][s] for i in range(per_scene)]
-            for s, start in enumerate(torch.randint(len(families), (S,), generator=g).tolist())]
+    return [
+        [asked[(start + i) % len(asked)][s] for i in range(per_scene)]
+        for s, start in enumerate(torch.randint(len(families), (S,), generator=g).tolist())
+    ]
 
 
 FAMILIES = ["existence", "counting", "attribute", "comparison", "spatial"]
@@ -192,6 +251,7 @@ FAMILIES = ["existence", "counting", "attribute", "comparison", "spatial"]
 
 class Shapes:
     """The world as a data set (the interface of data.Folder). Training scenes never run out: each step has new ones."""
+
     answers = {"yes", "no", *"0123", *COLOUR, *SHAPE}
     final_split = "test"
 
@@ -211,12 +271,20 @@ class Shapes:
                 yield question
                 yield answer
 
-    def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int) -> list[Example]:
+    def draw(
+        self, stage: str, step: int, pictures: int, per_picture: int, seed: int
+    ) -> list[Example]:
         layout, images, g = self._world("train", pictures, seed, step, stage == "pt")
         if stage == "pt":
-            return [Example([image], [(IMAGE, caption(cells))], "caption") for image, cells in zip(images, layout.tolist())]
-        return [Example([image], [(IMAGE + question, answer)], family)
-                for image, asked in zip(images, questions(layout, per_picture, g)) for family, question, answer in asked]
+            return [
+                Example([image], [(IMAGE, caption(cells))], "caption")
+                for image, cells in zip(images, layout.tolist())
+            ]
+        return [
+            Example([image], [(IMAGE + question, answer)], family)
+            for image, asked in zip(images, questions(layout, per_picture, g))
+            for family, question, answer in asked
+        ]
 
     def layouts(self, split: str) -> list[list[int]]:
         """The layout of each scene of `heldout`, five questions a scene."""
@@ -225,9 +293,11 @@ class Shapes:
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         """The same 1,000 scenes with five questions each, whatever the run's seed."""
         layout, images, g = self._world(split, 1000, 0)
-        return [Example([image], [(IMAGE + question, answer)], family, f"{split}-{i}")
-                for i, (image, asked) in enumerate(zip(images, questions(layout, 5, g)))
-                for family, question, answer in asked][:limit]
+        return [
+            Example([image], [(IMAGE + question, answer)], family, f"{split}-{i}")
+            for i, (image, asked) in enumerate(zip(images, questions(layout, 5, g)))
+            for family, question, answer in asked
+        ][:limit]
 
 
 def asked_about(question: str, cells: list[int]) -> list[int]:
@@ -236,11 +306,22 @@ def asked_about(question: str, cells: list[int]) -> list[int]:
     out = set()
     for k, word in enumerate(words):
         if word in COLOUR:
-            named = next((s for s in SHAPE if words[k + 1:k + 2] and words[k + 1].rstrip("s") == s), None)
-            out |= {i for i, o in enumerate(cells) if o >= 0 and o // len(SHAPE) == COLOUR.index(word)
-                    and (named is None or o % len(SHAPE) == SHAPE.index(named))}
+            named = next(
+                (s for s in SHAPE if words[k + 1 : k + 2] and words[k + 1].rstrip("s") == s), None
+            )
+            out |= {
+                i
+                for i, o in enumerate(cells)
+                if o >= 0
+                and o // len(SHAPE) == COLOUR.index(word)
+                and (named is None or o % len(SHAPE) == SHAPE.index(named))
+            }
         elif word.rstrip("s") in SHAPE and words[k - 1] not in COLOUR:
-            out |= {i for i, o in enumerate(cells) if o >= 0 and o % len(SHAPE) == SHAPE.index(word.rstrip("s"))}
+            out |= {
+                i
+                for i, o in enumerate(cells)
+                if o >= 0 and o % len(SHAPE) == SHAPE.index(word.rstrip("s"))
+            }
     return sorted(out)
 
 
@@ -256,18 +337,30 @@ def question_only(n_scenes: int = 20_000) -> dict[str, tuple[float, float]]:
     for family in FAMILIES:
         rows = [r for rows in asked[1::2] for r in rows if r[0] == family]
         kinds = [len(known_answers(q)) for _, q, _ in rows]
-        out[family] = (sum(best.get((f, q)) == a for f, q, a in rows) / len(rows), sum(1 / k for k in kinds) / len(kinds))
+        out[family] = (
+            sum(best.get((f, q)) == a for f, q, a in rows) / len(rows),
+            sum(1 / k for k in kinds) / len(kinds),
+        )
     return out
 
 
 def known_answers(question: str):
     """The answers that make sense for a question."""
-    return (("0", "1", "2", "3") if question.startswith("how many") else COLOUR if question.startswith("what color") else
-            SHAPE if question.startswith("what shape") else ("yes", "no"))
+    return (
+        ("0", "1", "2", "3")
+        if question.startswith("how many")
+        else COLOUR
+        if question.startswith("what color")
+        else SHAPE
+        if question.startswith("what shape")
+        else ("yes", "no")
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="The built-in world: question-only ceilings, speed, a sheet of pictures.")
+    parser = argparse.ArgumentParser(
+        description="The built-in world: question-only ceilings, speed, a sheet of pictures."
+    )
     parser.add_argument("--png", metavar="FILE", help="write 32 pictures here")
     args = parser.parse_args()
     print(f"{'family':<12}{'question only':>14}{'chance':>8}")
@@ -280,4 +373,9 @@ if __name__ == "__main__":
         print(f"  {example.turns[0][0]} {example.turns[0][1]}")
     if args.png:
         from torchvision.utils import save_image
-        save_image(torch.stack([e.images[0] for e in world.heldout("test")[:160:5]]).float() / 255, args.png, nrow=8)
+
+        save_image(
+            torch.stack([e.images[0] for e in world.heldout("test")[:160:5]]).float() / 255,
+            args.png,
+            nrow=8,
+        )

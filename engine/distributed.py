@@ -28,13 +28,18 @@ class Processes:
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.device, self.sharded = device, sharded
         if sharded and self.world == 1:
-            raise data.DataError("--fsdp shares the model out among processes: torchrun --nproc_per_node=N train.py ... N > 1")
+            raise data.DataError(
+                "--fsdp shares the model out among processes: torchrun --nproc_per_node=N train.py ... N > 1"
+            )
         if self.world > 1:
             if device.startswith("cuda"):
                 self.device = f"cuda:{os.environ['LOCAL_RANK']}"
                 torch.cuda.set_device(self.device)
             if not dist.is_initialized():
-                dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(minutes=10))
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo",
+                    timeout=timedelta(minutes=10),
+                )
 
     @property
     def first(self) -> bool:
@@ -42,13 +47,16 @@ class Processes:
 
     def mine(self, rows: list) -> list:
         """This process's share. Of a sharded model all need the same number of steps to answer: there everyone takes all rows."""
-        return rows if self.sharded else rows[self.rank::self.world]
+        return rows if self.sharded else rows[self.rank :: self.world]
 
     def place(self, model: nn.Module) -> nn.Module:
         """The model, on this process's device; sharded: a part of it, without its ever being there as a whole."""
         if not self.sharded:
             return model.to(self.device)
-        from torch.distributed.fsdp import fully_shard  # the imports of what is sharded take a second
+        from torch.distributed.fsdp import (
+            fully_shard,
+        )  # the imports of what is sharded take a second
+
         mesh = dist.device_mesh.init_device_mesh(torch.device(self.device).type, (self.world,))
         for part in [*model.encoder.blocks, *model.blocks, model]:
             fully_shard(part, mesh=mesh)
@@ -58,25 +66,39 @@ class Processes:
                 out = type(model).generate.__wrapped__(model, *args, **options)
             model.reshard()
             return out
+
         model.generate = MethodType(generate, model)
         return model
 
     def wrap(self, model: nn.Module):
         """A function of a batch's keyword arguments: the loss, whose gradients are averaged over the processes on the way back."""
-        return model.loss if self.world == 1 or self.sharded else nn.parallel.DistributedDataParallel(Loss(model))
+        return (
+            model.loss
+            if self.world == 1 or self.sharded
+            else nn.parallel.DistributedDataParallel(Loss(model))
+        )
 
     def save(self, model: nn.Module, optimizers: list, folder: Path) -> dict:
         """What a checkpoint keeps of both; sharded: all write their parts below `folder`, and its name is kept."""
         if not self.sharded:
-            return {"model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
+            return {
+                "model": model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            }
         from torch.distributed import checkpoint
         from torch.distributed.checkpoint.state_dict import get_state_dict
+
         try:
-            checkpoint.save(dict(zip(("model", "optimizers"), get_state_dict(model, optimizers))), checkpoint_id=folder)
+            checkpoint.save(
+                dict(zip(("model", "optimizers"), get_state_dict(model, optimizers))),
+                checkpoint_id=folder,
+            )
         except checkpoint.CheckpointException as error:
             why = next(iter(error.failures.values()))[0]
-            raise data.DataError(f"{folder} could not be written: {why}; what was saved before is still there. Free some space, "
-                                 "then go on with --resume") from None
+            raise data.DataError(
+                f"{folder} could not be written: {why}; what was saved before is still there. Free some space, "
+                "then go on with --resume"
+            ) from None
         return {"parts": folder.name}
 
     def restore(self, state: dict, model: nn.Module, optimizers: list, out: Path) -> None:
@@ -88,13 +110,18 @@ class Processes:
             return
         from torch.distributed import checkpoint
         from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
         parts = dict(zip(("model", "optimizers"), get_state_dict(model, optimizers)))
         try:
             checkpoint.load(parts, checkpoint_id=out / state["parts"])
         except checkpoint.CheckpointException as error:
             why = str(next(iter(error.failures.values()))[0]).splitlines()[0]
-            raise data.DataError(f"{out / state['parts']} cannot be read as a checkpoint: {why}") from None
-        set_state_dict(model, optimizers, model_state_dict=parts["model"], optim_state_dict=parts["optimizers"])
+            raise data.DataError(
+                f"{out / state['parts']} cannot be read as a checkpoint: {why}"
+            ) from None
+        set_state_dict(
+            model, optimizers, model_state_dict=parts["model"], optim_state_dict=parts["optimizers"]
+        )
 
     def weights(self, model: nn.Module) -> dict:
         """All parameters and buffers, whole; sharded: on the first process's CPU alone. All must ask."""
@@ -102,7 +129,10 @@ class Processes:
             return model.state_dict()
         model.reshard()
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-        return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+        return get_model_state_dict(
+            model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+        )
 
     def mean(self, x: Tensor) -> float:
         if self.world > 1:
@@ -126,7 +156,7 @@ class Processes:
         dist.all_gather_object(all_parts, parts)
         out = [None] * sum(map(len, all_parts))
         for rank, some in enumerate(all_parts):
-            out[rank::self.world] = some
+            out[rank :: self.world] = some
         return out
 
     def wait(self) -> None:
@@ -148,7 +178,9 @@ def part_as(x: Tensor, like: Tensor) -> Tensor:
     """The inverse of `whole`: x, shared out as `like` is."""
     if not hasattr(like, "full_tensor"):
         return x
-    return dist.tensor.distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)  # all hold all of x: nothing is sent
+    return dist.tensor.distribute_tensor(
+        x, like.device_mesh, like.placements, src_data_rank=None
+    )  # all hold all of x: nothing is sent
 
 
 def remove_parts(out: Path, keep: str | None = None) -> None:

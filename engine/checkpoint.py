@@ -20,8 +20,21 @@ import torch
 import data
 
 NAME = "checkpoint.pt"
-WHERE = ("out", "overwrite", "resume", "workers", "device", "limit", "save_every", "checkpointing", "compile",
-         "source", "images", "pt_source", "pt_images")  # not what a run is
+WHERE = (
+    "out",
+    "overwrite",
+    "resume",
+    "workers",
+    "device",
+    "limit",
+    "save_every",
+    "checkpointing",
+    "compile",
+    "source",
+    "images",
+    "pt_source",
+    "pt_images",
+)  # not what a run is
 
 
 def write(path: Path, save) -> None:
@@ -35,14 +48,24 @@ def write(path: Path, save) -> None:
         os.replace(part, path)
     except (OSError, RuntimeError) as error:  # torch.save wraps a full disk in a RuntimeError
         part.unlink(missing_ok=True)
-        why = error.strerror if isinstance(error, OSError) and error.errno != errno.EINVAL else str(error).splitlines()[0]
+        why = (
+            error.strerror
+            if isinstance(error, OSError) and error.errno != errno.EINVAL
+            else str(error).splitlines()[0]
+        )
         kept = f"; {path.name} is still the one from before" if path.exists() else ""
-        raise data.DataError(f"{path} could not be written: {why}{kept}. Free some space, then go on with --resume") from None
+        raise data.DataError(
+            f"{path} could not be written: {why}{kept}. Free some space, then go on with --resume"
+        ) from None
 
 
 def settings(args) -> dict:
     """What makes a run the run it is, as it stands in run.json."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items() if name not in WHERE}
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(args).items()
+        if name not in WHERE
+    }
 
 
 def fingerprint(source, tokenizer: data.Tokenizer, batches: list) -> str:
@@ -52,18 +75,27 @@ def fingerprint(source, tokenizer: data.Tokenizer, batches: list) -> str:
     for split, groups in (source.splits if isinstance(source, data.Folder) else {}).items():
         for example in (example for group in groups for example in group):
             files = [getattr(image, "path", image) for image in example.images]
-            digest.update(repr((split, example.turns, [(file.name, file.stat().st_size) for file in files])).encode())
+            digest.update(
+                repr(
+                    (split, example.turns, [(file.name, file.stat().st_size) for file in files])
+                ).encode()
+            )
     for batch in batches:
         for name in sorted(batch):
-            digest.update(f"{name}{list(batch[name].shape)}".encode() + batch[name].numpy().tobytes())
+            digest.update(
+                f"{name}{list(batch[name].shape)}".encode() + batch[name].numpy().tobytes()
+            )
     return digest.hexdigest()
 
 
 def save(out: Path, metrics, **state) -> None:
     """The state of a run after a step. metrics: the open metrics.jsonl; its lines up to here belong to the checkpoint."""
     os.fsync(metrics.fileno())
-    state |= {"metrics": metrics.tell(), "rng": torch.get_rng_state(),
-              "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    state |= {
+        "metrics": metrics.tell(),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
     write(out / NAME, lambda file: torch.save(state, file))
 
 
@@ -72,9 +104,13 @@ def reopen(file: Path, length: int):
     try:
         metrics = open(file, "r+b", buffering=0)
     except OSError as error:
-        raise data.DataError(f"{file} belongs to the checkpoint and cannot be opened: {error.strerror}") from None
+        raise data.DataError(
+            f"{file} belongs to the checkpoint and cannot be opened: {error.strerror}"
+        ) from None
     if metrics.seek(0, os.SEEK_END) < length:
-        raise data.DataError(f"{file} is shorter than when the checkpoint was written; put it back, or start again with --overwrite")
+        raise data.DataError(
+            f"{file} is shorter than when the checkpoint was written; put it back, or start again with --overwrite"
+        )
     metrics.truncate(length)
     metrics.seek(length)
     return metrics
@@ -87,14 +123,25 @@ def load(out: Path, device: str, args, data_fingerprint: str) -> dict | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # torch.load raises many kinds; each means the same to the user
-        raise data.DataError(f"{out / NAME} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
+        raise data.DataError(
+            f"{out / NAME} cannot be read as a checkpoint: {str(error).splitlines()[0]}"
+        ) from None
     now, then = settings(args), json.loads(state["settings"])
-    differs = [f"--{name.replace('_', '-')} is {now.get(name)!r} and was {then.get(name)!r}" for name in sorted({*now, *then})
-               if now.get(name) != then.get(name)]
+    differs = [
+        f"--{name.replace('_', '-')} is {now.get(name)!r} and was {then.get(name)!r}"
+        for name in sorted({*now, *then})
+        if now.get(name) != then.get(name)
+    ]
     if not differs and state["data"] != data_fingerprint:
-        differs = ["the data are not those it was trained on (its texts, its pictures or their order changed)"]
+        differs = [
+            "the data are not those it was trained on (its texts, its pictures or their order changed)"
+        ]
     if differs:
-        raise data.DataError(f"the run in {out} cannot go on: " + "; ".join(differs) + ". Give the options it began with, or another --out")
+        raise data.DataError(
+            f"the run in {out} cannot go on: "
+            + "; ".join(differs)
+            + ". Give the options it began with, or another --out"
+        )
     torch.set_rng_state(state["rng"].cpu())
     if state["cuda_rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_rng"]])
@@ -111,7 +158,10 @@ class Stop:
     def __enter__(self):
         self.asked, self.before = False, {}
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+            self.before = {
+                number: signal.signal(number, self._ask)
+                for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def _ask(self, number, frame):

@@ -12,18 +12,23 @@ class Muon(torch.optim.Optimizer):
     """Muon (Keller Jordan, 2024): momentum, orthogonalised by Newton-Schulz, for weight matrices. Equal to torch.optim.Muon up
     to rounding, but in float32 and in one batch for all matrices of a shape: torch's runs matrix by matrix in bfloat16, which on a
     CPU without bfloat16 units takes longer than the rest of the step (LOG.md)."""
+
     AT_ONCE = 2**26  # numbers in a batch, so that large models' do not fill the GPU
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
     @torch.no_grad()
-    def step(self, closure=None):  # no closure is ever called; torch's state-dict functions pass one by name
+    def step(
+        self, closure=None
+    ):  # no closure is ever called; torch's state-dict functions pass one by name
         for group in self.param_groups:
             shapes = {}
             for k, p in enumerate(group["params"]):
                 if p.grad is not None:
-                    shapes.setdefault((p.shape, k // max(1, self.AT_ONCE // p.numel())), []).append(p)
+                    shapes.setdefault((p.shape, k // max(1, self.AT_ONCE // p.numel())), []).append(
+                        p
+                    )
             for (shape, _), params in shapes.items():
                 updates = []
                 for p in params:

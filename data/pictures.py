@@ -1,0 +1,116 @@
+"""Pictures from files: checked, scaled to fit, never cropped or flipped.
+
+Shapes:  size: side of the square picture that the model takes, in pixels
+"""
+
+import io
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps  # Pillow comes with torchvision, which requires it
+from torch import Tensor
+
+from data.errors import DataError
+
+CACHED_PICTURES = 8192
+MAX_PIXELS = 50_000_000  # of a picture's file
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of a picture's file: left, top, right, bottom in pixels. whole: the width and height the file must have."""
+
+    path: Path
+    box: tuple[int, int, int, int]
+    whole: tuple[int, int]
+
+
+def pixels_of(image: Tensor | Path | bytes | Crop, size: int, where: str) -> Tensor:
+    """uint8 [3, size, size] of one of an example's images; `where` names the example in an error."""
+    try:
+        if not isinstance(image, Tensor):
+            return read_picture(image, size)
+        if image.shape[-1] == size:
+            return image
+        return (
+            torch.nn.functional.interpolate(image[None].float(), size=(size, size), mode="area")[0]
+            .round()
+            .to(torch.uint8)
+        )
+    except DataError as error:
+        raise DataError(
+            f"{where}: {error}" if where else str(error), "unreadable picture"
+        ) from None
+
+
+@lru_cache(maxsize=CACHED_PICTURES)
+def read_picture(image: Path | bytes | Crop, size: int) -> Tensor:
+    """uint8 [3, size, size]. The whole picture, or the whole part, is kept: it is scaled to fit and centred on grey, never cropped
+    or flipped."""
+    picture = open_picture(image.path if isinstance(image, Crop) else image)
+    if isinstance(image, Crop):
+        if picture.size != image.whole:
+            raise DataError(
+                f"{image.path}: expected a picture of {image.whole[0]} x {image.whole[1]} pixels, got "
+                f"{picture.width} x {picture.height}"
+            )
+        picture = picture.crop(image.box)
+    if picture.size != (size, size):
+        scale = size / max(picture.size)
+        picture = picture.resize(
+            [max(1, round(side * scale)) for side in picture.size], Image.Resampling.BICUBIC
+        )
+        square = Image.new("RGB", (size, size), (128, 128, 128))
+        square.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
+        picture = square
+    return (
+        torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+        .view(size, size, 3)
+        .permute(2, 0, 1)
+        .contiguous()
+    )
+
+
+def check_head(path: Path, where: str) -> None:
+    """Is this a picture of a size that is read? Its pixels are not looked at."""
+    try:
+        with Image.open(path) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise DataError(
+                    f"{where}: {path}: {file.width} x {file.height} pixels are more than the {MAX_PIXELS:,} that are read",
+                    "unreadable picture",
+                )
+    except DataError:
+        raise
+    except Exception as error:  # see open_picture
+        raise DataError(
+            f"{where}: {path}: not a readable picture ({error})", "unreadable picture"
+        ) from None
+
+
+@lru_cache(maxsize=8)  # the parts of a picture are read one after the other
+def open_picture(path: Path | bytes) -> Image.Image:
+    """The file, or what would be in it, as an RGB picture."""
+    source, path = (
+        (io.BytesIO(path), "a picture in the data") if isinstance(path, bytes) else (path, path)
+    )
+    try:
+        with Image.open(source) as file:
+            if (
+                file.width * file.height > MAX_PIXELS
+            ):  # a small file can unpack to more than the memory holds
+                raise DataError(
+                    f"{path}: {file.width} x {file.height} pixels are more than the {MAX_PIXELS:,} that are read"
+                )
+            picture = ImageOps.exif_transpose(file)  # as a viewer would show it
+            if picture.mode.startswith("I"):  # 16 bits a pixel
+                picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+            return picture.convert("RGB")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such picture") from None
+    except DataError:
+        raise
+    except Exception as error:  # what Pillow raises on damaged files is not a closed list: struct.error, zlib.error, IndexError ...
+        raise DataError(f"{path}: not a readable picture ({error})") from None

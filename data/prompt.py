@@ -1,0 +1,207 @@
+"""The prompt format: from pictures and dialogues to rows of tokens with their roles, to batches.
+
+A row of the model, for the dialogue [("<image>\\nis there a red circle?", "yes"), ("where?", "top")]:
+
+    <bos> [n image tokens] is there a red circle ? <answer> yes <eos> where ? <answer> top <eos>
+    TEXT  IMAGE ...        QUESTION ...                     ANSWER    TEXT ...         ANSWER
+    turn  0  | 1                                                      | 2
+
+Roles are written down while the tokens are, so labels are never searched for afterwards. A caption
+is the answer to a message that is nothing but the picture: it asks nothing, so its opening token
+is TEXT, and mma opens nothing there.
+
+Shapes:  B rows   T tokens of a row   n image tokens of a picture   N distinct pictures
+         P places where a picture stands
+"""
+
+import io
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import sentencepiece
+import torch
+from torch import Tensor
+
+from data.errors import DataError
+from data.pictures import pixels_of
+from mma import Role
+
+IMAGE, ANSWER = "<image>", "<answer>"  # the picture's placeholder; the token that opens an answer
+
+
+@dataclass
+class Example:
+    """One dialogue. turns: (user message, answer); each IMAGE in a message stands for the next of `images`, which are files (their
+    path, or their bytes), parts of files (Crop) or uint8 tensors [3, size, size]. family: the kind of question, for the tables.
+    group: examples that share it are consistent if all are answered right."""
+
+    images: list
+    turns: list[tuple[str, str]]
+    family: str = "all"
+    id: str = ""
+    group: str = ""
+
+
+@dataclass
+class Row:
+    """An encoded dialogue: lists of equal length, the pictures in the order of their image tokens, and its id. Of a packed row (`pack`)
+    `document` counts the dialogues; of any other it is empty."""
+
+    ids: list[int] = field(default_factory=list)
+    role: list[int] = field(default_factory=list)
+    turn: list[int] = field(default_factory=list)
+    images: list = field(default_factory=list)
+    id: str = ""
+    document: list[int] = field(default_factory=list)
+
+    def add(self, ids, role, turn):
+        self.ids += ids
+        self.role += [int(role)] * len(ids)
+        self.turn += [turn] * len(ids)
+
+
+class Tokenizer:
+    """sentencepiece (BPE) over the data's own text, left as it is; bytes stand in for what it has not seen, so no text is lost."""
+
+    def __init__(self, model: bytes):
+        self.model = model
+        self.sp = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.pad, self.bos, self.eos = self.sp.pad_id(), self.sp.bos_id(), self.sp.eos_id()
+        self.image, self.answer = self.sp.piece_to_id(IMAGE), self.sp.piece_to_id(ANSWER)
+        self.start, self.next, self.opening, self.end = (
+            [self.bos],
+            [],
+            [self.answer],
+            [self.eos],
+        )  # what stands around messages and answers
+        self.encode = lru_cache(maxsize=65536)(lambda text: tuple(self.sp.encode(text)))
+
+    def __len__(self) -> int:
+        return self.sp.get_piece_size()
+
+    def __reduce__(self):  # the processor itself cannot be sent to a worker process
+        return type(self), (self.model,)
+
+    def arrange(self, parts: list[str]) -> list[str]:
+        """The parts of a message, text and IMAGE, in the order in which the model reads them."""
+        return parts
+
+    def piece(self, i: int) -> str:
+        """What a token is, for the eye."""
+        return self.sp.id_to_piece(i).replace("\u2581", " ")
+
+    def decode(self, ids: list[int]) -> str:
+        return self.sp.decode([i for i in ids if not self.sp.is_control(i)])
+
+    @classmethod
+    def train(cls, texts, vocab_size: int) -> "Tokenizer":
+        """vocab_size is an upper bound: text with fewer distinct pieces gets a smaller vocabulary."""
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts),
+                model_writer=model,
+                vocab_size=vocab_size,
+                hard_vocab_limit=False,
+                model_type="bpe",
+                byte_fallback=True,
+                character_coverage=1.0,
+                num_threads=1,
+                minloglevel=2,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                pad_id=0,
+                unk_id=1,
+                bos_id=2,
+                eos_id=3,
+                control_symbols=[IMAGE, ANSWER],
+                max_sentence_length=100_000,
+            )
+        except (
+            RuntimeError
+        ) as error:  # no text at all, or more distinct characters than vocab_size has room for
+            raise DataError(
+                f"no tokenizer can be trained on this text; raise --vocab-size ({str(error).splitlines()[-1]})"
+            ) from None
+        return cls(model.getvalue())
+
+
+def encode(
+    example: Example,
+    tokenizer: Tokenizer,
+    n_image_tokens: int,
+    max_tokens: int | None = None,
+    upto: int | None = None,
+) -> Row:
+    """One dialogue as a row. `upto`: make the prompt for the answer of that turn (0 = first): what comes before it, gold
+    answers of earlier turns included, and the token that opens it.
+
+    A row longer than max_tokens is cut at its end, but never inside a picture: then the picture's whole turn goes.
+    """
+    places = sum(message.count(IMAGE) for message, _ in example.turns)
+    if places != len(example.images):
+        raise DataError(
+            f"{example.id}: {places} {IMAGE} in the messages, but {len(example.images)} pictures".removeprefix(
+                ": "
+            )
+        )
+    row, images = Row(id=example.id), iter(example.images)
+    row.add(tokenizer.start, Role.TEXT, 0)
+    for t, (message, answer) in enumerate(example.turns):
+        start = len(row.ids)
+        row.add(tokenizer.next if t else [], Role.TEXT, t + 1)
+        pieces = message.split(IMAGE)
+        asked = len(pieces) > 1 and any(
+            piece.strip() for piece in pieces
+        )  # a picture alone asks nothing and opens nothing
+        text_role = Role.QUESTION if asked else Role.TEXT
+        pictures = [next(images) for _ in pieces[1:]]
+        parts = pieces[:1] + [part for piece in pieces[1:] for part in (IMAGE, piece)]
+        for part in tokenizer.arrange(parts):
+            if part is IMAGE:
+                row.add([tokenizer.image] * n_image_tokens, Role.IMAGE, t + 1)
+            else:
+                row.add(list(tokenizer.encode(part.strip())), text_role, t + 1)
+        row.add(tokenizer.opening, text_role, t + 1)
+        if upto != t:
+            row.add([*tokenizer.encode(answer.strip()), *tokenizer.end], Role.ANSWER, t + 1)
+        if max_tokens and len(row.ids) > max_tokens:
+            last_image = max(
+                (i for i in range(start, len(row.ids)) if row.role[i] == Role.IMAGE), default=-1
+            )
+            keep = start if last_image >= max_tokens else max_tokens
+            row.ids, row.role, row.turn = row.ids[:keep], row.role[:keep], row.turn[:keep]
+            row.images += pictures if last_image < max_tokens else []
+            break
+        row.images += pictures
+        if upto == t:
+            break
+    return row
+
+
+def collate(rows: list[Row], pad: int, image_size: int) -> dict[str, Tensor]:
+    """Rows padded on the right to the longest, as keyword arguments of the model: ids, role, turn and, of packed rows, document
+    int64 [B, T], images uint8 [N, 3, size, size] (each distinct picture once), picture int64 [P]."""
+    T = max(len(row.ids) for row in rows)
+
+    def padded(name, fill):
+        return torch.tensor([getattr(row, name) + [fill] * (T - len(row.ids)) for row in rows])
+
+    batch = {
+        "ids": padded("ids", pad),
+        "role": padded("role", int(Role.PAD)),
+        "turn": padded("turn", 0),
+    }
+    if rows[0].document:
+        batch["document"] = padded("document", -1)
+    distinct, picture = {}, []  # dict: key -> (index, pixels)
+    for row in rows:
+        for image in row.images:
+            key = image.data_ptr() if isinstance(image, Tensor) else image
+            if key not in distinct:
+                distinct[key] = len(distinct), pixels_of(image, image_size, row.id)
+            picture.append(distinct[key][0])
+    if picture:
+        batch["images"] = torch.stack([pixels for _, pixels in distinct.values()])
+        batch["picture"] = torch.tensor(picture)
+    return batch

@@ -1,0 +1,21 @@
+"""From logits to the next token.
+
+Shapes:  B rows   V vocabulary
+"""
+
+import torch
+from torch import Tensor
+
+
+def sample(logits: Tensor, temperature: float, top_p: float, generator=None) -> Tensor:
+    """One token id for each row of logits [B, V]: int64 [B]. temperature 0 = greedy. Temperature
+    comes first, then the smallest set of tokens whose probability is top_p (arXiv 1904.09751)."""
+    if temperature < 0:
+        raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}")
+    if temperature == 0:
+        return logits.argmax(-1)
+    p, order = (logits / temperature).softmax(-1).sort(descending=True)
+    dropped = p.cumsum(-1) - p >= top_p  # the tokens before it already have top_p
+    dropped[:, 0] = False
+    chosen = torch.multinomial(p.masked_fill(dropped, 0), 1, generator=generator)
+    return order.gather(1, chosen)[:, 0]
