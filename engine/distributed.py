@@ -1,16 +1,19 @@
-"""One process or several: torchrun --nproc_per_node=N train.py ... trains the same run as python train.py, N times as many hands.
+"""One process or several: torchrun --nproc_per_node=N train.py ... trains the run of train.py.
 
-Every process makes the same global batch of a step and keeps every N-th row of it, so that parameters, losses and answers are those of
-one process up to rounding. Process 0 alone writes. A process that dies ends the job: torchrun stops the others. Two ways to share:
+Every process makes the same global batch of a step and keeps every N-th row of it, so that
+parameters, losses and answers are those of one process up to rounding. Process 0 alone writes. A
+process that dies ends the job: torchrun stops the others. Two ways to share:
 
-    DistributedDataParallel     every process holds the whole model; gradients are averaged
-    FSDP2 (train.py --fsdp)     every process holds a part of each parameter, gradient and optimizer state; a block's parameters are
-                                gathered while it computes. For what does not fit one GPU; checkpoints are written in parts too
+    DistributedDataParallel   every process holds the whole model; gradients are averaged
+    FSDP2 (train.py --fsdp)   every process holds a part of each parameter, gradient and optimizer
+                              state; a block's parameters are gathered while it computes. For what
+                              does not fit one GPU; checkpoints are written in parts too
 """
 
 import os
 import shutil
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import MethodType
 
@@ -18,46 +21,90 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-import data
+from data import DataError
+from engine.last_layer import answer_loss
 
 
-class Processes:
-    """Who we are: rank 0 .. world - 1. With one process every method is trivial and nothing is started."""
+class Distributed:
+    """Who we are: rank 0 .. world_size - 1. With one process every method is trivial, and nothing
+    is started."""
 
     def __init__(self, device: str, sharded: bool = False):
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.device, self.sharded = device, sharded
-        if sharded and self.world == 1:
-            raise data.DataError(
-                "--fsdp shares the model out among processes: torchrun --nproc_per_node=N train.py ... N > 1"
-            )
-        if self.world > 1:
-            if device.startswith("cuda"):
-                self.device = f"cuda:{os.environ['LOCAL_RANK']}"
-                torch.cuda.set_device(self.device)
-            if not dist.is_initialized():
-                dist.init_process_group(
-                    "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo",
-                    timeout=timedelta(minutes=10),
+        if self.world_size == 1:
+            if sharded:
+                raise DataError(
+                    "--fsdp shares the model out among processes: torchrun --nproc_per_node=N "
+                    "train.py ... N > 1"
                 )
+            return
+        backend = "gloo"
+        if device.startswith("cuda"):
+            self.device, backend = f"cuda:{os.environ['LOCAL_RANK']}", "cpu:gloo,cuda:nccl"
+            torch.cuda.set_device(self.device)
+        if not dist.is_initialized():
+            dist.init_process_group(backend, timeout=timedelta(minutes=10))
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
-    def mine(self, rows: list) -> list:
-        """This process's share. Of a sharded model all need the same number of steps to answer: there everyone takes all rows."""
-        return rows if self.sharded else rows[self.rank :: self.world]
+    def say(self, text: str) -> None:
+        """Print it once."""
+        if self.is_main:
+            print(text)
+
+    def local_shard(self, rows: list) -> list:
+        """This process's share of rows. Of a sharded model all need the same number of steps to
+        answer: there everyone takes all rows."""
+        return rows if self.sharded else rows[self.rank :: self.world_size]
+
+    def gather_list(self, parts: list) -> list:
+        """What local_shard took apart, in its order again."""
+        if self.world_size == 1 or self.sharded:
+            return parts
+        shards = [None] * self.world_size
+        dist.all_gather_object(shards, parts)
+        rows = [None] * sum(map(len, shards))
+        for rank, shard in enumerate(shards):
+            rows[rank :: self.world_size] = shard
+        return rows
+
+    def mean(self, x: Tensor) -> float:
+        if self.world_size > 1:
+            x = x.clone()
+            dist.all_reduce(x)
+        return float(x) / self.world_size
+
+    def any_rank(self, flag: bool) -> bool:
+        """Is it true for one of the processes? All must ask."""
+        if self.world_size == 1:
+            return flag
+        flags = torch.tensor([float(flag)])  # on the CPU, so that no GPU is waited for
+        dist.all_reduce(flags)
+        return bool(flags > 0)
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def end(self) -> None:
+        if self.world_size > 1:
+            dist.destroy_process_group()
+
+    # --- The model
 
     def place(self, model: nn.Module) -> nn.Module:
-        """The model, on this process's device; sharded: a part of it, without its ever being there as a whole."""
+        """The model, on this process's device; sharded: a part of it, without its ever being there
+        as a whole."""
         if not self.sharded:
             return model.to(self.device)
-        from torch.distributed.fsdp import (
-            fully_shard,
-        )  # the imports of what is sharded take a second
+        from torch.distributed.fsdp import fully_shard  # these imports take a second
 
-        mesh = dist.device_mesh.init_device_mesh(torch.device(self.device).type, (self.world,))
+        kind = torch.device(self.device).type
+        mesh = dist.device_mesh.init_device_mesh(kind, (self.world_size,))
         for part in [*model.encoder.blocks, *model.blocks, model]:
             fully_shard(part, mesh=mesh)
 
@@ -70,117 +117,88 @@ class Processes:
         model.generate = MethodType(generate, model)
         return model
 
-    def wrap(self, model: nn.Module):
-        """A function of a batch's keyword arguments: the loss, whose gradients are averaged over the processes on the way back."""
-        return (
-            model.loss
-            if self.world == 1 or self.sharded
-            else nn.parallel.DistributedDataParallel(Loss(model))
-        )
+    def loss_function(self, model: nn.Module):
+        """A function of a batch's keyword arguments: the loss, whose gradients are averaged over
+        the processes on the way back."""
+        if self.world_size == 1 or self.sharded:
+            return partial(answer_loss, model)
+        return nn.parallel.DistributedDataParallel(AnswerLoss(model))
 
     def save(self, model: nn.Module, optimizers: list, folder: Path) -> dict:
-        """What a checkpoint keeps of both; sharded: all write their parts below `folder`, and its name is kept."""
+        """What a checkpoint keeps of both; sharded: all write their parts below `folder`, and its
+        name is kept."""
         if not self.sharded:
-            return {
-                "model": model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            }
+            states = [optimizer.state_dict() for optimizer in optimizers]
+            return {"model": model.state_dict(), "optimizers": states}
         from torch.distributed import checkpoint
         from torch.distributed.checkpoint.state_dict import get_state_dict
 
+        states = dict(zip(("model", "optimizers"), get_state_dict(model, optimizers)))
         try:
-            checkpoint.save(
-                dict(zip(("model", "optimizers"), get_state_dict(model, optimizers))),
-                checkpoint_id=folder,
-            )
+            checkpoint.save(states, checkpoint_id=folder)
         except checkpoint.CheckpointException as error:
             why = next(iter(error.failures.values()))[0]
-            raise data.DataError(
-                f"{folder} could not be written: {why}; what was saved before is still there. Free some space, "
-                "then go on with --resume"
+            raise DataError(
+                f"{folder} could not be written: {why}; what was saved before is still there. "
+                "Free some space, then go on with --resume"
             ) from None
         return {"parts": folder.name}
 
     def restore(self, state: dict, model: nn.Module, optimizers: list, out: Path) -> None:
-        """The inverse of save, also with another number of processes. out: the folder that holds `folder`."""
+        """The inverse of save, also with another number of processes. out: the run's folder."""
         if not self.sharded:
             model.load_state_dict(state["model"])
-            for optimizer, its in zip(optimizers, state["optimizers"]):
-                optimizer.load_state_dict(its)
+            for optimizer, saved in zip(optimizers, state["optimizers"]):
+                optimizer.load_state_dict(saved)
             return
         from torch.distributed import checkpoint
         from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-        parts = dict(zip(("model", "optimizers"), get_state_dict(model, optimizers)))
+        names = ("model", "optimizers")
+        parts = dict(zip(names, get_state_dict(model, optimizers)))
         try:
             checkpoint.load(parts, checkpoint_id=out / state["parts"])
         except checkpoint.CheckpointException as error:
             why = str(next(iter(error.failures.values()))[0]).splitlines()[0]
-            raise data.DataError(
-                f"{out / state['parts']} cannot be read as a checkpoint: {why}"
-            ) from None
-        set_state_dict(
-            model, optimizers, model_state_dict=parts["model"], optim_state_dict=parts["optimizers"]
-        )
+            folder = out / state["parts"]
+            raise DataError(f"{folder} cannot be read as a checkpoint: {why}") from None
+        states = {"model_state_dict": parts["model"], "optim_state_dict": parts["optimizers"]}
+        set_state_dict(model, optimizers, **states)
 
-    def weights(self, model: nn.Module) -> dict:
-        """All parameters and buffers, whole; sharded: on the first process's CPU alone. All must ask."""
+    def full_weights(self, model: nn.Module) -> dict:
+        """All parameters and buffers; of a sharded model on the first process's CPU alone. All
+        processes must ask."""
         if not self.sharded:
             return model.state_dict()
         model.reshard()
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-        return get_model_state_dict(
-            model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-        )
-
-    def mean(self, x: Tensor) -> float:
-        if self.world > 1:
-            x = x.clone()
-            dist.all_reduce(x)
-        return float(x) / self.world
-
-    def any(self, flag: bool) -> bool:
-        """Is it true for one of us? All must ask."""
-        if self.world == 1:
-            return flag
-        flags = torch.tensor([float(flag)])  # on the CPU, so that no GPU is waited for
-        dist.all_reduce(flags)
-        return bool(flags > 0)
-
-    def joined(self, parts: list) -> list:
-        """What `mine` took apart, in its order again."""
-        if self.world == 1 or self.sharded:
-            return parts
-        all_parts = [None] * self.world
-        dist.all_gather_object(all_parts, parts)
-        out = [None] * sum(map(len, all_parts))
-        for rank, some in enumerate(all_parts):
-            out[rank :: self.world] = some
-        return out
-
-    def wait(self) -> None:
-        """Until everyone is here."""
-        if self.world > 1:
-            dist.barrier()
-
-    def end(self) -> None:
-        if self.world > 1:
-            dist.destroy_process_group()
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return get_model_state_dict(model, options=options)
 
 
-def whole(x: Tensor) -> Tensor:
+class AnswerLoss(nn.Module):
+    """DistributedDataParallel calls forward; the loss is a function."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **batch) -> Tensor:
+        return answer_loss(self.model, **batch)
+
+
+def full_tensor(x: Tensor) -> Tensor:
     """All of a sharded tensor; any other tensor as it is."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
-def part_as(x: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `whole`: x, shared out as `like` is."""
+def shard_like(x: Tensor, like: Tensor) -> Tensor:
+    """The inverse of full_tensor: x, sharded as `like` is. All processes hold all of x."""
     if not hasattr(like, "full_tensor"):
         return x
-    return dist.tensor.distribute_tensor(
-        x, like.device_mesh, like.placements, src_data_rank=None
-    )  # all hold all of x: nothing is sent
+    distribute = dist.tensor.distribute_tensor
+    return distribute(x, like.device_mesh, like.placements, src_data_rank=None)  # nothing is sent
 
 
 def remove_parts(out: Path, keep: str | None = None) -> None:
@@ -188,14 +206,3 @@ def remove_parts(out: Path, keep: str | None = None) -> None:
     for folder in out.glob("parts-*"):
         if folder.name != keep:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-class Loss(nn.Module):
-    """DistributedDataParallel calls forward; the model's loss is a method."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, **batch) -> Tensor:
-        return self.model.loss(**batch)

@@ -1,48 +1,87 @@
-"""Muon, the optimizer of the weight matrices.
+"""The optimizers of a stage: Muon for the weight matrices, AdamW for the rest; or AdamW alone.
 
 Shapes:  k matrices of one shape, stacked   rows, columns of a matrix
 """
 
 import torch
+from torch import Tensor, nn
 
-from processes import part_as, whole
+from engine.distributed import full_tensor, shard_like
+
+
+def make_optimizers(model: nn.Module, args, stage: str) -> list[torch.optim.Optimizer]:
+    """For the parameters that are trained: Muon at --lr for weight matrices, AdamW at --adam-lr for
+    embeddings, norms, biases and positions. With --optimizer adamw: AdamW at --lr for all but the
+    projector, at --adam-lr for the projector. Stage 1 may have a rate of its own, pt_adam_lr."""
+    adamw = args.optimizer == "adamw"
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def is_first(name: str) -> bool:
+        if adamw:
+            return not name.startswith("projector")
+        is_matrix = trained[name].dim() == 2 and name.endswith(".weight")
+        return is_matrix and not name.endswith("embed.weight")
+
+    first, second = ([p for n, p in trained.items() if is_first(n) == w] for w in (True, False))
+    options = dict(
+        betas=(0.9, 0.95),
+        weight_decay=1e-4 if adamw else 0.0,
+        fused=args.device.startswith("cuda"),
+    )
+    optimizers = []
+    if first:
+        lr = args.lr
+        optimizers += [torch.optim.AdamW(first, lr, **options) if adamw else Muon(first, lr)]
+    if second:
+        lr = args.pt_adam_lr if stage == "pt" else args.adam_lr
+        optimizers += [torch.optim.AdamW(second, lr, **options)]
+    return optimizers
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Keller Jordan, 2024): momentum, orthogonalised by Newton-Schulz, for weight matrices. Equal to torch.optim.Muon up
-    to rounding, but in float32 and in one batch for all matrices of a shape: torch's runs matrix by matrix in bfloat16, which on a
-    CPU without bfloat16 units takes longer than the rest of the step (LOG.md)."""
+    """Muon (Keller Jordan, 2024): momentum, orthogonalised by Newton-Schulz, for weight matrices.
+    Equal to torch.optim.Muon up to rounding, but in float32 and in one batch for all matrices of a
+    shape: torch's runs matrix by matrix in bfloat16, which on a CPU without bfloat16 units takes
+    longer than the rest of the step (docs/log.md)."""
 
-    AT_ONCE = 2**26  # numbers in a batch, so that large models' do not fill the GPU
+    NUMBERS_AT_ONCE = 2**26  # in a batch, so that large models' do not fill the GPU
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
     @torch.no_grad()
-    def step(
-        self, closure=None
-    ):  # no closure is ever called; torch's state-dict functions pass one by name
+    def step(self, closure=None):  # torch's state-dict functions pass a closure by name
         for group in self.param_groups:
-            shapes = {}
-            for k, p in enumerate(group["params"]):
-                if p.grad is not None:
-                    shapes.setdefault((p.shape, k // max(1, self.AT_ONCE // p.numel())), []).append(
-                        p
-                    )
-            for (shape, _), params in shapes.items():
-                updates = []
-                for p in params:
-                    m = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                    m.lerp_(p.grad, 1 - group["momentum"])
-                    updates.append(p.grad.lerp(m, group["momentum"]))  # Nesterov
-                update = orthogonalise(torch.stack([whole(u) for u in updates]))
-                for p, u in zip(params, update):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(part_as(u, p), alpha=-group["lr"] * max(1, shape[0] / shape[1]) ** 0.5)
+            for params in self._batches(group["params"]):
+                self._update(params, group)
+
+    def _batches(self, params: list[Tensor]) -> list[list[Tensor]]:
+        """Those that have a gradient, by shape, and no more at once than fit."""
+        batches = {}
+        for index, p in enumerate(params):
+            if p.grad is not None:
+                part = index // max(1, self.NUMBERS_AT_ONCE // p.numel())
+                batches.setdefault((p.shape, part), []).append(p)
+        return list(batches.values())
+
+    def _update(self, params: list[Tensor], group: dict) -> None:
+        lr, momentum = group["lr"], group["momentum"]
+        updates = []
+        for p in params:
+            state = self.state[p]
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(p)
+            m = state["momentum"].lerp_(p.grad, 1 - momentum)
+            updates.append(full_tensor(p.grad.lerp(m, momentum)))  # Nesterov
+        scale = max(1, params[0].shape[0] / params[0].shape[1]) ** 0.5
+        for p, update in zip(params, orthogonalise(torch.stack(updates))):
+            p.mul_(1 - lr * group["weight_decay"])
+            p.add_(shard_like(update, p), alpha=-lr * scale)
 
 
-def orthogonalise(m: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """The nearest semi-orthogonal matrix, roughly, of each matrix of m [k, rows, columns]: quintic Newton-Schulz."""
+def orthogonalise(m: Tensor, steps: int = 5) -> Tensor:
+    """The nearest semi-orthogonal matrix, roughly, of each matrix of m [k, rows, columns]: quintic
+    Newton-Schulz."""
     tall = m.shape[1] > m.shape[2]
     x = m.mT if tall else m
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)

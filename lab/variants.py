@@ -1,153 +1,269 @@
-"""Attention under a mask of mma.py, exactly, at little more than the price of causal attention; and what may be added to it (Gate).
+"""Other methods beside a mask: each overrides one class or one method of model.py, or the data.
 
-A dense mask [T, T] keeps the flash kernels from skipping the half of it that is causal. But every kind of mma.py is the causal mask
-and a few opened pairs, which lie in a small rectangle: for mma, image rows x question columns. `attend` therefore takes either
+    python train.py --variant NAME            with any --mask
+    python -m lab.variants                    what there is
 
-    a dense mask        scaled_dot_product_attention with a bool tensor: any mask, any device
-    an Opened           the causal part by the flash kernel, without a mask; the rectangle beside it; joined by their log-sum-exp,
-                        as FlashAttention joins its blocks (arXiv 2205.14135)
+To add one, write a small class or function like those below and a line in VARIANTS; train.py,
+eval.py and lab/arms.py then know it by its name.
 
-and `opened` says when the second is possible and pays: long rows on a CPU. On GPUs only the plain causal mask goes without a tensor.
-
-Shapes:  B rows of a batch   T tokens of a row   t queries   H query heads   G key/value heads   d head width
-         R rows and C columns of the rectangle
+Shapes:  B rows   T tokens of a row   t queries   H query heads   G key/value heads   d head width
+         D decoder width   n image tokens of a picture
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mma import CONCENTRIC, OPENS, Role, may_attend, refuse
+import data
+from engine.checks import check
+from mma import EXTRA_PAIRS, IMAGE, attention_mask
+from model import MLLM, Attention, AttentionContext, rotate
 
-LONG = 512  # tokens of a row; below, a dense mask is as fast (bench.py mask)
-
-
-@dataclass
-class Opened:
-    """The pairs that a mask opens beyond the causal mask, as a rectangle of some of them."""
-    rows: Tensor     # int64 [B, R], distinct
-    columns: Tensor  # int64 [B, C], distinct
-    pairs: Tensor    # bool [B, 1, R, C], True = opened
+# A lesson, not a method: image rows read all later text of their turn, the answer too.
+EXTRA_PAIRS["leaky"] = lambda i, j: (i == IMAGE) & (j != IMAGE)
 
 
-def opened(kind: str, role: Tensor, turn: Tensor | None, document: Tensor | None) -> Opened | None:
-    """The opened pairs of a batch (role, turn, document: as in mma.attention_mask), or None where the dense mask is to be used: short
-    rows, packed documents, pads before the end of a row, kinds that move the positions; and, elsewhere than on a CPU, all kinds that open
-    something."""
-    if role.shape[1] < LONG or document is not None or kind in CONCENTRIC:
-        return None
-    table, pad = OPENS[kind](*torch.meshgrid(2 * [torch.arange(len(Role))], indexing="ij")), role == Role.PAD  # bool [query role, key role]
-    gap = pad[:, :-1] & ~pad[:, 1:]
-    if role.device.type not in ("cuda", "meta") and gap.any() or table.any() and role.device.type != "cpu":
-        return None
-    if not table.any():
-        refuse(gap, lambda: "pads before the end of a row")  # only a GPU gets here with such: to ask would make the host wait
-        none = role.new_zeros(len(role), 0)
-        return Opened(none, none, torch.zeros(len(role), 1, 0, 0, dtype=torch.bool, device=role.device))
-
-    def some(which: Tensor) -> Tensor:  # positions whose role is one of `which`; rows with fewer than the most are filled up with others
-        here = which[role]
-        return here.int().argsort(dim=1, descending=True, stable=True)[:, :int(here.sum(1).max())]
-
-    rows, columns = some(table.any(1)), some(table.any(0))
-    turn = torch.zeros_like(role) if turn is None else turn
-    of = [(x.gather(1, rows)[:, :, None], x.gather(1, columns)[:, None, :]) for x in (role, turn, torch.zeros_like(role))]
-    i, j = rows[:, :, None], columns[:, None, :]
-    pairs = may_attend(kind, i, j, *(x for pair in of for x in pair)) & (j > i)
-    return Opened(rows, columns, pairs[:, None])
+# --- CCA: image tokens numbered by rings
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Opened) -> Tensor:
-    """q [B, H, t, d], k, v [B, G, T, d] -> [B, H, t, d of v]; scores are divided by sqrt(d of v). mask: bool [B, 1, t, T], True = may
-    attend; or Opened, with t = T."""
-    scale = v.shape[-1] ** -0.5  # q and k may be wider: Gate
-    if isinstance(mask, Tensor) or mask.pairs.numel() == 0:
-        if q.device.type == "cuda":  # of its kernels some do not know grouped heads, and the one left then stores all scores
-            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-        how = dict(attn_mask=mask) if isinstance(mask, Tensor) else dict(is_causal=True)
-        return F.scaled_dot_product_attention(q, k, v, **how, enable_gqa=q.shape[1] > k.shape[1], scale=scale)
-    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    return CausalAnd.apply(q, k, v, mask.rows, mask.columns, mask.pairs, scale)
+def rings(H: int, W: int, device=None) -> Tensor:
+    """int64 [H * W] in reading order: the ring of each image token, 0 = the outermost (CCA, arXiv
+    2410.15926)."""
+    r, c = torch.arange(H, device=device)[:, None], torch.arange(W, device=device)[None, :]
+    return torch.minimum(torch.minimum(r, H - 1 - r), torch.minimum(c, W - 1 - c)).flatten()
 
 
-class CausalAnd(torch.autograd.Function):
-    """Causal attention and a rectangle. Softmax over two sets of keys = the two softmaxes, each weighted by its share of exp(log-sum-exp);
-    backward, each set's part needs nothing of the other but the joint output and log-sum-exp."""
-
-    @staticmethod
-    def forward(ctx, q, k, v, rows, columns, pairs, scale):
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True, scale=scale)  # lse [B, H, T]
-        qr, (kc, vc) = at(q, rows), (at(x, columns) for x in (k, v))
-        scores = (qr @ kc.mT * scale).masked_fill(~pairs, -torch.inf)                                           # [B, H, R, C]
-        first = at(lse[..., None], rows)
-        joint = torch.logaddexp(first, scores.logsumexp(-1, keepdim=True))
-        put(out, rows, at(out, rows) * (first - joint).exp() + (scores - joint).exp() @ vc)
-        put(lse[..., None], rows, joint)
-        ctx.save_for_backward(q, k, v, out, lse, rows, columns, pairs)
-        ctx.scale = scale
-        return out
-
-    @staticmethod
-    def backward(ctx, g):
-        q, k, v, out, lse, rows, columns, pairs = ctx.saved_tensors
-        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(g, q, k, v, out, lse, 0.0, True, scale=ctx.scale)
-        qr, gr, kc, vc = at(q, rows), at(g, rows), at(k, columns), at(v, columns)
-        p = ((qr @ kc.mT * ctx.scale).masked_fill(~pairs, -torch.inf) - at(lse[..., None], rows)).exp()
-        ds = p * (gr @ vc.mT - (gr * at(out, rows)).sum(-1, keepdim=True)) * ctx.scale
-        for d, where, part in ((dq, rows, ds @ kc), (dk, columns, ds.mT @ qr), (dv, columns, p.mT @ gr)):
-            put(d, where, at(d, where) + part)
-        return dq, dk, dv, None, None, None, None
+def ring_positions(role: Tensor, document: Tensor | None, grid: int) -> Tensor:
+    """int64 [B, T]: tokens are counted as in mma.positions, but those of a picture of grid x grid
+    tokens by rings: its first position + ring; the text after it goes on at first position + number
+    of rings. Raises ValueError where the image tokens are no such pictures."""
+    is_image, ring_of = role == IMAGE, rings(grid, grid, role.device)
+    n = len(ring_of)
+    check(
+        is_image.sum(1) % n == 0,
+        lambda: (
+            f"pictures of {n} image tokens do not fit the rows' image tokens, counted row by "
+            f"row: {is_image.sum(1).tolist()}"
+        ),
+    )
+    index = (is_image.cumsum(1) - 1) % n  # of an image token in its picture
+    step = torch.where(is_image, (index == n - 1) * (ring_of.max() + 1), 1)
+    start = step.cumsum(1) - step
+    if document is not None:
+        first = F.pad(document[:, 1:] != document[:, :-1], (1, 0))
+        start = start - (start * first).cummax(1).values
+    return start + ring_of[index] * is_image
 
 
-def at(x: Tensor, where: Tensor) -> Tensor:
-    """x [B, H, T, d] at the positions [B, R] -> [B, H, R, d]."""
-    return x.transpose(1, 2)[torch.arange(len(x))[:, None], where].transpose(1, 2)
+class ConcentricMLLM(MLLM):
+    """CCA, concentric causal attention: an image token reads its own ring and those around it. With
+    --mask mma image rows read the question's columns besides."""
+
+    def mask_and_positions(self, kind, role, turn=None, document=None):
+        position = ring_positions(role, document, self.config.grid)
+        return attention_mask(kind, role, turn, document, order=position), position
 
 
-def put(x: Tensor, where: Tensor, values: Tensor) -> None:
-    """The inverse of `at`, in place."""
-    x.transpose(1, 2)[torch.arange(len(x))[:, None], where] = values.transpose(1, 2)
+# --- Additions to attention, exactly nothing at the first step
 
 
-# --------------------------------------------------------------------------------------------------------------------
+class WiderAttention(Attention):
+    """Scores gain a term on visual keys. A score is a dot product, so what it gains is appended to
+    q and k (`extra` numbers): one call of attention, no bias tensor."""
 
-GATES = ("none", "rave", "lora", "scalar")
+    extra = 0
+
+    def __init__(self, config, layer: int):
+        super().__init__(config, layer)
+        self.key_width = self.head_width + self.extra
+
+    def queries_keys_values(self, x_q: Tensor, x: Tensor, context: AttentionContext):
+        q, k, v = (
+            y.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+            for y in (self.q(x_q), self.k(x), self.v(x))
+        )
+        is_image = context.is_image[:, None, :, None].to(k.dtype)  # [B, 1, T, 1]
+        more_q, more_k = self.appended(q, k, is_image)
+        q, k = rotate(q, *context.q_rotation), rotate(k, *context.k_rotation)
+        return torch.cat([q, more_q], -1), torch.cat([k, more_k], -1), v
+
+    def appended(self, q: Tensor, k: Tensor, is_image: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, H, t, extra] and [B, G, T, extra] for q and k before RoPE; the score will be divided
+        by sqrt(d)."""
+        raise NotImplementedError
 
 
-class Gate(nn.Module):
-    """What may be added to attention, exactly nothing at the first step. Pre-softmax scores gain, on visual keys j alone,
+class PairGateAttention(WiderAttention):
+    """RAVE-style: (Wq^T q_i) . (Wk^T k_j) / sqrt(r), from queries and keys before RoPE. It is a
+    reconstruction from the abstract of arXiv 2605.18359, whose formula we do not have."""
 
-        rave    (Wq^T q_i) . (Wk^T k_j) / sqrt(r), from queries and keys before RoPE: RAVE-style, a reconstruction from the
-                abstract of arXiv 2605.18359, whose formula we do not have
-        scalar  a learned number for each head: what a bias on visual keys does without a look at query and key
-        lora    nothing; instead the projections of q and k gain a low-rank term (LoRA), with as many parameters as rave
+    extra = 7  # r; LowRankAttention then has as many parameters where H = 2 G
 
-    A score is a dot product, so what it gains is appended to q and k: one SDPA call, no bias tensor.
-    """
-    RANK, LORA_RANK = 7, 3  # these two have the same number of parameters where n_head = 2 n_kv_head
+    def __init__(self, config, layer: int):
+        super().__init__(config, layer)
+        shape = self.head_width, self.extra
+        self.wq = nn.Parameter(torch.zeros(config.n_head, *shape))
+        self.wk = nn.Parameter(torch.zeros(config.n_kv_head, *shape))
 
-    def __init__(self, config, d: int):
-        super().__init__()
-        self.kind, self.d, H, G, D = config.gate, d, config.n_head, config.n_kv_head, config.d_model
-        self.extra = {"rave": self.RANK, "scalar": 1}.get(self.kind, 0)  # numbers appended to q and k
-        if self.kind == "rave":
-            self.wq, self.wk = nn.Parameter(torch.zeros(H, d, self.RANK)), nn.Parameter(torch.zeros(G, d, self.RANK))
-        if self.kind == "scalar":
-            self.bias = nn.Parameter(torch.zeros(H, 1, 1))
-        if self.kind == "lora":
-            self.down = nn.Parameter(torch.zeros(D, 2 * self.LORA_RANK))
-            self.up_q, self.up_k = nn.Parameter(torch.zeros(self.LORA_RANK, H * d)), nn.Parameter(torch.zeros(self.LORA_RANK, G * d))
+    def init_gate(self) -> None:
+        nn.init.normal_(self.wq, std=self.head_width**-0.5)
 
-    def low_rank(self, x: Tensor, name: str) -> Tensor:
-        """What q or k gain from the layer's input [B, T, D] before they are split into heads."""
+    def appended(self, q, k, is_image):
+        return q @ self.wq * (self.head_width / self.extra) ** 0.5, k @ self.wk * is_image
+
+
+class ScalarGateAttention(WiderAttention):
+    """A control: a learned number for each head on visual keys, without a look at query and key."""
+
+    extra = 1
+
+    def __init__(self, config, layer: int):
+        super().__init__(config, layer)
+        self.bias = nn.Parameter(torch.zeros(config.n_head, 1, 1))
+
+    def init_gate(self) -> None:
+        pass
+
+    def appended(self, q, k, is_image):
+        bias = self.bias.to(q.dtype) * self.head_width**0.5
+        return bias.expand(*q.shape[:-1], 1), is_image.expand(*k.shape[:-1], 1)
+
+
+class LowRankAttention(Attention):
+    """A control: the projections of q and k gain a low-rank term (LoRA, arXiv 2106.09685), with as
+    many parameters as the pair gate."""
+
+    rank = 3
+
+    def __init__(self, config, layer: int):
+        super().__init__(config, layer)
+        d = self.head_width
+        self.down = nn.Parameter(torch.zeros(config.d_model, 2 * self.rank))
+        self.up_q = nn.Parameter(torch.zeros(self.rank, config.n_head * d))
+        self.up_k = nn.Parameter(torch.zeros(self.rank, config.n_kv_head * d))
+
+    def init_gate(self) -> None:
+        nn.init.normal_(self.down, std=len(self.down) ** -0.5)
+
+    def queries_keys_values(self, x_q, x, context):
         down_q, down_k = self.down.chunk(2, 1)
-        return x @ down_q @ self.up_q if name == "q" else x @ down_k @ self.up_k
+        q = self.q(x_q) + x_q @ down_q @ self.up_q
+        k = self.k(x) + x @ down_k @ self.up_k
+        q, k, v = (
+            y.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for y in (q, k, self.v(x))
+        )
+        return rotate(q, *context.q_rotation), rotate(k, *context.k_rotation), v
 
-    def appended(self, q: Tensor, k: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
-        """The numbers appended to q [B, H, t, d] and k [B, G, T, d], both before RoPE; visual: bool [B, T]."""
-        visual, scale = visual[:, None, :, None].to(k.dtype), self.d ** 0.5  # the score is divided by sqrt(d)
-        if self.kind == "scalar":
-            return (self.bias.to(q.dtype) * scale).expand(*q.shape[:-1], 1), visual.expand(*k.shape[:-1], 1)
-        return q @ self.wq * (scale / self.RANK ** 0.5), k @ self.wk * visual
+
+class GatedMLLM(MLLM):
+    def __init__(self, config):
+        super().__init__(config)
+        for block in self.blocks:  # last, so that all else is drawn as without a gate
+            block.attention.init_gate()
+
+
+class PairGateMLLM(GatedMLLM):
+    attention_class = PairGateAttention
+
+
+class ScalarGateMLLM(GatedMLLM):
+    attention_class = ScalarGateAttention
+
+
+class LowRankMLLM(GatedMLLM):
+    attention_class = LowRankAttention
+
+
+# --- The order of picture and question
+
+
+class TextFirstTokenizer(data.Tokenizer):
+    """In every message the text comes before the pictures (T&I)."""
+
+    def arrange(self, parts: list[str]) -> list[str]:
+        return sorted(parts, key=lambda part: part is data.IMAGE)  # the sort is stable
+
+
+class DualOrder:
+    """DOT, dual-order training: a source whose messages have the text before the pictures in the
+    first half of each stage's steps, and after them in the second half."""
+
+    def __init__(self, source, args):
+        self.source, self.half = source, {"pt": args.pt_steps // 2, "sft": args.steps // 2}
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def draw(self, stage: str, step: int, *key) -> list[data.Example]:
+        examples = self.source.draw(stage, step, *key)
+        return list(map(text_first, examples)) if step < self.half[stage] else examples
+
+
+def text_first(example: data.Example) -> data.Example:
+    turns = []
+    for message, answer in example.turns:
+        pictures = message.count(data.IMAGE)
+        turns.append((message.replace(data.IMAGE, " ") + pictures * data.IMAGE, answer))
+    return replace(example, turns=turns)
+
+
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a method changes. model_class: of the model; tokenizer_class: of the prompt's order;
+    wrap_source(source, args): the data; settings: values of engine.options' DEFAULTS."""
+
+    about: str
+    model_class: type[MLLM] = MLLM
+    tokenizer_class: type[data.Tokenizer] = data.Tokenizer
+    wrap_source: Callable = lambda source, args: source
+    settings: dict = field(default_factory=dict)
+
+
+PLAIN = Variant("the mask alone")
+VARIANTS = {
+    "cca": Variant("image tokens numbered by rings (arXiv 2410.15926)", ConcentricMLLM),
+    "rave": Variant("RAVE-style pair gate on visual keys (after arXiv 2605.18359)", PairGateMLLM),
+    "scalar": Variant("control: a number for each head on visual keys", ScalarGateMLLM),
+    "lora": Variant("control: low-rank q and k, as many parameters as rave", LowRankMLLM),
+    "text-first": Variant("question, then picture", tokenizer_class=TextFirstTokenizer),
+    "dot": Variant("both orders, one after the other in each stage", wrap_source=DualOrder),
+    "leaky-captions": Variant(
+        "a lesson: in stage 1 the picture reads its own caption",
+        settings={"pt_mask": "leaky", "allow_leaks": True},
+    ),
+}
+
+
+def find(name: str | None) -> Variant:
+    if name is not None and name not in VARIANTS:
+        raise data.DataError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
+    return VARIANTS[name] if name else PLAIN
+
+
+def get(args) -> Variant:
+    """The variant that train.py's args name; its settings are put into args."""
+    variant = find(args.variant)
+    vars(args).update(variant.settings)
+    return variant
+
+
+def classes_of(trained: dict) -> tuple[type[MLLM], type[data.Tokenizer]]:
+    """Model and tokenizer class of a run, by its arguments (run.json)."""
+    if trained.get("llm"):
+        from bridge.chat import ChatTokenizer
+        from bridge.pretrained import PretrainedMLLM
+
+        return PretrainedMLLM, ChatTokenizer
+    variant = find(trained.get("variant"))
+    return variant.model_class, variant.tokenizer_class
+
+
+if __name__ == "__main__":
+    for name, variant in VARIANTS.items():
+        print(f"{name:<16}{variant.about}")

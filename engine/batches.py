@@ -1,0 +1,162 @@
+"""The batch of every training step, made ahead of time by workers, and its checks; and the examples
+of an evaluation."""
+
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import data
+from engine.checkpoint import ignore_signals
+from engine.last_layer import find_loss_positions
+from mma import Role, leaks, supervised
+
+
+class StepBatches(Dataset):
+    """Item s is the batch of step s: a function of (stage, s, seed) alone, so that a run can stop
+    and go on anywhere. Trouble with the data is returned, not raised, so that it leaves a worker as
+    one line. Of several processes, rank of world_size, each takes every world_size-th row."""
+
+    def __init__(self, source, tokenizer: data.Tokenizer, config, stage: str, args):
+        self.source, self.tokenizer, self.config = source, tokenizer, config
+        self.stage, self.args = stage, args
+        self.rank, self.world_size = 0, 1
+
+    def __len__(self) -> int:
+        return self.args.steps if self.stage == "sft" else self.args.pt_steps
+
+    def __getitem__(self, step: int):
+        return self.batch(step, data.pack)
+
+    def examples(self, step: int) -> list[data.Example]:
+        args = self.args
+        pictures = args.pictures if self.stage == "sft" else args.pt_pictures
+        return self.source.draw(self.stage, step, pictures, args.questions, args.seed)
+
+    def batch(self, step: int, pack=list):
+        try:
+            return self._batch(step, pack)
+        except data.DataError as error:
+            return error
+
+    def _batch(self, step: int, pack) -> dict:
+        n, longest, size = self.config.n_image_tokens, self.args.max_tokens, self.config.image_size
+        rows = [data.encode(e, self.tokenizer, n, longest) for e in self.examples(step)]
+        if len(rows) < self.world_size:
+            raise data.DataError(
+                f"step {step + 1} of stage {self.stage} has {len(rows)} rows for "
+                f"{self.world_size} processes"
+            )
+        local = rows[self.rank :: self.world_size]
+        batch = data.collate(pack(local), self.tokenizer.pad, size)
+        if "images" not in batch:  # a picture that no row shows: DDP wants all parameters used
+            batch["images"] = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+            batch["picture"] = torch.zeros(0, dtype=torch.int64)
+        positions = find_loss_positions(batch["role"], batch.get("document"))
+        batch["rows"], batch["valid_index"] = positions
+        if self.world_size > 1:  # the processes' mean is then the mean over all answer tokens
+            num_targets = sum(role == Role.ANSWER for row in rows for role in row.role)
+            batch["num_targets"] = torch.tensor(max(1, num_targets) / self.world_size)
+        return batch
+
+
+def loader_of(batches: StepBatches, first_step: int, args) -> DataLoader:
+    """The batches from first_step on, counted from 0."""
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(first_step, len(batches)),
+        num_workers=args.workers,
+        pin_memory=args.device.startswith("cuda"),
+        generator=torch.Generator(),
+        worker_init_fn=ignore_signals,
+    )
+
+
+def check_labels(kind: str, batch: dict, model, allow_leaks: bool) -> None:
+    """DataError for rows that teach nothing: without a supervised token, or with labels that the
+    mask gives away."""
+    if isinstance(batch, data.DataError):
+        raise batch
+    role = batch["role"]
+    if not supervised(role).any():
+        raise data.DataError("no row of the first batch keeps an answer token; raise --max-tokens")
+    mask, _ = model.mask_and_positions(kind, role, batch["turn"])
+    leaking = int(leaks(mask, role).sum())
+    if leaking:
+        found = (
+            f"under the mask {kind!r} {leaking} answer tokens of the first batch can be read "
+            "instead of predicted (mma.leaks)"
+        )
+        if not allow_leaks:
+            raise data.DataError(
+                f"{found}; training on them would teach nothing. Choose another mask or mend roles "
+                "and turns"
+            )
+        print(f"{found}: watch the loss lie")
+
+
+def check_source(source, stages: list, model, args, say) -> None:
+    """Read every picture of a folder once, leave out what cannot be used and say so, and look at
+    the first batch of each stage: (stage, mask, StepBatches)."""
+    config, tokenizer = model.config, stages[0][2].tokenizer
+    if isinstance(source, data.Folder):
+        if skipped := source.read_pictures(config.image_size):
+            say(skipped)
+        empty = [split for split, groups in source.splits.items() if not groups]
+        if empty:
+            raise data.DataError(
+                f"{args.pt_source if empty == ['pt'] else args.source}: too few pictures; "
+                "training, validation and test (and pt, the captions of --pt-source) need one "
+                f"each; none is left for {', '.join(empty)}"
+            )
+        cut, dropped = source.drop_unusable(tokenizer, config.n_image_tokens, args.max_tokens)
+        say(
+            f"{cut} training rows are longer than {args.max_tokens} tokens and are cut; "
+            f"{dropped} of them keep no answer and are left out"
+        )
+    for stage, kind, batches in stages:
+        check_labels(kind, batches.batch(0), model, args.allow_leaks)  # unpacked: the same, sooner
+        if isinstance(source, data.Folder):
+            continue
+        n, longest = config.n_image_tokens, args.max_tokens
+        cut, without = map(len, data.unusable(batches.examples(0), tokenizer, n, longest))
+        if cut:
+            say(
+                f"stage {stage}: {cut} rows of the first batch are longer than {longest} tokens "
+                f"and are cut; {without} of them keep no answer"
+            )
+
+
+def measure_pixels(encoder, batches: StepBatches) -> None:
+    """Set the encoder's pixel_mean and pixel_std to those of the first training pictures, which
+    stand for all; a pretrained encoder has its own."""
+    if getattr(encoder, "pretrained", False):
+        return
+    some = (batches[step] for step in range(20))
+    shown = (b["images"] for b in some if isinstance(b, dict) and len(b["picture"]))
+    if (images := next(shown, None)) is not None:
+        pixels = images.float()
+        encoder.pixel_mean.copy_(pixels.mean((0, 2, 3)))
+        encoder.pixel_std.copy_(pixels.std((0, 2, 3)).clamp(min=1))
+
+
+def examples_of(trained: dict, args, image_size: int) -> tuple:
+    """The data set and its examples that the options name; by default those that the run with the
+    arguments `trained` was tested on."""
+    name = args.data or trained["data"]
+    source, images = args.source, args.images
+    if name == trained["data"] and source is None:
+        source, images = trained["source"], images or trained["images"]
+    source = data.load(name, source and Path(source), images and Path(images))
+    if isinstance(source, data.Folder) and not source.skipped.strict:
+        if skipped := source.read_pictures(image_size):
+            print(skipped)
+    names, split = source.split_names(), args.split or source.final_split
+    if split not in (*names, "all"):
+        raise data.DataError(f"{name} has no split {split!r}; there are {', '.join(names)}, all")
+    splits = names if split == "all" else [split]
+    examples = [e for split in splits for e in source.heldout(split, args.limit)]
+    if not examples:
+        raise data.DataError(f"the split {split!r} of {name} is empty; try --split all")
+    return source, examples

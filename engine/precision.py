@@ -1,0 +1,50 @@
+"""Number formats and compilation: float32 on CPUs and Apple's GPUs, bfloat16 on CUDA, float16 with
+a loss scaler where a GPU has no bfloat16."""
+
+import contextlib
+
+import torch
+
+from data import DataError
+
+
+def check_device(name: str) -> None:
+    """DataError if tensors cannot be made there."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise DataError(f"--device {name} cannot be used here: {why}") from None
+
+
+def default_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def scaler_of(device: str) -> torch.amp.GradScaler:
+    """For a GPU without bfloat16, where gradients need their loss scaled. Else it does nothing."""
+    on = device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.amp.GradScaler(device.split(":")[0], enabled=on)
+
+
+def autocast_of(device: str, scaler: torch.amp.GradScaler):
+    """The context of the forward pass. It keeps no cache of cast weights: that would hold a copy
+    of every weight until the end of the pass, of layers that are gathered or computed again too."""
+    kind, half = device.split(":")[0], scaler.is_enabled()
+    dtype = torch.float16 if half else torch.bfloat16
+    return torch.autocast(kind, dtype, enabled=half or kind == "cuda", cache_enabled=False)
+
+
+def compile_blocks(model) -> None:
+    """Layers that are alike are compiled once."""
+    for block in [*model.encoder.blocks, *model.blocks]:
+        block.compile(dynamic=True)
+
+
+def uncompiled(compiled: bool):
+    """A context in which compiled layers run as they are: an answer has many shapes."""
+    if not compiled:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")  # its import takes seconds

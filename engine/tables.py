@@ -1,0 +1,79 @@
+"""Numbers as text: mean and spread over seeds, Markdown tables."""
+
+import json
+import statistics
+from pathlib import Path
+
+from engine.checkpoint import NON_IDENTITY_ARGS
+
+
+def spread(values: list[float], form: str = "{:.1f}") -> str:
+    """mean ± standard deviation over seeds; one seed has no spread."""
+    if not values:
+        return "-"
+    text = form.format(statistics.mean(values))
+    return text + (" ± " + form.format(statistics.stdev(values)) if len(values) > 1 else "")
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """Rows of cells, the first one the header, as a Markdown table with its columns aligned."""
+    width = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+
+    def line(row):
+        cells = (t.rjust(w) if c else t.ljust(w) for c, (t, w) in enumerate(zip(row, width)))
+        return "| " + " | ".join(cells) + " |"
+
+    rule = "|".join("-" * (w + 1) + (":" if c else "-") for c, w in enumerate(width))
+    return "\n".join([line(rows[0]), f"|{rule}|", *map(line, rows[1:])])
+
+
+def pool(runs: list[dict]) -> dict[str, list[dict]]:
+    """Runs that differ by seed alone stand together: label -> runs. How and where a run was made
+    does not matter."""
+    groups, apart = (
+        {},
+        {"seed", "val_limit", "eval_every", *NON_IDENTITY_ARGS} - {"source", "images"},
+    )
+    for run in runs:
+        same = {name: value for name, value in run["args"].items() if name not in apart}
+        key = json.dumps([same, run["mask"]], sort_keys=True)
+        while run["seed"] in [other["seed"] for other in groups.get(key, [])]:
+            key += "'"  # the same seed again is not another seed
+        groups.setdefault(key, []).append(run)
+    masks = {group[0]["mask"] for group in groups.values()}
+    labelled = {}
+    for group in groups.values():
+        label = group[0]["mask"] if len(masks) == len(groups) else Path(group[0]["run"]).name
+        label += f" ({len(group)} seeds)" if len(group) > 1 else ""
+        while label in labelled:
+            label += "'"
+        labelled[label] = group
+    return labelled
+
+
+def table(groups: dict[str, list[dict]]) -> str:
+    """Markdown: a row for each family, a column for each group of runs (see pool)."""
+    everyone = [run for runs in groups.values() for run in runs]
+
+    def row(name, values, form="{:.1f}"):
+        return [
+            name,
+            *(spread([v for run in runs for v in values(run)], form) for runs in groups.values()),
+        ]
+
+    def of_family(family):
+        return lambda run: [
+            100 * f["accuracy"] for name, f in run["families"].items() if name == family
+        ]
+
+    rows = [["accuracy, %", *groups]]
+    rows += [row(f, of_family(f)) for f in sorted({f for run in everyone for f in run["families"]})]
+    rows.append(row("**overall**", lambda run: [100 * run["accuracy"]]))
+    if any("consistency" in run for run in everyone):
+        rows.append(
+            row("consistency", lambda run: [100 * run[k] for k in ("consistency",) if k in run])
+        )
+    rows.append(["questions", *(f"{runs[0]['n']:,}" for runs in groups.values())])
+    rows.append(row("unparsed", lambda run: [run["unparsed"]], "{:,.0f}"))
+    rows.append(["parameters", *(f"{runs[0]['params']:,}" for runs in groups.values())])
+    return markdown(rows)
