@@ -33,10 +33,8 @@ from model import MLLM
 def normalise(answer: str) -> str:
     """Answers are compared in this form: lower case, single spaces, no punctuation (signs, and
     points within numbers, stay), no articles; what is nothing but these stays as it is."""
-    words = re.sub(r"[.,;:!?\"'()](?!\d)", " ", answer.lower()).split()
-    return " ".join(
-        [w for w in words if w not in ("a", "an", "the")] or words or answer.lower().split()
-    )
+    words = re.sub(r"[.,;:!?\"'](?!\d)|[()]", " ", answer.lower()).split()
+    return " ".join([w for w in words if w not in ("a", "an", "the")] or words or [answer.lower()])
 
 
 @torch.no_grad()
@@ -123,6 +121,7 @@ def open_run(run: Path, device: str, mask=None, model_class=MLLM, tokenizer_clas
 def arguments(argv=None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
+    add("-h", "--help", action="help", help="show this and exit")
     add("runs", nargs="+", type=Path, metavar="RUN", help="folder that train.py's --out named")
     add("--data", choices=data.NAMES, help="default: what the run was trained on")
     add("--source", type=Path, help="default: the run's")

@@ -37,7 +37,10 @@ def schedule(step: int, steps: int, warmup: int = 30, decay: float = 0.4) -> flo
     return min(1.0, (step + 1) / warmup, (steps - step) / max(1.0, decay * steps))
 
 
-def train_stage(model, loss_function, optimizers, scaler, batches, first_step, steps, kind, record):
+def train_stage(
+    model, loss_function, optimizers, scaler, batches, first_step, steps, kind, record,
+    schedule=schedule,
+):  # fmt: skip
     """One stage. batches: those of the steps from first_step on, on the model's device. kind: the
     mask. record(step, loss, norm): called after each step, counted from 1."""
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
@@ -63,7 +66,7 @@ def train_stage(model, loss_function, optimizers, scaler, batches, first_step, s
         record(step + 1, loss, loss if overflow else norm)
 
 
-def fit(model: MLLM, tokenizer: data.Tokenizer, source, args, watch=None) -> None:
+def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> None:
     """Train a model on a data set in two stages and write the run's folder. args: as
     engine.options.arguments makes them; watch: what draws curves.png and sheet.png (lab/watch.py).
     Raises data.DataError where the data or the folder do not allow it."""
@@ -99,7 +102,9 @@ def fit(model: MLLM, tokenizer: data.Tokenizer, source, args, watch=None) -> Non
             done = run.begin_stage(stage, model, optimizers, scaler, batches)
             shown = run.progress(loader_of(batches, done, args), done)
             record = partial(run.record, stop)
-            train_stage(model, loss, optimizers, scaler, shown, done, len(batches), kind, record)
+            train_stage(
+                model, loss, optimizers, scaler, shown, done, len(batches), kind, record, schedule
+            )
 
     run.save_model(model, ranks.full_weights(model))
     results = answer(source.heldout(source.final_split, args.limit), progress=ranks.is_main)

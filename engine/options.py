@@ -56,13 +56,19 @@ def positive(text: str) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose --help is one line an option."""
+    """argparse whose --help fits one screen, and whose errors are one line."""
 
     def __init__(self, about: str | None = None):
         def formatter(prog):
             return argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=100)
 
-        super().__init__(description=about, formatter_class=formatter, usage="%(prog)s [options]")
+        first = "\n\n".join((about or "").split("\n\n")[:2])  # what it is, how to run it
+        super().__init__(
+            description=first,
+            formatter_class=formatter,
+            usage=argparse.SUPPRESS,
+            add_help=False,
+        )
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -82,7 +88,12 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
         metavar="NAME",
         help=f"{', '.join(data.NAMES)} (default: shapes)",
     )
-    g.add_argument("--source", type=Path, help="easy_vqa, nlvr: its folder; llava: the JSON file")
+    g.add_argument(
+        "--source",
+        type=Path,
+        metavar="PATH",
+        help="easy_vqa, nlvr: its folder; llava: the JSON file",
+    )
     g.add_argument("--images", type=Path, metavar="DIR", help="llava: the folder of the pictures")
     g.add_argument("--pt-source", type=Path, metavar="FILE", help="llava: captions for stage 1")
     g.add_argument("--pt-images", type=Path, metavar="DIR", help="the folder of their pictures")
@@ -98,7 +109,12 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
     g.add_argument(
         "--variant", metavar="NAME", help="another method beside the mask: lab/variants.py"
     )
-    g.add_argument("--preset", choices=list(presets), help="small on a GPU, tiny elsewhere")
+    g.add_argument(
+        "--preset",
+        choices=list(presets),
+        metavar="NAME",
+        help=f"{', '.join(presets)} (default: small on a GPU, else tiny)",
+    )
     g.add_argument("--n-layer", type=positive, metavar="N", help="decoder layers")
     g.add_argument("--image-size", type=positive, metavar="N", help="pixels (64; nlvr 100)")
     g.add_argument("--patch-size", type=positive, metavar="N", help="pixels (16; nlvr 20)")
@@ -113,11 +129,15 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
     )
     g.add_argument("--pictures", type=positive, metavar="N", help="pictures of a step of stage 2")
     g.add_argument("--questions", type=positive, metavar="N", help="questions about each of them")
-    g.add_argument("--optimizer", choices=("muon", "adamw"), help="default: muon")
-    g.add_argument("--lr", type=float, help="peak rate of weight matrices")
+    g.add_argument(
+        "--optimizer", choices=("muon", "adamw"), metavar="NAME", help="muon, adamw (default: muon)"
+    )
+    g.add_argument("--lr", type=float, metavar="LR", help="peak rate of weight matrices")
     g.add_argument("--adam-lr", type=float, metavar="LR", help="peak rate of all other parameters")
-    g.add_argument("--pt-freeze", nargs="*", metavar="PART", help="what stage 1 leaves as it is")
-    g.add_argument("--freeze", nargs="*", metavar="PART", help="the same of stage 2 (encoder)")
+    g.add_argument(
+        "--pt-freeze", nargs="*", metavar="", help="parts that stage 1 leaves as they are"
+    )
+    g.add_argument("--freeze", nargs="*", metavar="", help="the same of stage 2 (default: encoder)")
     g.add_argument(
         "--max-tokens",
         type=positive,
@@ -125,8 +145,11 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
         metavar="N",
         help="longer rows are cut (default: 512)",
     )
-    g.add_argument("--seed", type=int, default=0, help="of parameters and data (default: 0)")
+    g.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of parameters and data (default: 0)"
+    )
     g = parser.add_argument_group("run")
+    g.add_argument("-h", "--help", action="help", help="show this and exit")
     g.add_argument("--out", type=Path, metavar="DIR", help="default: runs/DATA-MASK-SEED")
     g.add_argument("--resume", action="store_true", help="go on with the run in --out")
     g.add_argument("--overwrite", action="store_true", help="replace the run in --out")
@@ -152,7 +175,7 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
         metavar="N",
         help="steps between checkpoints (default: 100)",
     )
-    g.add_argument("--device", default=default_device(), help="cuda, mps or cpu")
+    g.add_argument("--device", default=default_device(), metavar="NAME", help="cuda, mps or cpu")
     g.add_argument("--workers", type=int, default=1, metavar="N", help="that make batches ahead")
     g.add_argument("--compile", action="store_true", help="compile the layers")
     g.add_argument(

@@ -104,15 +104,17 @@ class PairGateAttention(WiderAttention):
 
     def __init__(self, config, layer: int):
         super().__init__(config, layer)
-        shape = self.head_width, self.extra
-        self.wq = nn.Parameter(torch.zeros(config.n_head, *shape))
-        self.wk = nn.Parameter(torch.zeros(config.n_kv_head, *shape))
+        heads = {"wq": config.n_head, "wk": config.n_kv_head}
+        self.gate = nn.ParameterDict(
+            [(name, torch.zeros(n, self.head_width, self.extra)) for name, n in heads.items()]
+        )
 
     def init_gate(self) -> None:
-        nn.init.normal_(self.wq, std=self.head_width**-0.5)
+        nn.init.normal_(self.gate.wq, std=self.head_width**-0.5)
 
     def appended(self, q, k, is_image):
-        return q @ self.wq * (self.head_width / self.extra) ** 0.5, k @ self.wk * is_image
+        scale = self.head_width**0.5 / self.extra**0.5
+        return q @ self.gate.wq * scale, k @ self.gate.wk * is_image
 
 
 class ScalarGateAttention(WiderAttention):
@@ -122,13 +124,13 @@ class ScalarGateAttention(WiderAttention):
 
     def __init__(self, config, layer: int):
         super().__init__(config, layer)
-        self.bias = nn.Parameter(torch.zeros(config.n_head, 1, 1))
+        self.gate = nn.ParameterDict({"bias": torch.zeros(config.n_head, 1, 1)})
 
     def init_gate(self) -> None:
         pass
 
     def appended(self, q, k, is_image):
-        bias = self.bias.to(q.dtype) * self.head_width**0.5
+        bias = self.gate.bias.to(q.dtype) * self.head_width**0.5
         return bias.expand(*q.shape[:-1], 1), is_image.expand(*k.shape[:-1], 1)
 
 
@@ -141,20 +143,22 @@ class LowRankAttention(Attention):
     def __init__(self, config, layer: int):
         super().__init__(config, layer)
         d = self.head_width
-        self.down = nn.Parameter(torch.zeros(config.d_model, 2 * self.rank))
-        self.up_q = nn.Parameter(torch.zeros(self.rank, config.n_head * d))
-        self.up_k = nn.Parameter(torch.zeros(self.rank, config.n_kv_head * d))
+        self.gate = nn.ParameterDict(
+            [  # pairs, because of a dict it would sort the names
+                ("down", torch.zeros(config.d_model, 2 * self.rank)),
+                ("up_q", torch.zeros(self.rank, config.n_head * d)),
+                ("up_k", torch.zeros(self.rank, config.n_kv_head * d)),
+            ]
+        )
 
     def init_gate(self) -> None:
-        nn.init.normal_(self.down, std=len(self.down) ** -0.5)
+        nn.init.normal_(self.gate.down, std=len(self.gate.down) ** -0.5)
 
     def queries_keys_values(self, x_q, x, context):
-        down_q, down_k = self.down.chunk(2, 1)
-        q = self.q(x_q) + x_q @ down_q @ self.up_q
-        k = self.k(x) + x @ down_k @ self.up_k
-        q, k, v = (
-            y.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for y in (q, k, self.v(x))
-        )
+        down_q, down_k = self.gate.down.chunk(2, 1)
+        q, k, v = self.q(x_q), self.k(x), self.v(x)
+        q, k = q + x_q @ down_q @ self.gate.up_q, k + x @ down_k @ self.gate.up_k
+        q, k, v = (y.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for y in (q, k, v))
         return rotate(q, *context.q_rotation), rotate(k, *context.k_rotation), v
 
 
