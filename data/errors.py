@@ -2,7 +2,8 @@
 
 
 class DataError(Exception):
-    """Something in the user's data is wrong; the message says what, where and what to do. kind: for counting."""
+    """Something in the user's data is wrong; the message says what, where and what to do.
+    kind: for counting."""
 
     def __init__(self, message: str, kind: str = "malformed"):
         super().__init__(message)
@@ -10,7 +11,8 @@ class DataError(Exception):
 
 
 class SkippedEntries:
-    """The entries of a data set that cannot be used: counted and reported by kind, or, if strict, an error at the first."""
+    """The entries of a data set that cannot be used: counted and reported by kind, or, if strict,
+    an error at the first."""
 
     def __init__(self, strict: bool = True):
         self.strict, self.kinds = strict, {}
@@ -20,16 +22,18 @@ class SkippedEntries:
             raise error
         self.kinds.setdefault(error.kind, []).append(str(error))
 
+    def count(self) -> int:
+        return sum(map(len, self.kinds.values()))
+
     def report(self, of: int) -> str:
-        """What was left out of how many, with the first three of each kind; empty if nothing was."""
+        """What was left out of how many, with the first three of each kind; empty if nothing."""
         if not self.kinds:
             return ""
         lines = [
-            f"{sum(map(len, self.kinds.values())):,} of {of:,} entries are damaged and left out (--strict makes them an error):"
+            f"{self.count():,} of {of:,} entries are damaged and left out "
+            "(--strict makes them an error):"
         ]
         for kind, errors in sorted(self.kinds.items(), key=lambda item: -len(item[1])):
-            lines += [
-                f"  {len(errors):,} {kind}, such as",
-                *(f"    {error}" for error in errors[:3]),
-            ]
+            lines.append(f"  {len(errors):,} {kind}, such as")
+            lines += [f"    {error}" for error in errors[:3]]
         return "\n".join(lines)

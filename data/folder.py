@@ -17,117 +17,107 @@ def seed_of(*key) -> int:
     return zlib.crc32(repr(key).encode())
 
 
-def unusable(
-    examples: list[Example], tokenizer: Tokenizer, n_image_tokens: int, max_tokens: int
-) -> tuple[set[int], set[int]]:
-    """Which of the examples are longer than max_tokens and are cut, and which of those then keep no answer token."""
-    too_long = {
-        i
-        for i, e in enumerate(examples)
-        if len(encode(e, tokenizer, n_image_tokens).ids) > max_tokens
-    }
-    return too_long, {
-        i
-        for i in too_long
-        if Role.ANSWER not in encode(examples[i], tokenizer, n_image_tokens, max_tokens).role
-    }
+def unusable(examples: list[Example], tokenizer: Tokenizer, n_image_tokens: int, max_tokens: int):
+    """Which of the examples are longer than max_tokens and are cut, and which of those then keep no
+    answer token: two sets of indices."""
+
+    def row(i, *limit):
+        return encode(examples[i], tokenizer, n_image_tokens, *limit)
+
+    too_long = {i for i in range(len(examples)) if len(row(i).ids) > max_tokens}
+    return too_long, {i for i in too_long if Role.ANSWER not in row(i, max_tokens).role}
 
 
 class Folder:
-    """A finite data set: examples of each split grouped by picture. `splits` maps train, val and test to a list of groups, and pt, where
-    stage 1 has examples of its own; the examples of one group share a picture, so a batch encodes it once."""
+    """A finite data set: examples of each split grouped by picture. `splits` maps train, val and
+    test to a list of groups, and pt, where stage 1 has examples of its own; the examples of a group
+    share a picture, so that a batch encodes it once."""
 
     final_split = "test"  # what train.py reports at its end
-    skipped = SkippedEntries()
 
     def __init__(
-        self,
-        splits: dict[str, list[list[Example]]],
-        answers: set[str] | None = None,
+        self, splits: dict[str, list[list[Example]]], answers: set[str] | None = None,
         skipped: SkippedEntries | None = None,
-    ):
+    ):  # fmt: skip
         self.splits, self.skipped = splits, skipped or SkippedEntries()
         self.answers = answers  # all possible answers, where they are a closed set
 
     def texts(self):
         for group in self.splits["train"] + self.splits.get("pt", []):
-            for example in group:
-                for message, answer in example.turns:
-                    yield message.replace(IMAGE, " ").strip()
-                    yield answer
+            for message, answer in (turn for example in group for turn in example.turns):
+                yield message.replace(IMAGE, " ").strip()
+                yield answer
 
     def read_pictures(self, size: int) -> str:
-        """Read every picture once, if they all fit the cache anyway, else the head of its file: a broken one is found now and not in
-        an hour. Examples that show it are left out, or are an error (see SkippedEntries). Returns the report of what was left out."""
+        """Read every picture once, if they all fit the cache anyway, else the head of its file: a
+        broken one is found now and not in an hour. Examples that show it are left out, or are an
+        error (see SkippedEntries). Returns the report of what was left out."""
         examples = [e for groups in self.splits.values() for group in groups for e in group]
-        of, where = len(examples) + sum(map(len, self.skipped.kinds.values())), {}
+        total, shown_by = len(examples) + self.skipped.count(), {}
         for example in examples:
             for image in example.images:
-                where.setdefault(image, example.id)
+                shown_by.setdefault(image, example.id)
         broken = {}
-        for image, entry in where.items():
+        for image, where in shown_by.items():
             try:
-                if len(where) <= CACHED_PICTURES:
-                    pixels_of(image, size, entry)
+                if len(shown_by) <= CACHED_PICTURES:
+                    pixels_of(image, size, where)
                 else:
-                    check_head(getattr(image, "path", image), entry)
+                    check_head(getattr(image, "path", image), where)
             except DataError as error:
                 broken[image] = error
-        for split, groups in self.splits.items() if broken else ():
-            kept = [
-                [e for e in group if not any(image in broken for image in e.images)]
-                for group in groups
-            ]
-            for example in {
-                e.id: e
-                for group in groups
-                for e in group
-                if any(image in broken for image in e.images)
-            }.values():
+        if broken:
+            self._leave_out(broken)
+        return self.skipped.report(total)
+
+    def _leave_out(self, broken: dict) -> None:
+        """Take out the examples that show one of the broken pictures, and count each once a split;
+        broken: image -> what is wrong with it."""
+        for split, groups in self.splits.items():
+            kept, reported = [], {}
+            for group in groups:
+                bad = [e for e in group if any(image in broken for image in e.images)]
+                reported |= {e.id: e for e in bad}
+                kept.append([e for e in group if e not in bad] if bad else group)
+            for example in reported.values():
                 error = broken[next(image for image in example.images if image in broken)]
-                what = (
-                    str(error).partition(": ")[2] if example.id else str(error)
-                )  # after the id of the first that shows it
+                # What follows the id of the example that showed the picture first
+                what = str(error).partition(": ")[2] if example.id else str(error)
                 self.skipped.add(DataError(f"{example.id}: {what}".removeprefix(": "), error.kind))
             self.splits[split] = [group for group in kept if group]
-        return self.skipped.report(of)
 
     def drop_unusable(
         self, tokenizer: Tokenizer, n_image_tokens: int, max_tokens: int
     ) -> tuple[int, int]:
-        """Take out the training rows that keep no answer token within max_tokens. Returns how many rows are cut, and how many of
-        them were taken out; rows of val and test are only ever prompts, and are never cut."""
-        cut = dropped = 0
+        """Take out the training rows that keep no answer token within max_tokens. Returns how many
+        rows are cut, and how many of them were taken out; rows of val and test are only ever
+        prompts, and are never cut."""
+        n_cut = n_dropped = 0
         for split in [split for split in ("train", "pt") if split in self.splits]:
-            for g, group in enumerate(self.splits[split]):
+            groups = self.splits[split]
+            for g, group in enumerate(groups):
                 too_long, without = unusable(group, tokenizer, n_image_tokens, max_tokens)
-                cut, dropped = cut + len(too_long), dropped + len(without)
-                self.splits[split][g] = [
-                    example for i, example in enumerate(group) if i not in without
-                ]
-            self.splits[split] = [group for group in self.splits[split] if group]
+                n_cut, n_dropped = n_cut + len(too_long), n_dropped + len(without)
+                groups[g] = [example for i, example in enumerate(group) if i not in without]
+            self.splits[split] = [group for group in groups if group]
             if not self.splits[split]:
                 raise DataError(
-                    f"no training row keeps an answer within {max_tokens} tokens; raise --max-tokens"
+                    f"no training row keeps an answer within {max_tokens} tokens; raise "
+                    "--max-tokens"
                 )
-        return cut, dropped
+        return n_cut, n_dropped
 
-    def draw(
-        self, stage: str, step: int, pictures: int, per_picture: int, seed: int
-    ) -> list[Example]:
-        """The examples of one training step: a function of (stage, step, seed) alone, so a run can stop and go on anywhere."""
+    def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
+        """The examples of one training step, a list: a function of (stage, step, seed) alone, so
+        that a run can stop and go on anywhere."""
         groups = self.splits.get(stage, self.splits["train"])
         epoch, chosen = -1, []
         choice = torch.Generator().manual_seed(seed_of(stage, seed, step, "questions"))
         for k in range(step * pictures, (step + 1) * pictures):
             if k // len(groups) != epoch:
                 epoch = k // len(groups)
-                order = torch.randperm(
-                    len(groups),
-                    generator=torch.Generator().manual_seed(
-                        seed_of(stage, seed, epoch, "pictures")
-                    ),
-                )
+                shuffle = torch.Generator().manual_seed(seed_of(stage, seed, epoch, "pictures"))
+                order = torch.randperm(len(groups), generator=shuffle)
             group = groups[order[k % len(groups)]]
             chosen += [group[i] for i in torch.randperm(len(group), generator=choice)[:per_picture]]
         return chosen

@@ -4,10 +4,12 @@ from data.prompt import Row
 
 
 def pack(rows: list[Row], enough: float = 0.85, aim: float = 0.95) -> list[Row]:
-    """Fewer, fuller rows: dialogues one after the other, told apart by `document`. Nothing else changes: no dialogue is cut, none reads
-    another, positions restart. Rows that padding to the longest fills to the share `enough` stay as they are. Packed rows are as
-    short as they can be to be filled to `aim` (attention costs T^2): first fit, longest first."""
-    longest, tokens = max(len(row.ids) for row in rows), sum(len(row.ids) for row in rows)
+    """Fewer, fuller rows: dialogues one after the other, told apart by `document`. Nothing else
+    changes: no dialogue is cut, none reads another, positions restart. Rows that padding to the
+    longest fills to the share `enough` stay as they are. Packed rows are as short as they can be to
+    be filled to `aim` (attention costs T^2): first fit, longest first."""
+    longest = max(len(row.ids) for row in rows)
+    tokens = sum(len(row.ids) for row in rows)
     best, filled = rows, tokens / (len(rows) * longest)
     if filled >= enough:
         return rows
@@ -23,12 +25,14 @@ def pack(rows: list[Row], enough: float = 0.85, aim: float = 0.95) -> list[Row]:
 
 def first_fit(rows: list[Row], length: int) -> list[Row]:
     """Rows of at most `length` tokens, each dialogue in the first that has room for it."""
-    out = []
+    packed = []
     for row in sorted(rows, key=lambda row: -len(row.ids)):
-        into = next((o for o in out if len(o.ids) + len(row.ids) <= length), None)
+        fitting = (other for other in packed if len(other.ids) + len(row.ids) <= length)
+        into = next(fitting, None)
         if into is None:
-            out.append(into := Row())
-        into.document += [into.document[-1] + 1 if into.document else 0] * len(row.ids)
+            packed.append(into := Row())
+        document = into.document[-1] + 1 if into.document else 0
+        into.document += [document] * len(row.ids)
         for name in ("ids", "role", "turn", "images"):
             getattr(into, name).extend(getattr(row, name))
-    return out
+    return packed

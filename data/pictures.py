@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps  # Pillow comes with torchvision, which requires it
 from torch import Tensor
 
@@ -16,11 +17,13 @@ from data.errors import DataError
 
 CACHED_PICTURES = 8192
 MAX_PIXELS = 50_000_000  # of a picture's file
+GREY = (128, 128, 128)  # beside a picture that is not square
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of a picture's file: left, top, right, bottom in pixels. whole: the width and height the file must have."""
+    """A part of a picture's file: left, top, right, bottom in pixels. whole: the width and height
+    that the file must have."""
 
     path: Path
     box: tuple[int, int, int, int]
@@ -28,60 +31,59 @@ class Crop:
 
 
 def pixels_of(image: Tensor | Path | bytes | Crop, size: int, where: str) -> Tensor:
-    """uint8 [3, size, size] of one of an example's images; `where` names the example in an error."""
+    """uint8 [3, size, size] of one of an example's images; `where` names the example in an
+    error."""
     try:
         if not isinstance(image, Tensor):
             return read_picture(image, size)
-        if image.shape[-1] == size:
-            return image
-        return (
-            torch.nn.functional.interpolate(image[None].float(), size=(size, size), mode="area")[0]
-            .round()
-            .to(torch.uint8)
-        )
     except DataError as error:
-        raise DataError(
-            f"{where}: {error}" if where else str(error), "unreadable picture"
-        ) from None
+        why = f"{where}: {error}" if where else str(error)
+        raise DataError(why, "unreadable picture") from None
+    if image.shape[-1] == size:
+        return image
+    scaled = F.interpolate(image[None].float(), size=(size, size), mode="area")[0]
+    return scaled.round().to(torch.uint8)
 
 
 @lru_cache(maxsize=CACHED_PICTURES)
 def read_picture(image: Path | bytes | Crop, size: int) -> Tensor:
-    """uint8 [3, size, size]. The whole picture, or the whole part, is kept: it is scaled to fit and centred on grey, never cropped
-    or flipped."""
+    """uint8 [3, size, size]. The whole picture, or the whole part, is kept: it is scaled to fit and
+    centred on grey, never cropped or flipped."""
     picture = open_picture(image.path if isinstance(image, Crop) else image)
     if isinstance(image, Crop):
         if picture.size != image.whole:
+            (width, height), expected = picture.size, image.whole
             raise DataError(
-                f"{image.path}: expected a picture of {image.whole[0]} x {image.whole[1]} pixels, got "
-                f"{picture.width} x {picture.height}"
+                f"{image.path}: expected a picture of {expected[0]} x {expected[1]} pixels, got "
+                f"{width} x {height}"
             )
         picture = picture.crop(image.box)
     if picture.size != (size, size):
         scale = size / max(picture.size)
-        picture = picture.resize(
-            [max(1, round(side * scale)) for side in picture.size], Image.Resampling.BICUBIC
-        )
-        square = Image.new("RGB", (size, size), (128, 128, 128))
+        sides = [max(1, round(side * scale)) for side in picture.size]
+        picture = picture.resize(sides, Image.Resampling.BICUBIC)
+        square = Image.new("RGB", (size, size), GREY)
         square.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
         picture = square
-    return (
-        torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-        .view(size, size, 3)
-        .permute(2, 0, 1)
-        .contiguous()
-    )
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return pixels.view(size, size, 3).permute(2, 0, 1).contiguous()
+
+
+def check_size(file: Image.Image, where: str) -> None:
+    """A small file can unpack to more than the memory holds."""
+    if file.width * file.height > MAX_PIXELS:
+        raise DataError(
+            f"{where}: {file.width} x {file.height} pixels are more than the {MAX_PIXELS:,} that "
+            "are read",
+            "unreadable picture",
+        )
 
 
 def check_head(path: Path, where: str) -> None:
     """Is this a picture of a size that is read? Its pixels are not looked at."""
     try:
         with Image.open(path) as file:
-            if file.width * file.height > MAX_PIXELS:
-                raise DataError(
-                    f"{where}: {path}: {file.width} x {file.height} pixels are more than the {MAX_PIXELS:,} that are read",
-                    "unreadable picture",
-                )
+            check_size(file, f"{where}: {path}")
     except DataError:
         raise
     except Exception as error:  # see open_picture
@@ -93,17 +95,12 @@ def check_head(path: Path, where: str) -> None:
 @lru_cache(maxsize=8)  # the parts of a picture are read one after the other
 def open_picture(path: Path | bytes) -> Image.Image:
     """The file, or what would be in it, as an RGB picture."""
-    source, path = (
-        (io.BytesIO(path), "a picture in the data") if isinstance(path, bytes) else (path, path)
-    )
+    source = path
+    if isinstance(path, bytes):
+        source, path = io.BytesIO(path), "a picture in the data"
     try:
         with Image.open(source) as file:
-            if (
-                file.width * file.height > MAX_PIXELS
-            ):  # a small file can unpack to more than the memory holds
-                raise DataError(
-                    f"{path}: {file.width} x {file.height} pixels are more than the {MAX_PIXELS:,} that are read"
-                )
+            check_size(file, str(path))
             picture = ImageOps.exif_transpose(file)  # as a viewer would show it
             if picture.mode.startswith("I"):  # 16 bits a pixel
                 picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
@@ -112,5 +109,5 @@ def open_picture(path: Path | bytes) -> Image.Image:
         raise DataError(f"{path}: no such picture") from None
     except DataError:
         raise
-    except Exception as error:  # what Pillow raises on damaged files is not a closed list: struct.error, zlib.error, IndexError ...
+    except Exception as error:  # Pillow raises many kinds: struct.error, zlib.error, IndexError ...
         raise DataError(f"{path}: not a readable picture ({error})") from None

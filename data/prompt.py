@@ -1,6 +1,6 @@
 """The prompt format: from pictures and dialogues to rows of tokens with their roles, to batches.
 
-A row of the model, for the dialogue [("<image>\\nis there a red circle?", "yes"), ("where?", "top")]:
+A row of the model, for the dialogue [("<image>is there a red circle?", "yes"), ("where?", "top")]:
 
     <bos> [n image tokens] is there a red circle ? <answer> yes <eos> where ? <answer> top <eos>
     TEXT  IMAGE ...        QUESTION ...                     ANSWER    TEXT ...         ANSWER
@@ -31,9 +31,10 @@ IMAGE, ANSWER = "<image>", "<answer>"  # the picture's placeholder; the token th
 
 @dataclass
 class Example:
-    """One dialogue. turns: (user message, answer); each IMAGE in a message stands for the next of `images`, which are files (their
-    path, or their bytes), parts of files (Crop) or uint8 tensors [3, size, size]. family: the kind of question, for the tables.
-    group: examples that share it are consistent if all are answered right."""
+    """One dialogue. turns: (user message, answer); each IMAGE in a message stands for the next of
+    `images`, which are files (their path, or their bytes), parts of files (Crop) or uint8 tensors
+    [3, size, size]. family: the kind of question, for the tables. group: examples that share it are
+    consistent if all are answered right."""
 
     images: list
     turns: list[tuple[str, str]]
@@ -44,8 +45,8 @@ class Example:
 
 @dataclass
 class Row:
-    """An encoded dialogue: lists of equal length, the pictures in the order of their image tokens, and its id. Of a packed row (`pack`)
-    `document` counts the dialogues; of any other it is empty."""
+    """An encoded dialogue: lists of equal length, and the pictures in the order of their image
+    tokens. Of a packed row (data.pack) `document` counts the dialogues; else it is empty."""
 
     ids: list[int] = field(default_factory=list)
     role: list[int] = field(default_factory=list)
@@ -54,26 +55,32 @@ class Row:
     id: str = ""
     document: list[int] = field(default_factory=list)
 
-    def add(self, ids, role, turn):
+    def add(self, ids, role: Role, turn: int) -> None:
         self.ids += ids
         self.role += [int(role)] * len(ids)
         self.turn += [turn] * len(ids)
 
+    def cut(self, max_tokens: int, turn_start: int) -> bool:
+        """Cut the row at its end, but never inside a picture: then the whole turn that begins at
+        turn_start goes. Are the turn's pictures still there?"""
+        turn = range(turn_start, len(self.ids))
+        last_image = max((i for i in turn if self.role[i] == Role.IMAGE), default=-1)
+        keep = max_tokens if last_image < max_tokens else turn_start
+        self.ids, self.role, self.turn = (x[:keep] for x in (self.ids, self.role, self.turn))
+        return last_image < max_tokens
+
 
 class Tokenizer:
-    """sentencepiece (BPE) over the data's own text, left as it is; bytes stand in for what it has not seen, so no text is lost."""
+    """sentencepiece (BPE) over the data's own text, left as it is; bytes stand in for what it has
+    not seen, so that no text is lost."""
 
     def __init__(self, model: bytes):
         self.model = model
         self.sp = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.pad, self.bos, self.eos = self.sp.pad_id(), self.sp.bos_id(), self.sp.eos_id()
         self.image, self.answer = self.sp.piece_to_id(IMAGE), self.sp.piece_to_id(ANSWER)
-        self.start, self.next, self.opening, self.end = (
-            [self.bos],
-            [],
-            [self.answer],
-            [self.eos],
-        )  # what stands around messages and answers
+        # What begins a dialogue, what begins a later message, what opens an answer, what ends it
+        self.start, self.next, self.opening, self.end = [self.bos], [], [self.answer], [self.eos]
         self.encode = lru_cache(maxsize=65536)(lambda text: tuple(self.sp.encode(text)))
 
     def __len__(self) -> int:
@@ -95,68 +102,56 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts, vocab_size: int) -> "Tokenizer":
-        """vocab_size is an upper bound: text with fewer distinct pieces gets a smaller vocabulary."""
+        """vocab_size is an upper bound: text with fewer distinct pieces gets fewer."""
         model = io.BytesIO()
+        special = dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3, control_symbols=[IMAGE, ANSWER])
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(texts),
                 model_writer=model,
+                model_type="bpe",
                 vocab_size=vocab_size,
                 hard_vocab_limit=False,
-                model_type="bpe",
                 byte_fallback=True,
                 character_coverage=1.0,
-                num_threads=1,
-                minloglevel=2,
                 normalization_rule_name="identity",
                 remove_extra_whitespaces=False,
-                pad_id=0,
-                unk_id=1,
-                bos_id=2,
-                eos_id=3,
-                control_symbols=[IMAGE, ANSWER],
                 max_sentence_length=100_000,
+                num_threads=1,
+                minloglevel=2,
+                **special,
             )
-        except (
-            RuntimeError
-        ) as error:  # no text at all, or more distinct characters than vocab_size has room for
+        except RuntimeError as error:  # no text, or more characters than vocab_size has room for
+            why = str(error).splitlines()[-1]
             raise DataError(
-                f"no tokenizer can be trained on this text; raise --vocab-size ({str(error).splitlines()[-1]})"
+                f"no tokenizer can be trained on this text; raise --vocab-size ({why})"
             ) from None
         return cls(model.getvalue())
 
 
 def encode(
-    example: Example,
-    tokenizer: Tokenizer,
-    n_image_tokens: int,
-    max_tokens: int | None = None,
+    example: Example, tokenizer: Tokenizer, n_image_tokens: int, max_tokens: int | None = None,
     upto: int | None = None,
-) -> Row:
-    """One dialogue as a row. `upto`: make the prompt for the answer of that turn (0 = first): what comes before it, gold
-    answers of earlier turns included, and the token that opens it.
+) -> Row:  # fmt: skip
+    """One dialogue as a row. `upto`: make the prompt for the answer of that turn (0 = first): what
+    comes before it, true answers of earlier turns included, and the token that opens it.
 
-    A row longer than max_tokens is cut at its end, but never inside a picture: then the picture's whole turn goes.
+    A row longer than max_tokens is cut at its end, but never inside a picture: then the picture's
+    whole turn goes. Raises DataError if pictures and placeholders disagree.
     """
     places = sum(message.count(IMAGE) for message, _ in example.turns)
     if places != len(example.images):
-        raise DataError(
-            f"{example.id}: {places} {IMAGE} in the messages, but {len(example.images)} pictures".removeprefix(
-                ": "
-            )
-        )
+        found = f"{places} {IMAGE} in the messages, but {len(example.images)} pictures"
+        raise DataError(f"{example.id}: {found}".removeprefix(": "))
     row, images = Row(id=example.id), iter(example.images)
     row.add(tokenizer.start, Role.TEXT, 0)
     for t, (message, answer) in enumerate(example.turns):
-        start = len(row.ids)
+        turn_start, (first, *others) = len(row.ids), message.split(IMAGE)
         row.add(tokenizer.next if t else [], Role.TEXT, t + 1)
-        pieces = message.split(IMAGE)
-        asked = len(pieces) > 1 and any(
-            piece.strip() for piece in pieces
-        )  # a picture alone asks nothing and opens nothing
-        text_role = Role.QUESTION if asked else Role.TEXT
-        pictures = [next(images) for _ in pieces[1:]]
-        parts = pieces[:1] + [part for piece in pieces[1:] for part in (IMAGE, piece)]
+        # A picture alone asks nothing and opens nothing; nor does a message without a picture.
+        asks = others and any(piece.strip() for piece in (first, *others))
+        text_role = Role.QUESTION if asks else Role.TEXT
+        parts = [first] + [part for piece in others for part in (IMAGE, piece)]
         for part in tokenizer.arrange(parts):
             if part is IMAGE:
                 row.add([tokenizer.image] * n_image_tokens, Role.IMAGE, t + 1)
@@ -165,42 +160,33 @@ def encode(
         row.add(tokenizer.opening, text_role, t + 1)
         if upto != t:
             row.add([*tokenizer.encode(answer.strip()), *tokenizer.end], Role.ANSWER, t + 1)
-        if max_tokens and len(row.ids) > max_tokens:
-            last_image = max(
-                (i for i in range(start, len(row.ids)) if row.role[i] == Role.IMAGE), default=-1
-            )
-            keep = start if last_image >= max_tokens else max_tokens
-            row.ids, row.role, row.turn = row.ids[:keep], row.role[:keep], row.turn[:keep]
-            row.images += pictures if last_image < max_tokens else []
-            break
-        row.images += pictures
-        if upto == t:
+        too_long = max_tokens is not None and len(row.ids) > max_tokens
+        if not too_long or row.cut(max_tokens, turn_start):
+            row.images += [next(images) for _ in others]
+        if too_long or upto == t:
             break
     return row
 
 
 def collate(rows: list[Row], pad: int, image_size: int) -> dict[str, Tensor]:
-    """Rows padded on the right to the longest, as keyword arguments of the model: ids, role, turn and, of packed rows, document
-    int64 [B, T], images uint8 [N, 3, size, size] (each distinct picture once), picture int64 [P]."""
+    """Rows padded on the right to the longest, as keyword arguments of the model: ids, role, turn
+    and, of packed rows, document, int64 [B, T]; images uint8 [N, 3, size, size] (each distinct
+    picture once), picture int64 [P]."""
     T = max(len(row.ids) for row in rows)
 
-    def padded(name, fill):
+    def padded(name: str, fill: int) -> Tensor:
         return torch.tensor([getattr(row, name) + [fill] * (T - len(row.ids)) for row in rows])
 
-    batch = {
-        "ids": padded("ids", pad),
-        "role": padded("role", int(Role.PAD)),
-        "turn": padded("turn", 0),
-    }
+    batch = {"ids": padded("ids", pad), "role": padded("role", int(Role.PAD))}
+    batch["turn"] = padded("turn", 0)
     if rows[0].document:
         batch["document"] = padded("document", -1)
-    distinct, picture = {}, []  # dict: key -> (index, pixels)
-    for row in rows:
-        for image in row.images:
-            key = image.data_ptr() if isinstance(image, Tensor) else image
-            if key not in distinct:
-                distinct[key] = len(distinct), pixels_of(image, image_size, row.id)
-            picture.append(distinct[key][0])
+    distinct, picture = {}, []  # distinct: key of a picture -> (index, pixels)
+    for image, row_id in ((image, row.id) for row in rows for image in row.images):
+        key = image.data_ptr() if isinstance(image, Tensor) else image
+        if key not in distinct:
+            distinct[key] = len(distinct), pixels_of(image, image_size, row_id)
+        picture.append(distinct[key][0])
     if picture:
         batch["images"] = torch.stack([pixels for _, pixels in distinct.values()])
         batch["picture"] = torch.tensor(picture)
