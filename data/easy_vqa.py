@@ -1,8 +1,10 @@
-"""easy-VQA (Victor Zhou, MIT licence; github.com/vzhou842/easy-VQA) from its own layout:
+"""easy-VQA (Victor Zhou, MIT licence; github.com/vzhou842/easy-VQA) in its own layout:
 
-    SOURCE/{train,test}/images/ID.png    SOURCE/{train,test}/questions.json = [[question, answer, image id], ...]
+    SOURCE/{train,test}/images/ID.png
+    SOURCE/{train,test}/questions.json = [[question, answer, image id], ...]
 
-or the folder that holds this layout as `data/`, as in a clone. A twentieth of the training pictures is kept for validation.
+or the folder that holds this layout as `data/`, as in a clone. A twentieth of the training pictures
+is kept for validation.
 """
 
 import zlib
@@ -25,25 +27,16 @@ def read_split(folder: Path) -> dict[int, list[Example]]:
     have = {path.name for path in (folder / "images").glob("*")}
     for i, entry in enumerate(entries):
         where = f"{file}: entry {i}"
-        if not (
-            isinstance(entry, list)
-            and len(entry) == 3
-            and all(isinstance(text, str) for text in entry[:2])
-        ):
-            raise DataError(
-                f"{where}: expected [question, answer, image id], got {str(entry)[:100]}"
-            )
+        texts = entry[:2] if isinstance(entry, list) and len(entry) == 3 else [None]
+        if not all(isinstance(text, str) for text in texts):
+            found = str(entry)[:100]
+            raise DataError(f"{where}: expected [question, answer, image id], got {found}")
         question, answer, image = entry
-        if f"{image}.png" not in have:
-            raise DataError(f"{where}: no such picture {folder / 'images' / f'{image}.png'}")
-        by_image.setdefault(image, []).append(
-            Example(
-                [folder / "images" / f"{image}.png"],
-                [(IMAGE + question, answer)],
-                FAMILY.get(answer, "color"),
-                where,
-            )
-        )
+        picture, family = folder / "images" / f"{image}.png", FAMILY.get(answer, "color")
+        if picture.name not in have:
+            raise DataError(f"{where}: no such picture {picture}")
+        example = Example([picture], [(IMAGE + question, answer)], family, where)
+        by_image.setdefault(image, []).append(example)
     return by_image
 
 
@@ -54,20 +47,12 @@ def load(source: Path) -> Folder:
         raise DataError(
             f"{source / 'train'}: training and validation need at least one picture each"
         )
-    held = set(
-        sorted(train, key=lambda image: zlib.crc32(str(image).encode()))[: max(1, len(train) // 20)]
-    )
-    answers = {
-        example.turns[0][1]
-        for groups in (train, test)
-        for group in groups.values()
-        for example in group
+    shuffled = sorted(train, key=lambda image: zlib.crc32(str(image).encode()))
+    held = set(shuffled[: max(1, len(train) // 20)])
+    splits = {
+        "train": [group for image, group in train.items() if image not in held],
+        "val": [group for image, group in train.items() if image in held],
+        "test": list(test.values()),
     }
-    return Folder(
-        {
-            "train": [g for image, g in train.items() if image not in held],
-            "val": [g for image, g in train.items() if image in held],
-            "test": list(test.values()),
-        },
-        answers,
-    )
+    groups = [*train.values(), *test.values()]
+    return Folder(splits, {example.turns[0][1] for group in groups for example in group})

@@ -1,11 +1,13 @@
 """Your own data: LLaVA-style JSON and a folder of pictures.
 
-    [{"id": "7", "image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
-                                                     {"from": "gpt", "value": "A cat."}, ...]}, ...]
+    [{"id": "7", "image": "a.jpg",
+      "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
+                        {"from": "gpt", "value": "A cat."}, ...]}, ...]
 
-Several turns; `image` may be a list, one name for each <image> in reading order, or be left out. An optional "category" names
-the family for the tables. A tenth of the pictures is held out for test and a tenth for validation: entries that share a picture
-always stay together. Captions for stage 1 may come from a second file of the same form.
+Several turns; `image` may be a list, one name for each <image> in reading order, or be left out. An
+optional "category" names the family for the tables. A tenth of the pictures is held out for test
+and a tenth for validation: entries that share a picture always stay together. Captions for stage 1
+may come from a second file of the same form.
 """
 
 import json
@@ -24,13 +26,26 @@ def read_entry(entry, where: str, images: Path) -> Example:
     where += f" (id {entry['id']!r})" if "id" in entry else ""
     names = entry.get("image")
     names = [] if names is None else [names] if isinstance(names, str) else names
-    talk = entry.get("conversations")
     try:
         json.dumps(entry, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise DataError(f"{where}: its text holds half of a surrogate pair") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{where}: image must be a file name or a list of file names")
+    turns = read_turns(entry.get("conversations"), where)
+    n = sum(message.count(IMAGE) for message, _ in turns)
+    if n != len(names):
+        raise DataError(
+            f"{where}: {n} {IMAGE} in the messages, but {len(names)} pictures in image",
+            "pictures and placeholders that disagree",
+        )
+    paths = [find_picture(name, images, where) for name in names]
+    category = entry.get("category", "all")
+    return Example(paths, turns, category if isinstance(category, str) else "all", where)
+
+
+def read_turns(talk, where: str) -> list[tuple[str, str]]:
+    """The messages of an entry, checked: (user message, answer) of each turn."""
     if not isinstance(talk, list) or not talk or len(talk) % 2:
         raise DataError(
             f"{where}: conversations must be a list of human, gpt, human, gpt, ... messages"
@@ -38,42 +53,34 @@ def read_entry(entry, where: str, images: Path) -> Example:
     for k, message in enumerate(talk):
         if not isinstance(message, dict) or not isinstance(message.get("value"), str):
             raise DataError(f'{where}: message {k} must be {{"from": ..., "value": text}}')
-        if SPEAKER.get(str(message.get("from"))) != ("human", "gpt")[k % 2]:
-            raise DataError(
-                f"{where}: message {k} should be from {('human', 'gpt')[k % 2]!r}, not {message.get('from')!r}"
-            )
-        if k % 2 and IMAGE in message["value"]:
+        speaker, wanted = message.get("from"), ("human", "gpt")[k % 2]
+        if SPEAKER.get(str(speaker)) != wanted:
+            raise DataError(f"{where}: message {k} should be from {wanted!r}, not {speaker!r}")
+        if wanted == "gpt" and IMAGE in message["value"]:
             raise DataError(f"{where}: message {k}: an answer cannot hold {IMAGE}")
-    turns = [(human["value"], gpt["value"]) for human, gpt in zip(talk[::2], talk[1::2])]
-    n = sum(message.count(IMAGE) for message, _ in turns)
-    if n != len(names):
+    return [(human["value"], gpt["value"]) for human, gpt in zip(talk[::2], talk[1::2])]
+
+
+def find_picture(name: str, images: Path, where: str) -> Path:
+    """The file of a picture below the folder `images`."""
+    try:
+        path = (images / name).resolve()
+        found = path.is_file()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{where}: {name[:80]!r} cannot be a file's name ({error})") from None
+    if not path.is_relative_to(images):
+        outside = "picture outside the folder"
+        raise DataError(f"{where}: the picture {name!r} is outside {images}", outside)
+    if not found:
         raise DataError(
-            f"{where}: {n} {IMAGE} in the messages, but {len(names)} pictures in image",
-            "pictures and placeholders that disagree",
+            f"{where}: no such picture {path} (set --images to the folder of the pictures)",
+            "missing picture",
         )
-    paths = []
-    for name in names:
-        try:
-            path = (images / name).resolve()
-            found = path.is_file()
-        except (OSError, ValueError) as error:
-            raise DataError(f"{where}: {name[:80]!r} cannot be a file's name ({error})") from None
-        if not path.is_relative_to(images):
-            raise DataError(
-                f"{where}: the picture {name!r} is outside {images}", "picture outside the folder"
-            )
-        if not found:
-            raise DataError(
-                f"{where}: no such picture {path} (set --images to the folder of the pictures)",
-                "missing picture",
-            )
-        paths.append(path)
-    category = entry.get("category", "all")
-    return Example(paths, turns, category if isinstance(category, str) else "all", where)
+    return path
 
 
 def by_picture(examples: list[Example]) -> list[list[Example]]:
-    """Groups of examples, so that no picture stands in two of them (union-find over the pictures)."""
+    """Groups of examples, so that no picture stands in two of them (union-find over pictures)."""
     parent = {}
 
     def root(x):
@@ -92,38 +99,33 @@ def by_picture(examples: list[Example]) -> list[list[Example]]:
 
 
 def split(groups: list[list[Example]], images: Path) -> dict[str, list[list[Example]]]:
-    """A tenth of the pictures for test, a tenth for val, at least one group each. Who goes where follows from the names of the
-    pictures below `images` (from the words, where there is none), not from the order of the file or where it lies. Fewer than three
-    groups cannot be split: all are train."""
+    """A tenth of the pictures for test, a tenth for val, at least one group each. Who goes where
+    follows from the names of the pictures below `images` (from the words, where there is none), not
+    from the order of the file or where it lies. Fewer than three groups cannot be split: all are
+    train."""
     if len(groups) < 3:
         return {"train": groups, "val": [], "test": []}
 
     def name(group):
-        return min(
-            ["/".join(path.relative_to(images).parts) for e in group for path in e.images]
-            or [repr(group[0].turns)]
-        )
+        paths = [path.relative_to(images) for e in group for path in e.images]
+        return min(["/".join(path.parts) for path in paths] or [repr(group[0].turns)])
 
     def size(group):
         return max(1, len({path for e in group for path in e.images}))
 
     sizes = sorted(map(size, groups))
-    splits, room = (
-        {"train": [], "val": [], "test": []},
-        dict.fromkeys(("test", "val"), max(sum(sizes) // 10, sizes[1])),
-    )
+    room = dict.fromkeys(("test", "val"), max(sum(sizes) // 10, sizes[1]))
+    splits = {"train": [], "val": [], "test": []}
     for group in sorted(groups, key=lambda group: (zlib.crc32(name(group).encode()), name(group))):
-        to = next((s for s in room if size(group) <= room[s]), "train")
-        splits[to].append(group)
-        if to in room:
-            room[to] -= size(group)
+        split_name = next((s for s in room if size(group) <= room[s]), "train")
+        splits[split_name].append(group)
+        if split_name in room:
+            room[split_name] -= size(group)
     return splits
 
 
-def read(
-    source: Path, images: Path | None, skipped: SkippedEntries
-) -> tuple[list[list[Example]], Path]:
-    """A file's entries, by picture, and the folder of its pictures."""
+def read(source: Path, images: Path | None, skipped: SkippedEntries):
+    """A file's entries, by picture (a list of lists), and the folder of its pictures."""
     entries = read_json(source)
     if not isinstance(entries, list):
         raise DataError(f"{source}: expected a list of entries")
@@ -142,33 +144,22 @@ def read(
 
 
 def load(
-    source: Path,
-    images: Path | None = None,
-    strict: bool = True,
-    pt_source: Path | None = None,
+    source: Path, images: Path | None = None, strict: bool = True, pt_source: Path | None = None,
     pt_images: Path | None = None,
-) -> Folder:
-    """pt_source, pt_images: a file of captions for stage 1, the split "pt"; without it stage 1 uses the questions. Captions of pictures
-    that are held out are left out."""
+) -> Folder:  # fmt: skip
+    """pt_source, pt_images: a file of captions for stage 1, the split "pt"; without it stage 1 uses
+    the questions. Captions of pictures that are held out are left out."""
     skipped = SkippedEntries(strict)
     splits = split(*read(source, images, skipped))
-    if pt_source is not None:
-        held = {
-            path
-            for name in ("val", "test")
-            for group in splits[name]
-            for e in group
-            for path in e.images
-        }
-        splits["pt"] = []
-        for group in read(pt_source, pt_images, skipped)[0]:
-            known = [e for e in group if held.intersection(e.images)]
-            for e in known:
-                skipped.add(
-                    DataError(
-                        f"{e.id}: a picture of it is held out",
-                        "captions of pictures that are held out",
-                    )
-                )
-            splits["pt"] += [] if known else [group]
+    if pt_source is None:
+        return Folder(splits, skipped=skipped)
+    held_out = [e for name in ("val", "test") for group in splits[name] for e in group]
+    held_out = {path for e in held_out for path in e.images}
+    splits["pt"] = []
+    for group in read(pt_source, pt_images, skipped)[0]:
+        known = [e for e in group if held_out.intersection(e.images)]
+        for e in known:
+            kind = "captions of pictures that are held out"
+            skipped.add(DataError(f"{e.id}: a picture of it is held out", kind))
+        splits["pt"] += [] if known else [group]
     return Folder(splits, skipped=skipped)

@@ -1,14 +1,18 @@
-"""NLVR (Suhr et al., ACL 2017; CC BY 4.0; github.com/lil-lab/nlvr, folder nlvr) from its own layout:
+"""NLVR (Suhr et al., ACL 2017; CC BY 4.0; github.com/lil-lab/nlvr, folder nlvr) in its own layout:
 
-    SOURCE/SPLIT/SPLIT.json     an object a line: sentence, label "true" or "false", identifier "n-m", directory
-    SOURCE/SPLIT/images/...     SPLIT-n-m-K.png, 400 x 100: three boxes of 100 x 100; K = 0..5 tells the order of the boxes
+    SOURCE/SPLIT/SPLIT.json   an object a line: sentence, label "true" or "false", identifier "n-m",
+                              directory
+    SOURCE/SPLIT/images/...   SPLIT-n-m-K.png, 400 x 100: three boxes of 100 x 100; K = 0..5 tells
+                              the order of the boxes
 
-or the folder that holds this layout as `nlvr/`, as in a clone. Where a picture lies below images/ does not matter. Where one of
-its six orders is missing, all are made by permuting the boxes of the first that is there. Each box is a picture of its own.
+or the folder that holds this layout as `nlvr/`, as in a clone. Where a picture lies below images/
+does not matter. Where one of its six orders is missing, all are made by permuting the boxes of the
+first that is there. Each box is a picture of its own.
 
-Training takes the boxes in a random order. A held-out split asks every sentence six times, once for each order: that is NLVR's
-official accuracy. Consistency is the share of sentences (identifiers n) whose answers are all correct, for all of their pictures
-and orders. "train" and "val" both come from SOURCE/train: a tenth of its directories is val. Any other split is read when asked for.
+Training takes the boxes in a random order. A held-out split asks every sentence six times, once for
+each order: that is NLVR's official accuracy. Consistency is the share of sentences (identifiers n)
+whose answers are all correct, for all of their pictures and orders. "train" and "val" both come
+from SOURCE/train: a tenth of its directories is val. Any other split is read when asked for.
 """
 
 import json
@@ -21,93 +25,93 @@ from pathlib import Path
 
 import torch
 
-from data import IMAGE, Crop, DataError, Example, Folder, seed_of
+from data import IMAGE, Crop, DataError, Example, Folder, SkippedEntries, seed_of
 from data.nlvr_world import NUMBER, World
 
 ORDERS = list(permutations(range(3)))
 BOXES = [(x, 0, x + 100, 100) for x in (0, 150, 300)]
 DIGIT = dict(enumerate(NUMBER))
+FIELDS = ("sentence", "label", "identifier")
 
 
 def plain(sentence: str) -> str:
-    """A sentence in one spelling: lower case, numbers as words, no full stop; NLVR has lost some sentences' first letter, an A."""
-    words = (
-        re.sub(r"\d", lambda m: f" {DIGIT.get(int(m[0]), m[0])} ", sentence.lower())
-        .rstrip(" ./")
-        .replace(",", " , ")
-        .split()
-    )
+    """A sentence in one spelling: lower case, numbers as words, no full stop; NLVR has lost some
+    sentences' first letter, an A."""
+    text = re.sub(r"\d", lambda m: f" {DIGIT.get(int(m[0]), m[0])} ", sentence.lower())
+    words = text.rstrip(" ./").replace(",", " , ").split()
     words[:1] = [{"ll": "all", "t": "at"}.get(word, word) for word in words[:1]]
     return " ".join(words).replace(" ,", ",")
 
 
 def files(source: Path) -> dict[str, Path]:
-    """split -> its JSON file: its folder's name, or the file's own where a folder holds several (hidden/hidden_final.json)."""
-    out = {}
+    """split -> its JSON file: its folder's name, or the file's own where a folder holds several
+    (hidden/hidden_final.json)."""
+    by_split = {}
     for folder in sorted(path for path in source.iterdir() if (path / "images").is_dir()):
-        some = sorted(folder.glob("*.json"))
-        out |= {
-            folder.name if len(some) == 1 or file.stem == folder.name else file.stem: file
-            for file in some
-        }
-    return out
+        found = sorted(folder.glob("*.json"))
+        for file in found:
+            alone = len(found) == 1 or file.stem == folder.name
+            by_split[folder.name if alone else file.stem] = file
+    return by_split
 
 
-def read_split(file: Path) -> dict[str, list[list[Example]]]:
-    """directory -> its examples, those of one sentence together, the boxes in the order of the first picture there is."""
-    folder, have = file.parent, {}
-    for path in sorted(
-        (folder / "images").rglob("*.png"), key=lambda path: path.name, reverse=True
-    ):
-        have[path.name.rpartition("-")[0]] = path  # the lowest K is the one that stays
-    out = {}
+def read_lines(file: Path) -> list[str]:
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        return file.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise DataError(f"{file}: no such file (check --source)") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: not readable ({error})") from None
-    for number, line in enumerate(lines, 1):
+
+
+def read_entry(line: str, where: str) -> dict:
+    """One line of a split's JSON file, checked."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not readable as JSON ({error})") from None
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(f), str) for f in FIELDS):
+        raise DataError(
+            f"{where}: expected an object with the texts {', '.join(FIELDS)}, got {line[:100]}"
+        )
+    if entry["label"].lower() not in ("true", "false"):
+        raise DataError(f"{where}: the label must be true or false, not {entry['label']!r}")
+    if not re.fullmatch(r"\d+-\d+", entry["identifier"]):
+        raise DataError(f"{where}: the identifier must be like 72-0, not {entry['identifier']!r}")
+    sentence = plain(entry["sentence"])
+    if not sentence or IMAGE in sentence:
+        raise DataError(f"{where}: the sentence is empty or holds {IMAGE}")
+    return {**entry, "sentence": sentence, "label": entry["label"].lower()}
+
+
+def read_split(file: Path) -> dict[str, list[list[Example]]]:
+    """directory -> its examples, those of one sentence together, the boxes in the order of the
+    first picture there is."""
+    folder, first_picture, by_directory = file.parent, {}, {}
+    paths = (folder / "images").rglob("*.png")
+    for path in sorted(paths, key=lambda path: path.name, reverse=True):
+        first_picture[path.name.rpartition("-")[0]] = path  # the lowest K is the one that stays
+    for number, line in enumerate(read_lines(file), 1):
         if not line.strip():
             continue
         where = f"{file}: line {number}"
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not readable as JSON ({error})") from None
-        fields = ("sentence", "label", "identifier")
-        if not isinstance(entry, dict) or not all(
-            isinstance(entry.get(name), str) for name in fields
-        ):
-            raise DataError(
-                f"{where}: expected an object with the texts {', '.join(fields)}, got {line[:100]}"
-            )
-        label, sentence = entry["label"].lower(), plain(entry["sentence"])
-        if label not in ("true", "false"):
-            raise DataError(f"{where}: the label must be true or false, not {entry['label']!r}")
-        if not re.fullmatch(r"\d+-\d+", entry["identifier"]):
-            raise DataError(
-                f"{where}: the identifier must be like 72-0, not {entry['identifier']!r}"
-            )
-        if not sentence or IMAGE in sentence:
-            raise DataError(f"{where}: the sentence is empty or holds {IMAGE}")
-        picture = have.get(f"{folder.name}-{entry['identifier']}")
+        entry = read_entry(line, where)
+        identifier = entry["identifier"]
+        picture = first_picture.get(f"{folder.name}-{identifier}")
         if picture is None:
-            raise DataError(
-                f"{where}: no picture {folder.name}-{entry['identifier']}-K.png below {folder / 'images'}"
-            )
+            name = f"{folder.name}-{identifier}-K.png"
+            raise DataError(f"{where}: no picture {name} below {folder / 'images'}")
         example = Example(
             [Crop(picture, box, (400, 100)) for box in BOXES],
-            [(IMAGE * 3 + sentence, label)],
-            id=f"{where} ({entry['identifier']})",
-            group=entry["identifier"].split("-")[0],
+            [(IMAGE * 3 + entry["sentence"], entry["label"])],
+            id=f"{where} ({identifier})",
+            group=f"{folder.name}-{identifier.split('-')[0]}",  # numbers begin anew in each split
         )
-        out.setdefault(str(entry.get("directory", picture.parent.name)), {}).setdefault(
-            example.group, []
-        ).append(example)
-    if not out:
+        directory = by_directory.setdefault(str(entry.get("directory", picture.parent.name)), {})
+        directory.setdefault(example.group, []).append(example)
+    if not by_directory:
         raise DataError(f"{file}: holds no example")
-    return {directory: list(groups.values()) for directory, groups in out.items()}
+    return {name: list(groups.values()) for name, groups in by_directory.items()}
 
 
 def in_order(example: Example, order: tuple[int, ...]) -> Example:
@@ -115,48 +119,47 @@ def in_order(example: Example, order: tuple[int, ...]) -> Example:
 
 
 def in_all_orders(example: Example) -> list[Example]:
-    """The example six times: from its own six pictures, where they are all there (NLVR drew each of them: they differ from a
-    permutation in up to four pixels), else by permuting its boxes."""
+    """The example six times: from its own six pictures, where they are all there (NLVR drew each of
+    them: they differ from a permutation in up to four pixels), else by permuting its boxes."""
     path = example.images[0].path
     own = [path.with_name(f"{path.stem.rpartition('-')[0]}-{k}.png") for k in range(len(ORDERS))]
-    if all(file.is_file() for file in own):
-        return [
-            replace(example, images=[replace(crop, path=file) for crop in example.images])
-            for file in own
-        ]
-    return [in_order(example, order) for order in ORDERS]
+    if not all(file.is_file() for file in own):
+        return [in_order(example, order) for order in ORDERS]
+    crops = [[replace(crop, path=file) for crop in example.images] for file in own]
+    return [replace(example, images=images) for images in crops]
 
 
 class NLVR(Folder):
-    """NLVR as a data set. With `world`, stage 1 is the world's alone, and in stage 2 it has its share of every batch."""
+    """NLVR as a data set. With `world`, stage 1 is the world's alone, and in stage 2 it has its
+    share of every batch."""
 
-    final_split = "val"  # what train.py reports at its end: the official splits are read only when eval.py is asked to
+    final_split = "val"  # the official splits are read only when eval.py is asked to
     answers = {"true", "false"}
-    SHARE, AFTER = (
-        0.5,
-        400,
-    )  # NLVR's share of a batch of stage 2, where there is a world; until that step it is the world's alone
+    SHARE = 0.5  # NLVR's share of a batch of stage 2, where there is a world ...
+    AFTER = 400  # ... from this step on; until then the batch is the world's alone
 
     def __init__(self, source: Path, world: World | None = None):
         self.source = source / "nlvr" if (source / "nlvr").is_dir() else source
         if not self.source.is_dir():
             raise DataError(f"{self.source}: no such folder (check --source)")
-        self.world, self.files = world, files(self.source)
+        self.world, self.files, self.skipped = world, files(self.source), SkippedEntries()
         if not self.files:
             raise DataError(
-                f"{self.source}: expected folders such as train, each with train.json and images (check --source)"
+                f"{self.source}: expected folders such as train, each with train.json and images "
+                "(check --source)"
             )
 
     @cached_property
     def splits(self) -> dict[str, list[list[Example]]]:
-        """train and val, a group for each sentence (up to four pictures); split by directory, as NLVR's authors advise, because
-        train holds many pictures that differ in the order of their boxes alone."""
+        """train and val, a group for each sentence (up to four pictures); split by directory, as
+        NLVR's authors advise, because train holds many pictures that differ in the order of their
+        boxes alone."""
         by_directory = read_split(self.files.get("train", self.source / "train" / "train.json"))
         names = sorted(by_directory, key=lambda name: (zlib.crc32(name.encode()), name))
-        n = max(1, len(names) // 10)
+        n_val = max(1, len(names) // 10)
         return {
-            split: [group for name in some for group in by_directory[name]]
-            for split, some in (("train", names[n:]), ("val", names[:n]))
+            split: [group for name in names_of_split for group in by_directory[name]]
+            for split, names_of_split in (("train", names[n_val:]), ("val", names[:n_val]))
         }
 
     def texts(self):
@@ -164,9 +167,7 @@ class NLVR(Folder):
         if self.world:
             yield from self.world.texts()
 
-    def draw(
-        self, stage: str, step: int, pictures: int, per_picture: int, seed: int
-    ) -> list[Example]:
+    def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
         if self.world and (stage == "pt" or step < self.AFTER):
             return self.world.draw(stage, step, pictures, per_picture, seed)
         own = max(1, round(pictures * self.SHARE)) if self.world else pictures
@@ -180,21 +181,17 @@ class NLVR(Folder):
 
     def split_names(self) -> list[str]:
         """train and val; the official splits that are there; world, where there is one."""
-        return [
-            "train",
-            "val",
-            *(name for name in self.files if name != "train"),
-            *(["world"] if self.world else []),
-        ]
+        official = [name for name in self.files if name != "train"]
+        return ["train", "val", *official, *(["world"] if self.world else [])]
 
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
-        """Every example in all six orders: first all examples in the first order, then in the second, ..."""
+        """Every example in all six orders: first all examples in the first order, then in the
+        second, ..."""
         if split == "world":
             return self.world.heldout(split, limit)
-        groups = (
-            self.splits[split]
-            if split in ("train", "val")
-            else [g for some in read_split(self.files[split]).values() for g in some]
-        )
+        if split in ("train", "val"):
+            groups = self.splits[split]
+        else:
+            groups = [g for some in read_split(self.files[split]).values() for g in some]
         six = [in_all_orders(example) for group in groups for example in group]
         return [examples[k] for k in range(len(ORDERS)) for examples in six][:limit]
