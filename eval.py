@@ -24,7 +24,7 @@ from engine.batches import examples_of
 from engine.checkpoint import load_model
 from engine.options import Parser, positive
 from engine.precision import check_device, default_device
-from engine.run import one_line_errors, read_record
+from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import pool, table
 from mma import EXTRA_PAIRS
 from model import MLLM
@@ -142,6 +142,7 @@ def main(argv=None) -> None:
     args = arguments(argv)
     with one_line_errors():
         check_device(args.device)
+        check_writable(args.json, args.md)
         if (args.image is None) != (args.question is None):
             raise data.DataError("--image and --question belong together")
         from lab import variants  # the one look upwards: runs of other methods

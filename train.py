@@ -22,7 +22,8 @@ import data
 from engine.batches import StepBatches, check_source, loader_of, measure_pixels
 from engine.checkpoint import StopRequest, fingerprint
 from engine.distributed import Distributed, full_tensor
-from engine.optimizers import make_optimizers
+from engine.lock import run_lock
+from engine.optimizers import freeze, make_optimizers
 from engine.options import PRESETS, arguments
 from engine.precision import autocast_of, check_device, compile_blocks, scaler_of, uncompiled
 from engine.run import Run, check_out, one_line_errors
@@ -66,6 +67,19 @@ def train_stage(
         record(step + 1, loss, loss if overflow else norm)
 
 
+def prepare(model: MLLM, source, stages: list, args, ranks: Distributed) -> MLLM:
+    """The model, placed where it trains, after all that can be checked before has been."""
+    check_source(source, stages, model, args, ranks.say)
+    for parts in (args.pt_freeze, args.freeze):
+        freeze(model, parts)  # a part that does not exist is said now
+    params = sum(p.numel() for p in model.parameters())
+    ranks.say(f"{args.out}: mask {args.mask}, {params:,} parameters, on {args.device}")
+    measure_pixels(model.encoder, stages[0][2])
+    if args.compile:
+        compile_blocks(model)
+    return ranks.place(model)
+
+
 def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> None:
     """Train a model on a data set in two stages and write the run's folder. args: as
     engine.options.arguments makes them; watch: what draws curves.png and sheet.png (lab/watch.py).
@@ -75,13 +89,7 @@ def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> 
         (stage, kind, StepBatches(source, tokenizer, model.config, stage, args))
         for stage, kind in (("pt", args.pt_mask), ("sft", args.mask))
     ]
-    check_source(source, stages, model, args, ranks.say)
-    params = sum(p.numel() for p in model.parameters())
-    ranks.say(f"{args.out}: mask {args.mask}, {params:,} parameters, on {args.device}")
-    measure_pixels(model.encoder, stages[0][2])
-    if args.compile:
-        compile_blocks(model)
-    model = ranks.place(model)
+    model = prepare(model, source, stages, args, ranks)
 
     def answer(examples: list, progress: bool = False) -> list[dict]:
         shard = ranks.local_shard(examples)
@@ -95,9 +103,7 @@ def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> 
     scaler = scaler_of(ranks.device)
     with StopRequest(patient=ranks.world_size > 1) as stop:
         for stage, kind, batches in run.to_do(stages):
-            frozen = tuple(args.pt_freeze if stage == "pt" else args.freeze)
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(not name.startswith(frozen))
+            freeze(model, args.pt_freeze if stage == "pt" else args.freeze)
             optimizers, loss = make_optimizers(model, args, stage), ranks.loss_function(model)
             done = run.begin_stage(stage, model, optimizers, scaler, batches)
             shown = run.progress(loader_of(batches, done, args), done)
@@ -120,7 +126,7 @@ def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> 
 
 def main(argv=None) -> None:
     args = arguments(argv, __doc__)
-    with one_line_errors(args.out):
+    with one_line_errors(args.out), run_lock(args.out):
         check_out(args)
         check_device(args.device)
         from lab import variants, watch  # the one look upwards: other methods, and drawing

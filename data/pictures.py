@@ -17,7 +17,7 @@ from data.errors import DataError
 
 CACHED_PICTURES = 8192
 MAX_PIXELS = 50_000_000  # of a picture's file
-GREY = (128, 128, 128)  # beside a picture that is not square
+GREY = (128, 128, 128)  # beside a picture that is not square, behind a transparent one
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,9 @@ def open_picture(path: Path | bytes) -> Image.Image:
             picture = ImageOps.exif_transpose(file)  # as a viewer would show it
             if picture.mode.startswith("I"):  # 16 bits a pixel
                 picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+            if picture.has_transparency_data:
+                grey = Image.new("RGBA", picture.size, (*GREY, 255))
+                picture = Image.alpha_composite(grey, picture.convert("RGBA"))
             return picture.convert("RGB")
     except FileNotFoundError:
         raise DataError(f"{path}: no such picture") from None

@@ -100,7 +100,8 @@ def check_source(source, stages: list, model, args, say) -> None:
     """Read every picture of a folder once, leave out what cannot be used and say so, and look at
     the first batch of each stage: (stage, mask, StepBatches)."""
     config, tokenizer = model.config, stages[0][2].tokenizer
-    if isinstance(source, data.Folder):
+    is_folder = hasattr(source, "read_pictures")  # also where a variant wraps it
+    if is_folder:
         if skipped := source.read_pictures(config.image_size):
             say(skipped)
         empty = [split for split, groups in source.splits.items() if not groups]
@@ -117,7 +118,7 @@ def check_source(source, stages: list, model, args, say) -> None:
         )
     for stage, kind, batches in stages:
         check_labels(kind, batches.batch(0), model, args.allow_leaks)  # unpacked: the same, sooner
-        if isinstance(source, data.Folder):
+        if is_folder:
             continue
         n, longest = config.n_image_tokens, args.max_tokens
         cut, without = map(len, data.unusable(batches.examples(0), tokenizer, n, longest))

@@ -40,8 +40,10 @@ def write_file(path: Path, save) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch.save wraps a full disk in a RuntimeError
+    except (OSError, RuntimeError) as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise  # not torch.save's word for a full disk
         known = isinstance(error, OSError) and error.errno != errno.EINVAL
         why = error.strerror if known else str(error).splitlines()[0]
         kept = f"; {path.name} is still the one from before" if path.exists() else ""

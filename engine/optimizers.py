@@ -6,6 +6,7 @@ Shapes:  k matrices of one shape, stacked   rows, columns of a matrix
 import torch
 from torch import Tensor, nn
 
+from data import DataError
 from engine.distributed import full_tensor, shard_like
 
 
@@ -36,6 +37,18 @@ def make_optimizers(model: nn.Module, args, stage: str) -> list[torch.optim.Opti
         lr = args.pt_adam_lr if stage == "pt" else args.adam_lr
         optimizers += [torch.optim.AdamW(second, lr, **options)]
     return optimizers
+
+
+def freeze(model: nn.Module, parts: list[str]) -> None:
+    """Train all parameters but those whose names begin with one of parts. DataError for a part that
+    no parameter belongs to."""
+    names = [name for name, _ in model.named_parameters()]
+    for part in parts:
+        if not part or not any(name.startswith(part) for name in names):
+            there = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
+            raise DataError(f"--freeze {part!r}: no parameter's name begins so; there are {there}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(tuple(parts)))
 
 
 class Muon(torch.optim.Optimizer):

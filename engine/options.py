@@ -55,6 +55,18 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def not_negative(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
+    return int(text)
+
+
+def rate(text: str) -> float:
+    if not 0 < float(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
+    return float(text)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose --help fits one screen, and whose errors are one line."""
 
@@ -122,8 +134,8 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
         "--vocab-size", type=positive, metavar="N", default=4096, help="at most (default: 4096)"
     )
     g = parser.add_argument_group("training")
-    g.add_argument("--pt-steps", type=int, metavar="N", help="steps of stage 1 (captions)")
-    g.add_argument("--steps", type=int, metavar="N", help="steps of stage 2 (questions)")
+    g.add_argument("--pt-steps", type=not_negative, metavar="N", help="steps of stage 1 (captions)")
+    g.add_argument("--steps", type=not_negative, metavar="N", help="steps of stage 2 (questions)")
     g.add_argument(
         "--pt-pictures", type=positive, metavar="N", help="pictures of a step of stage 1"
     )
@@ -132,8 +144,8 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
     g.add_argument(
         "--optimizer", choices=("muon", "adamw"), metavar="NAME", help="muon, adamw (default: muon)"
     )
-    g.add_argument("--lr", type=float, metavar="LR", help="peak rate of weight matrices")
-    g.add_argument("--adam-lr", type=float, metavar="LR", help="peak rate of all other parameters")
+    g.add_argument("--lr", type=rate, metavar="LR", help="peak rate of weight matrices")
+    g.add_argument("--adam-lr", type=rate, metavar="LR", help="peak rate of all other parameters")
     g.add_argument(
         "--pt-freeze", nargs="*", metavar="", help="parts that stage 1 leaves as they are"
     )
@@ -176,7 +188,9 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
         help="steps between checkpoints (default: 100)",
     )
     g.add_argument("--device", default=default_device(), metavar="NAME", help="cuda, mps or cpu")
-    g.add_argument("--workers", type=int, default=1, metavar="N", help="that make batches ahead")
+    g.add_argument(
+        "--workers", type=not_negative, default=1, metavar="N", help="that make batches ahead"
+    )
     g.add_argument("--compile", action="store_true", help="compile the layers")
     g.add_argument(
         "--checkpointing",
@@ -188,6 +202,8 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
     args = parser.parse_args(argv)
     if args.resume and args.overwrite:
         parser.error("--resume goes on with a run, --overwrite replaces it: choose one")
+    if args.steps == 0 and args.pt_steps == 0:
+        parser.error("--pt-steps 0 --steps 0 leaves nothing to train")
     if args.preset is None:
         usual = "small" if args.device.startswith("cuda") else "tiny"
         args.preset = list(presets)[len(PRESETS)] if extend else usual
@@ -198,6 +214,8 @@ def fill_in(args: argparse.Namespace, preset: dict) -> argparse.Namespace:
     """The command line, filled up from the preset, the recipe of the data and the defaults."""
     own = preset.get("own", {})  # what holds whatever the data
     known = {**DEFAULTS, **preset, **RECIPES[args.data], **own}
+    if args.optimizer == "adamw" and "optimizer" not in preset:  # its rate is not Muon's
+        known["lr"] = known["adam_lr"]
     for name, value in known.items():
         if name not in ("model", "own") and getattr(args, name, None) is None:
             setattr(args, name, value)

@@ -205,13 +205,26 @@ class Run:
 def read_record(run: Path) -> dict:
     """The run.json of a finished run."""
     try:
-        return json.loads((run / "run.json").read_text(encoding="utf-8"))
+        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or "args" not in record:
+            raise ValueError("it is not what train.py writes")
+        return record
     except FileNotFoundError:
         raise DataError(
             f"{run}: not a finished run, run.json is missing; RUN is what --out of train.py named"
         ) from None
     except ValueError as error:
         raise DataError(f"{run / 'run.json'} cannot be read: {error}") from None
+
+
+def check_writable(*files: Path | None) -> None:
+    """DataError for a file that will not be writable at the end of a long command."""
+    for file in filter(None, files):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            open(file, "ab").close()
+        except OSError as error:
+            raise DataError(f"{file} cannot be written: {error.strerror}") from None
 
 
 def check_out(args) -> None:

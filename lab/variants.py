@@ -199,6 +199,8 @@ class DualOrder:
         self.source, self.half = source, {"pt": args.pt_steps // 2, "sft": args.steps // 2}
 
     def __getattr__(self, name):
+        if name.startswith("__"):  # pickle asks before there is a source
+            raise AttributeError(name)
         return getattr(self.source, name)
 
     def draw(self, stage: str, step: int, *key) -> list[data.Example]:
@@ -209,8 +211,9 @@ class DualOrder:
 def text_first(example: data.Example) -> data.Example:
     turns = []
     for message, answer in example.turns:
-        pictures = message.count(data.IMAGE)
-        turns.append((message.replace(data.IMAGE, " ") + pictures * data.IMAGE, answer))
+        pieces = message.split(data.IMAGE)
+        text = " ".join(piece.strip() for piece in pieces if piece.strip())
+        turns.append((text + (len(pieces) - 1) * data.IMAGE, answer))
     return replace(example, turns=turns)
 
 

@@ -1,0 +1,76 @@
+"""One training at a time in a folder: a lock file that names the process, held by the system.
+
+The system releases it when the process ends, however it ends. What is still written in it then says
+that the run was killed.
+"""
+
+import json
+import os
+import socket
+from contextlib import contextmanager
+from pathlib import Path
+
+from data import DataError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+
+def take(file) -> bool:
+    """Lock an open file, if nobody else has it."""
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            file.seek(1_000_000)  # beyond what others may want to read
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            file.seek(0)
+    except OSError:
+        return False
+    return True
+
+
+def holder(text: str) -> str:
+    """Who wrote the lock file."""
+    try:
+        record = json.loads(text)
+        return f"process {record['process']} on {record['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+
+
+@contextmanager
+def run_lock(out: Path, say=print):
+    """Hold the folder `out`; of several processes of one run the first one does. Raises DataError
+    if another training has it, or if it cannot be made or written."""
+    if int(os.environ.get("RANK", 0)) > 0:
+        yield
+        return
+    path = out / "lock"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"--out {out} cannot be written: {error.strerror}") from None
+    with file:
+        file.seek(0)
+        written = file.read()
+        if not take(file):
+            raise DataError(
+                f"{holder(written)} is training in {out}; wait for it, or choose another --out"
+            )
+        if written:
+            say(f"{holder(written)} held {out} and is gone without an end")
+        file.seek(0)
+        file.truncate()
+        file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)  # taken away by nobody: others may be waiting for it
+            if fcntl:
+                path.unlink(missing_ok=True)
