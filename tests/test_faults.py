@@ -1,0 +1,163 @@
+"""Faults that were found by trying the project: each ends in one clear line, or does the right
+thing."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+import data
+import eval as evaluation
+import train
+from engine.checkpoint import write_file
+from engine.lock import run_lock
+from engine.run import read_record
+
+QUICK = [
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+    "--pt-pictures",
+    "2",
+    "--pictures",
+    "2",
+    "--limit",
+    "2",
+]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--steps -5", "must be 0 or more"),
+        ("--workers -1", "must be 0 or more"),
+        ("--lr -1", "must be a number above 0"),
+        ("--lr nan", "must be a number above 0"),
+        ("--pt-steps 0 --steps 0", "nothing to train"),
+        ("--limit 0", "must be 1 or more"),
+        ("--mask nothing", "invalid choice"),
+    ],
+)
+def test_a_bad_option_is_one_line(options, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        train.main(options.split())
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("part", ["encodr", ""])
+def test_a_part_to_freeze_that_does_not_exist_is_an_error(part, tmp_path):
+    with pytest.raises(SystemExit, match="no parameter's name begins so; there are encoder"):
+        train.main([*QUICK, "--freeze", part, "--out", str(tmp_path / "run")])
+    assert not list(tmp_path.glob("run/*.pt"))
+
+
+def test_adamw_has_a_rate_of_its_own():
+    from engine.options import arguments
+
+    assert arguments(["--optimizer", "adamw"]).lr == arguments([]).adam_lr != arguments([]).lr
+    assert arguments(["--optimizer", "adamw", "--lr", "0.5"]).lr == 0.5
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_an_out_that_is_a_file(below, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(SystemExit, match="cannot be written"):
+        train.main([*QUICK, "--out", str(tmp_path / "file" / below)])
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_two_trainings_in_one_folder(tmp_path):
+    """The second one is refused, and loses nothing of the first; a killed one is noticed."""
+    program = "import sys; from pathlib import Path; from engine.lock import run_lock\n"
+    program += f"with run_lock(Path({str(tmp_path)!r})): print('held', flush=True); input()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+    )  # fmt: skip
+    assert child.stdout.readline() == "held\n"
+    with pytest.raises(SystemExit, match=f"process {child.pid} on .* is training in"):
+        train.main([*QUICK, "--out", str(tmp_path)])
+    child.kill()
+    child.wait()
+    said = []
+    with run_lock(tmp_path, said.append):
+        pass
+    with run_lock(tmp_path, said.append):  # released: nothing to say
+        pass
+    assert len(said) == 1 and "is gone without an end" in said[0]
+
+
+def test_json_and_md_are_checked_before_the_evaluation(tmp_path):
+    (tmp_path / "file").write_text("")
+    for option in ("--json", "--md"):
+        with pytest.raises(SystemExit, match="cannot be written"):
+            evaluation.main(
+                [str(tmp_path), option, str(tmp_path / "file" / "x"), "--device", "cpu"]
+            )
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "no JSON"])
+def test_a_run_json_that_is_none(content, tmp_path):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(data.DataError, match="run.json cannot be read"):
+        read_record(tmp_path)
+
+
+def test_only_a_full_disk_is_called_one(tmp_path):
+    def broken(file):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(RuntimeError, match="device-side"):
+        write_file(tmp_path / "x", broken)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_shows_grey(mode, tmp_path):
+    """A black square on transparency: not all black."""
+    picture = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    picture.paste((0, 0, 0, 255), (0, 0, 8, 16))
+    picture.convert(mode).save(tmp_path / "x.png")
+    pixels = data.pixels_of(tmp_path / "x.png", 16, "")
+    assert pixels[:, 4, 4].tolist() == [0, 0, 0] and pixels[:, 4, 12].tolist() == [128, 128, 128]
+
+
+@pytest.mark.parametrize("said, same", [("(3)", "3"), ("3)", "3"), ("(a) Cat.", "cat")])
+def test_brackets_do_not_count(said, same):
+    assert evaluation.normalise(said) == evaluation.normalise(same)
+
+
+def test_consistency_tells_splits_apart(tmp_path):
+    """Groups of the same number in two splits of NLVR are two groups."""
+    for split in ("train", "dev"):
+        folder = tmp_path / split / "images" / "0"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (400, 100)).save(folder / f"{split}-1-0-0.png")
+        line = {"sentence": "there is a box", "label": "true", "identifier": "1-0"}
+        (tmp_path / split / f"{split}.json").write_text(json.dumps(line))
+    source = data.load("nlvr", tmp_path)
+    groups = [source.heldout(split)[0].group for split in ("val", "dev")]
+    assert groups[0] != groups[1]
+
+
+def test_an_optimizers_second_group_is_scheduled_too(tmp_path):
+    p, q = (torch.nn.Parameter(torch.ones(())) for _ in range(2))
+    model = torch.nn.Module()
+    model.embed, model.p, model.q = torch.nn.Embedding(1, 1), p, q
+    optimizer = torch.optim.SGD([{"params": [p]}, {"params": [q]}], lr=1.0)
+    seen = []
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+
+    def record(step, loss, norm):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+
+    loss = lambda kind: model.p + model.q
+    train.train_stage(model, loss, [optimizer], scaler, [{}] * 3, 0, 3, "mma", record)
+    assert all(a == b < 1 for a, b in seen)
