@@ -1,9 +1,11 @@
-"""Number formats and compilation: float32 on CPUs and Apple's GPUs, bfloat16 on CUDA, float16 with
+"""Number formats, compilation and memory: float32 on CPUs and Apple's GPUs, bfloat16 on CUDA, float16 with
 a loss scaler where a GPU has no bfloat16."""
 
 import contextlib
+from functools import partial
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from data import DataError
 
@@ -41,6 +43,19 @@ def compile_blocks(model) -> None:
     """Layers that are alike are compiled once."""
     for block in [*model.encoder.blocks, *model.blocks]:
         block.compile(dynamic=True)
+
+
+def recompute_blocks(model) -> None:
+    """Keep of each decoder layer its input alone, and compute the rest again in backward (activation
+    checkpointing, arXiv 1604.06174): for large models."""
+    for block in model.blocks:
+        block.forward = partial(recompute, block.forward)
+
+
+def recompute(forward, *inputs):
+    if not torch.is_grad_enabled():
+        return forward(*inputs)
+    return checkpoint(forward, *inputs, use_reentrant=False)
 
 
 def uncompiled(compiled: bool):

@@ -161,3 +161,20 @@ def test_an_optimizers_second_group_is_scheduled_too(tmp_path):
     loss = lambda kind: model.p + model.q
     train.train_stage(model, loss, [optimizer], scaler, [{}] * 3, 0, 3, "mma", record)
     assert all(a == b < 1 for a, b in seen)
+
+
+def test_checkpointing_computes_again_and_changes_nothing(model, batch_of, dialogues):
+    from copy import deepcopy
+
+    from engine.precision import recompute_blocks
+
+    batch, calls = batch_of(dialogues), []
+    other = deepcopy(model)
+    recompute_blocks(other)
+    other.blocks[1].norm1.register_forward_hook(lambda *_: calls.append(1))
+    losses = [m.loss(**batch, kind="mma") for m in (model, other)]
+    for loss in losses:
+        loss.backward()
+    assert losses[0] == losses[1] and len(calls) == 2  # forward, and again for backward
+    for p, q in zip(model.parameters(), other.parameters()):
+        assert torch.equal(p.grad, q.grad)

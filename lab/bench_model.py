@@ -1,0 +1,148 @@
+"""Our own against our own: the mask, the last layer, packing, the loader.
+
+    python -m lab.bench mask|last-layer|packing|loader
+
+Shapes:  B rows of a batch   T tokens of a row   t queries   H query heads   G key/value heads
+         d head width
+"""
+
+import random
+
+import torch
+import torch.nn.functional as F
+
+import data
+from lab import bench_timing as timing
+from lab.bench_timing import DEVICE, batch_of, rows_of, tiny, to_device, training_step
+from model import KVCache, attention
+
+# rows, image tokens along a side, pictures, tokens of a row; besides the default job's
+LENGTHS = (16, 12, 1, 256), (4, 24, 1, 1024), (1, 28, 4, 4096)
+PROMPT = ("ids", "role", "images", "picture", "turn")
+
+
+def causal_without_mask(q, k, v, mask):
+    """model.attention for the causal mask of rows without gaps, by the kernel that needs none: what
+    a causal model would use. The last layer's few rows keep theirs."""
+    if q.shape[-2] != k.shape[-2]:
+        return attention(q, k, v, mask)
+    grouped, scale = q.shape[1] > k.shape[1], v.shape[-1] ** -0.5
+    if q.is_cuda:  # as in model.attention
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        grouped = False
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped, scale=scale)
+
+
+def attending(model, function, call):
+    """The call, its attention computed by another function."""
+
+    def inner():
+        before = [block.attention.attend for block in model.blocks]
+        for block in model.blocks:
+            block.attention.attend = function
+        call()
+        for block, usual in zip(model.blocks, before):
+            block.attention.attend = usual
+
+    return inner
+
+
+def mask(args) -> list[list[str]]:
+    """Causal without a mask tensor, causal with one, and mma. Rows have equal lengths, so that
+    causal may go without."""
+    table = [["tokens", "rows", "what", "causal, no mask, ms", "causal, dense mask", "mma"]]
+    for config, batch in mask_cases():
+        model, optimizers = timing.trained(config)
+        B, T = batch["ids"].shape
+        last = torch.full((B, 1), T - 1, device=DEVICE)
+
+        @torch.no_grad()
+        def prefill(kind, model=model, batch=batch, last=last):
+            inputs = {name: batch[name] for name in PROMPT}
+            model(**inputs, kind=kind, rows=last, cache=KVCache(model, *batch["ids"].shape))
+
+        def training(kind, model=model, optimizers=optimizers, batch=batch):
+            training_step(model, optimizers, kind, batch)()
+
+        for what, call in (("training step", training), ("prefill", prefill)):
+            arms = {
+                "no mask": attending(model, causal_without_mask, lambda c=call: c("causal")),
+                "causal": lambda c=call: c("causal"),
+                "mma": lambda c=call: c("mma"),
+            }
+            t = timing.turns(arms, args.repeats)
+            ratios = [f"{t[arm] / t['no mask']:.2f}" for arm in ("causal", "mma")]
+            table.append([f"{T:,}", str(B), what, f"{1000 * t['no mask']:.1f}", *ratios])
+    return table
+
+
+def mask_cases():
+    """(config, batch) of the default job and of LENGTHS."""
+    model, batches = timing.default_job()
+    yield model.config, to_device(batches[0])
+    for rows, grid, pictures, total in LENGTHS:
+        config = tiny(image_size=16 * grid)
+        answer = total - 1 - pictures * config.n_image_tokens - 64
+        batch = batch_of(config, rows_of(config, [(64, answer)] * rows, pictures))
+        positions = timing.find_loss_positions(batch["role"])
+        yield config, {**batch, "rows": positions[0], "valid_index": positions[1]}
+
+
+def last_layer(args) -> list[list[str]]:
+    """A training step of stage 2 at the default shape: engine.last_layer.answer_loss, as train.py
+    uses it, against model.loss, which computes the last layer everywhere. Both take the vocabulary
+    only where an answer is predicted."""
+    _, batches = timing.default_job()
+    model, optimizers = timing.trained(batches.config)
+    batch = to_device(batches[0])
+
+    def plain(rows, valid_index, num_targets=None, **batch):
+        return model.loss(**batch)
+
+    t = timing.turns(
+        {
+            "plain: model.loss": training_step(model, optimizers, "mma", batch, plain),
+            "answer_loss, as train.py": training_step(model, optimizers, "mma", batch),
+        },
+        args.repeats,
+    )
+    usual = t["plain: model.loss"]
+    B, T = batch["ids"].shape
+    rows = [[f"{B} rows of {T} tokens, {model.config.n_layer} layers", "ms a step", "of plain"]]
+    return rows + [[name, f"{1000 * s:.1f}", f"{s / usual:.2f}"] for name, s in t.items()]
+
+
+def packing(args) -> list[list[str]]:
+    """64 dialogues a step, lengths as in LLaVA's data: questions of 5 to 60 tokens, answers of 1 to
+    200."""
+    config, r = tiny(), random.Random(0)
+    rows = rows_of(config, [(r.randint(5, 60), r.randint(1, 200)) for _ in range(64)])
+    model, optimizers = timing.trained(config)
+    batches = {"padded": batch_of(config, rows), "packed": batch_of(config, data.pack(rows))}
+    steps = {
+        name: training_step(model, optimizers, "mma", batch) for name, batch in batches.items()
+    }
+    t = timing.turns(steps, args.repeats)
+    table = [["rows", "shape", "positions that hold a token", "dialogues a second", "of padded"]]
+    for name, batch in batches.items():
+        shape, filled = " x ".join(map(str, batch["ids"].shape)), (batch["role"] > 0).float().mean()
+        ratio = f"{t['padded'] / t[name]:.2f}"
+        table.append([name, shape, f"{filled:.1%}", f"{64 / t[name]:.0f}", ratio])
+    return table
+
+
+def loader(args) -> list[list[str]]:
+    """Making a batch in one process against training on it."""
+    _, batches = timing.default_job()
+    model, optimizers = timing.trained(batches.config)
+    training = training_step(model, optimizers, "mma", to_device(batches[0]))
+    step = iter(range(10**6))
+    arms = {
+        "making a batch (one process)": lambda: batches[next(step)],
+        "a training step": training,
+    }
+    t = timing.turns(arms, args.repeats)
+    table = [["what", "ms", "times as fast as training"]]
+    for name, seconds in t.items():
+        table.append([name, f"{1000 * seconds:.1f}", f"{t['a training step'] / seconds:.1f}"])
+    return table

@@ -1,0 +1,143 @@
+"""What the benchmarks of speed share: taking turns, a training step, batches of any length.
+
+Shapes:  B rows of a batch   T tokens of a row   n image tokens of a picture
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from tqdm import tqdm
+
+import data
+from engine.batches import StepBatches
+from engine.last_layer import answer_loss, find_loss_positions
+from engine.optimizers import make_optimizers
+from engine.options import PRESETS, arguments
+from engine.precision import scaler_of
+from lab import variants
+from mma import Role
+from model import MLLM, Config
+from train import train_stage
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+WHERE = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"
+FORMAT = "training in bfloat16, answering in float32" if CUDA else "float32"
+WHERE += f", torch {torch.__version__}, {FORMAT}"
+RATE = 1e-4  # of every optimizer here: nothing is learned, nothing may overflow
+
+
+def wait() -> None:
+    """Until the GPU has done what it was given."""
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+def turns(arms: dict[str, Callable], repeats: int, warmup: int = 2) -> dict[str, float]:
+    """name -> median seconds of a call, the arms taking turns, every other round backwards: what a
+    call leaves behind (memory, caches) is then not always the same arm's gain."""
+    times = {name: [] for name in arms}
+    for k in tqdm(range(repeats + warmup), desc="timing", leave=False):
+        for name, call in list(arms.items())[:: (-1) ** k]:
+            began = time.perf_counter()
+            call()
+            wait()
+            times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(seconds[warmup:]) for name, seconds in times.items()}
+
+
+# --- Models and their optimizers
+
+
+def tiny(vocab: int = 600, **sizes) -> Config:
+    return Config(vocab_size=vocab, **{**PRESETS["tiny"]["model"], **sizes})
+
+
+def freeze(model: MLLM, parts: list[str]) -> MLLM:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(tuple(parts)))
+    return model
+
+
+def trained(config: Config, model_class=MLLM) -> tuple[MLLM, list]:
+    """A model as stage 2 trains it, the encoder frozen, and its optimizers."""
+    torch.manual_seed(0)
+    model = freeze(model_class(config).to(DEVICE), ["encoder"])
+    return model, optimizers_of(model, arguments(["--preset", "tiny", "--device", DEVICE]))
+
+
+def optimizers_of(model: MLLM, args) -> list:
+    optimizers = make_optimizers(model, args, "sft")
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = RATE
+    return optimizers
+
+
+def constant(step: int, steps: int) -> float:
+    """A schedule for single steps: train.schedule would warm each of them up, from a lower rate
+    every time."""
+    return 1.0
+
+
+def training_step(model, optimizers, kind: str, batch: dict, loss_function=None) -> Callable:
+    """A call is a step of train.py on this batch. loss_function: another one than train.py's."""
+    if "rows" not in batch:
+        rows, valid_index = find_loss_positions(batch["role"], batch.get("document"))
+        batch = {**batch, "rows": rows, "valid_index": valid_index}
+    loss = loss_function or partial(answer_loss, model)
+    scaler = scaler_of(DEVICE)
+    nothing = lambda *record: None
+    return lambda: train_stage(
+        model, loss, optimizers, scaler, [batch], 0, 1, kind, nothing, schedule=constant
+    )
+
+
+# --- The job that `python train.py` does
+
+
+def build(args) -> tuple[MLLM, StepBatches]:
+    """The model of train.py's args and the batches of its stage 2, on the built-in world."""
+    variant = variants.get(args)
+    source = variant.wrap_source(data.load("shapes"), args)
+    tokenizer = variant.tokenizer_class.train(source.texts(), args.vocab_size)
+    sizes = {**PRESETS[args.preset]["model"], "n_layer": args.n_layer, "mask": args.mask}
+    sizes |= {"image_size": args.image_size, "patch_size": args.patch_size}
+    config = Config(vocab_size=len(tokenizer), **sizes)
+    model = freeze(variant.model_class(config).to(args.device), args.freeze)
+    return model, StepBatches(source, tokenizer, config, "sft", args)
+
+
+def default_job() -> tuple[MLLM, StepBatches]:
+    torch.manual_seed(0)
+    return build(arguments(["--preset", "tiny", "--device", DEVICE]))
+
+
+def to_device(batch: dict) -> dict:
+    return {name: x.to(DEVICE) for name, x in batch.items()}
+
+
+# --- Rows of any length
+
+
+def rows_of(config: Config, lengths: list[tuple[int, int]], pictures: int = 1) -> list[data.Row]:
+    """Rows of random tokens: a picture or more, a question and an answer of these lengths."""
+    rows, size = [], config.image_size
+    for question, answer in lengths:
+        row = data.Row()
+        row.add([1], Role.TEXT, 0)
+        row.add([2] * config.n_image_tokens * pictures, Role.IMAGE, 1)
+        for role, length in ((Role.QUESTION, question), (Role.ANSWER, answer)):
+            row.add(torch.randint(4, config.vocab_size, (length,)).tolist(), role, 1)
+        shape = (3, size, size)
+        row.images = [torch.randint(256, shape, dtype=torch.uint8) for _ in range(pictures)]
+        rows.append(row)
+    return rows
+
+
+def batch_of(config: Config, rows: list[data.Row]) -> dict:
+    """The model's keyword arguments, on the device."""
+    return to_device(data.collate(rows, 0, config.image_size))

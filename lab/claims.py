@@ -1,0 +1,106 @@
+"""The paper's claims, one by one, tested over seeds.
+
+"yes" and "no" rest on a two-sided t-test with p < 0.05. Arms with the same seeds and the same data
+in the same order are paired seed by seed (scipy.stats.ttest_rel); others are compared by Welch's
+test (ttest_ind, equal_var=False). One seed is no evidence.
+"""
+
+import math
+import statistics
+import warnings
+from dataclasses import dataclass
+
+from engine.tables import markdown
+from lab.tables import in_percent, need
+
+LEVEL = 0.05
+CLAIMS = (
+    ("mma", "causal"), ("mma", "dot"), ("dot", "causal"), ("mma", "cca"), ("mma", "prefix"),
+    ("mma", "v2v"), ("t&i", "causal"),
+)  # fmt: skip
+LARGEST = ("counting", "existence")  # where the paper sees mma's largest gains
+NOTE = (
+    "Two-sided t-tests over seeds, paired by seed where both arms have the same seeds and data, "
+    f"else Welch's; yes and no below p = {LEVEL}, not corrected for the number of claims."
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    word: str  # yes, no, not clear, one seed
+    difference: float  # of the means, in points
+    p: float = math.nan
+    test: str = ""  # paired, Welch
+
+    def __str__(self) -> str:
+        if self.word == "one seed":
+            return f"one seed ({self.difference:+.1f} points)"
+        p = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
+        return f"{self.word} ({self.difference:+.1f} points, {p}, {self.test})"
+
+
+def greater(a: dict[int, float], b: dict[int, float], same_data: bool = True) -> Verdict:
+    """Is the mean of a above that of b? a, b: seed -> accuracy in %. same_data: a seed stands for
+    the same data in the same order in both."""
+    need("scipy", "the claims")
+    from scipy import stats
+
+    difference = statistics.mean(a.values()) - statistics.mean(b.values())
+    if min(len(a), len(b)) < 2:
+        return Verdict("one seed", difference)
+    paired = same_data and a.keys() == b.keys()
+    with warnings.catch_warnings():  # no variance at all: p is 0, or not a number
+        warnings.simplefilter("ignore", RuntimeWarning)
+        if paired:
+            p = float(stats.ttest_rel(list(a.values()), [b[seed] for seed in a]).pvalue)
+        else:
+            p = float(stats.ttest_ind([*a.values()], [*b.values()], equal_var=False).pvalue)
+    word = "not clear" if not p < LEVEL else "yes" if difference > 0 else "no"
+    return Verdict(word, difference, p, "paired" if paired else "Welch")
+
+
+def steps_of(options: str) -> str:
+    """The number of steps that an arm asks for: with another one, a step has other data."""
+    words = options.split()
+    return words[words.index("--steps") + 1] if "--steps" in words else ""
+
+
+def claims(arms: dict[str, list[dict]], options: dict[str, str]) -> str:
+    """The paper's pattern as a table, claim by claim, with what it rests on. options: of an arm."""
+    rows = [["claim", "here"]]
+    for better, worse in CLAIMS:
+        if better in arms and worse in arms:
+            same_data = steps_of(options.get(better, "")) == steps_of(options.get(worse, ""))
+            verdict = greater(in_percent(arms[better]), in_percent(arms[worse]), same_data)
+            rows.append([f"{better} > {worse}", str(verdict)])
+    if "mma" in arms and "causal" in arms:
+        if set(LARGEST) <= set(arms["mma"][0]["families"]):
+            claim = f"mma's gains are largest in {' and '.join(LARGEST)}"
+            rows.append([claim, largest_gains(arms["mma"], arms["causal"])])
+        same = arms["mma"][0]["params"] == arms["causal"][0]["params"]
+        rows.append(["mma has no parameters of its own", "yes" if same else "no"])
+    return f"{markdown(rows)}\n\n{NOTE}" if len(rows) > 1 else ""
+
+
+def largest_gains(mma: list[dict], causal: list[dict]) -> str:
+    """Are the gains in the families LARGEST above those in every other? yes if each of these
+    comparisons says so (the weakest one is printed), no if one says the opposite."""
+    gains = {family: gain_by_seed(mma, causal, family) for family in mma[0]["families"]}
+    if not gains[LARGEST[0]]:
+        return "not clear (no seed in common)"
+    means = {family: statistics.mean(gain.values()) for family, gain in gains.items()}
+    listed = ", ".join(f"{f} {means[f]:+.1f}" for f in sorted(means, key=means.get, reverse=True))
+    pairs = {
+        (a, b): greater(gains[a], gains[b]) for a in LARGEST for b in gains if b not in LARGEST
+    }
+    against = {pair: verdict for pair, verdict in pairs.items() if verdict.word == "no"}
+    by_difference = sorted(against or pairs, key=lambda pair: pairs[pair].difference)
+    in_doubt = [pair for pair in by_difference if pairs[pair].word != "yes"] or by_difference
+    weakest = in_doubt[0]
+    return f"{pairs[weakest]} for {weakest[0]} over {weakest[1]}; {listed}"
+
+
+def gain_by_seed(mma: list[dict], causal: list[dict], family: str) -> dict[int, float]:
+    """seed -> mma's accuracy minus causal's, in points, for the seeds that both have."""
+    a, b = in_percent(mma, family), in_percent(causal, family)
+    return {seed: a[seed] - b[seed] for seed in a if seed in b}

@@ -1,0 +1,241 @@
+"""The runner of trials, on runs that were made in a moment."""
+
+import json
+
+import pytest
+import torch
+from trials import SMALL, SOME, contents, read, result_of, run_arms, run_of
+
+import data
+from engine.batches import StepBatches
+from engine.options import arguments as train_arguments
+from engine.tables import spread
+from lab import arms, bench_arms, publish, tables, variants
+from mma import EXTRA_PAIRS, attention_mask
+from model import MLLM, Config
+
+
+@pytest.fixture(autouse=True)
+def published(tmp_path, monkeypatch):
+    """A docs/results of each test's own."""
+    monkeypatch.setattr(tables, "PUBLISHED", tmp_path / "published")
+    return tmp_path / "published"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two arms, made by the command."""
+    folder = tmp_path_factory.mktemp("arms")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "PUBLISHED", folder / "published")
+        patch.setattr(arms, "TEST_TIME", {name: arms.TEST_TIME[name] for name in SOME})
+        run_arms(folder, "shapes", "--only", "mma", "causal", "--seeds", "0", "--jobs", "2")
+    return folder
+
+
+# --- Runs
+
+
+def test_one_command_trains_and_writes_tables_json_and_curves(made):
+    result = read(made / "results" / "shapes.json")
+    seeds = {arm: [run["seed"] for run in runs] for arm, runs in result["arms"].items()}
+    assert seeds == {"causal": [0], "mma": [0]}
+    assert {(r["trained"], r["test"]) for r in result["test_time"]} == {
+        (arm, test) for arm in ("causal", "mma") for test in ("as trained", *SOME)
+    }
+    as_trained = {r["trained"]: r for r in result["test_time"] if r["test"] == "as trained"}
+    record = read(made / "runs" / "shapes-mma-0" / "run.json")
+    assert record["n"] == 100 and as_trained["mma"]["accuracy"] == record["accuracy"]
+    text = (made / "results" / "shapes.md").read_text()
+    mean = spread([100 * run["accuracy"] for run in result["arms"]["mma"]])
+    assert f" {mean} " in text
+    assert "mma > causal" in (made / "results" / "shapes_claims.md").read_text()
+    assert (made / "results" / "shapes.png").stat().st_size > 1000
+    assert not (made / "published").exists()
+
+
+def test_a_finished_run_is_not_made_again_and_is_known_by_its_settings(made, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(arms.subprocess, "run", forbidden)
+    (made / "runs" / "shapes-causal-0").rename(made / "runs" / "another-name")
+    try:
+        result = run_arms(made, "shapes", "--only", "mma", "causal", "--seeds", "0")
+        names = [run["run"] for runs in result["arms"].values() for run in runs]
+        assert names == ["another-name", "shapes-mma-0"]
+        depth = run_arms(made, "depth", "--tables")  # three layers are the default
+        assert set(depth["arms"]) == {"mma@3", "causal@3"}
+    finally:
+        (made / "runs" / "another-name").rename(made / "runs" / "shapes-causal-0")
+
+
+def test_a_run_with_an_option_that_train_does_not_know_is_another_run(made, tmp_path):
+    record = read(made / "runs" / "shapes-causal-0" / "run.json")
+    _, args = arms.wanted(["--data", "shapes"], "--mask causal", 0, SMALL[1:])
+    (tmp_path / "a").mkdir()
+    for more, found in (({}, tmp_path / "a"), ({"order": "text-first"}, None)):
+        text = json.dumps({**record, "args": {**record["args"], **more}})
+        (tmp_path / "a" / "run.json").write_text(text)
+        assert arms.find(tmp_path, vars(args)) == found
+
+
+def test_what_is_missing_is_said(made, capsys, tmp_path):
+    run_arms(made, "shapes", "--tables", "--seeds", "0", "1")
+    out = capsys.readouterr().out
+    assert "Not yet run: " in out and "prefix-0" in out
+    assert "mma-0" not in out.split("Not yet run")[1].replace("mma+", "")
+    with pytest.raises(SystemExit, match="no finished run of budget"):
+        run_arms(tmp_path, "budget", "--tables")
+
+
+def test_a_run_that_fails_is_reported(tmp_path):
+    nowhere = ["--seeds", "0", "--source", str(tmp_path / "nowhere")]
+    with pytest.raises(SystemExit, match="1 runs failed; see log.txt in .*easy_vqa-mma-0"):
+        run_arms(tmp_path, "easy_vqa", "--only", "mma", *nowhere)
+
+
+@pytest.mark.parametrize("package, what", [("scipy", "claims"), ("matplotlib", "curves")])
+def test_a_missing_package_is_named_before_anything_is_trained(
+    package, what, tmp_path, monkeypatch
+):
+    installed = tables.importlib.util.find_spec
+    missing = lambda name: None if name == package else installed(name)
+    monkeypatch.setattr(tables.importlib.util, "find_spec", missing)
+    monkeypatch.setattr(arms, "make", None)
+    with pytest.raises(SystemExit, match=f"{what} need {package}: pip install {package}"):
+        run_arms(tmp_path, "shapes")
+
+
+# --- Arms
+
+
+def test_every_arm_is_a_command_line_of_train():
+    settings, table = {}, arms.arms_of("shapes")
+    assert list(table) == list(arms.ARMS)
+    for name, (source, _) in arms.EXPERIMENTS.items():
+        assert source.split()[0] in data.NAMES
+        for arm, line in arms.arms_of(name).items():
+            args = arms.wanted(["--data", *source.split()], line, 0, ["--preset", "tiny"])[1]
+            settings[name, arm] = arms.Trial(arm, 0, [], vars(args), True).identity
+    default = train_arguments(["--preset", "tiny"]).steps
+    assert f'"steps": "{2 * default}"' in settings["shapes", "dot-double"]
+    assert f'"steps": "{4 * default}"' in settings["budget", "mma@4x"]
+    assert '"steps": "800"' in settings["easy_vqa", "dot-double"]
+    assert '"steps": "400"' in settings["easy_vqa", "mma"]
+    same = [
+        settings["depth", "mma@3"],
+        settings["budget", "mma@1x"],
+        settings["rates", "mma@0.004"],
+    ]
+    assert same == [settings["shapes", "mma"]] * 3
+    assert len({settings["shapes", arm] for arm in table}) == len(table)
+    equal = (
+        "data", "steps", "pt_steps", "pictures", "questions", "lr", "adam_lr", "preset", "n_layer",
+        "freeze", "pt_freeze",
+    )  # fmt: skip
+    parsed = {arm: json.loads(settings["shapes", arm]) for arm in table if arm != "dot-double"}
+    assert len({tuple(s[k] for k in equal) for s in parsed.values()}) == 1
+    assert parsed["leaky-captions"]["pt_mask"] == "leaky"  # as run.json will have it
+
+
+def test_every_kind_and_every_variant_is_an_arm_by_its_name():
+    table = arms.arms_of_the_table()
+    for kind in EXTRA_PAIRS:
+        assert kind in table or kind in ("mutual", "leaky")
+    for name in variants.VARIANTS:
+        (line,) = arms.choose(table, [name]).values()
+        assert f"--variant {name}" in line
+    assert arms.choose(table, ["rave"]) == {"rave-style": table["rave-style"]}
+    assert arms.choose(table, ["mma+cca", "causal"]) == {
+        "causal": "--mask causal", "mma+cca": "--mask mma --variant cca"
+    }  # fmt: skip
+    assert arms.choose(table, ["prefix+lora"]) == {"prefix+lora": "--mask prefix --variant lora"}
+    for wrong in ("no-such", "no-such+lora", "mma@3"):
+        with pytest.raises(data.DataError, match="no such arm; there are causal, mma"):
+            arms.choose(table, [wrong])
+    with pytest.raises(data.DataError, match="no such arm"):
+        arms.choose(arms.arms_of("depth"), ["cca"])
+
+
+def test_a_line_that_a_fork_adds_is_an_arm(monkeypatch):
+    monkeypatch.setitem(EXTRA_PAIRS, "mine", EXTRA_PAIRS["mma"])
+    monkeypatch.setitem(variants.VARIANTS, "method", variants.Variant("a method"))
+    added = {"mine": "--mask mine", "method": "--mask causal --variant method"}
+    table = arms.arms_of("shapes")
+    assert table == {**arms.ARMS, **added}
+    assert arms.choose(table, ["mine", "method"]) == added
+    for line in [*added.values(), "--mask mine --variant method"]:
+        args = arms.wanted(["--data", "shapes"], line, 0, ["--preset", "tiny"])[1]
+        assert (args.mask == "mine") == ("mine" in line)
+
+
+def test_mutual_needs_no_run_of_its_own(tokenizer):
+    args = train_arguments(["--preset", "tiny"])
+    source, config = data.load("shapes"), Config(vocab_size=len(tokenizer))
+    batch = StepBatches(source, tokenizer, config, "sft", args)[0]
+    kinds = (attention_mask(kind, batch["role"], batch["turn"]) for kind in ("mma", "mutual"))
+    assert torch.equal(*kinds)
+
+
+# --- What is published: see also test_publish.py
+
+
+def test_a_part_never_replaces_what_is_published(made, published, capsys):
+    """`arms shapes --tables` with one finished run, and --only, rewrote the published table."""
+    names = read(made / "runs" / "shapes-mma-0" / "run.json")["families"]
+    runs = [run_of(80 + s, s, dict.fromkeys(names, 80 + s)) for s in range(3)]
+    many = {arm: runs for arm in ("causal", "mma", "cca", "gone")}
+    settings = arms.common_settings(["--data", "shapes"], SMALL[1:])
+    options = {**arms.ARMS, "gone": "--mask gone"}
+    options = {arm: options[arm] for arm in many}
+    old = {**result_of(options, settings, **many), "missing": ["cca-7", "mma-0"]}
+    old["test_time"] = [{"trained": "mma", "test": "f", "accuracy": 0.5, "families": {}}]
+    publish.write(published, "shapes", old)
+    before = contents(published)
+
+    new = run_arms(made, "shapes", "--tables", "--only", "mma", "--seeds", "0")
+    assert contents(published) == before
+    assert list(read(made / "results" / "shapes.json")["arms"]) == ["mma"]
+
+    run_arms(made, "shapes", "--tables", "--only", "mma", "--seeds", "0", "--publish")
+    after, printed = read(published / "shapes.json"), capsys.readouterr().out
+    assert list(after["arms"]) == ["causal", "mma", "cca", "gone"]
+    for arm in ("causal", "cca", "gone"):
+        assert after["arms"][arm] == old["arms"][arm]
+    assert after["arms"]["mma"] == [*new["arms"]["mma"], *old["arms"]["mma"][1:]]
+    assert after["missing"] == ["cca-7"]
+    tests = [(r["trained"], r["test"]) for r in after["test_time"]]
+    assert tests[0] == ("mma", "f") and ("mma", "as trained") in tests
+    for name, text in publish.report("shapes", after).items():
+        assert (published / name).read_text(encoding="utf-8") == text + "\n"
+        assert text in printed
+    assert (published / "shapes_finding.md").read_text().splitlines()[-1].startswith("| cca ")
+
+
+def test_runs_of_other_settings_are_not_mixed_into_the_published_table(made, published):
+    publish.write(
+        published, "shapes", result_of({"f": "--mask f"}, {"preset": "tiny"}, f=[run_of(8)])
+    )
+    before = contents(published)
+    only = ["--tables", "--only", "mma", "--seeds", "0", "--publish"]
+    with pytest.raises(SystemExit, match="do not belong into one table"):
+        run_arms(made, "shapes", *only)
+    assert contents(published) == before
+    publish.write_json(published / "nlvr.json", {"runs": []})
+    with pytest.raises(data.DataError, match="written by another command"):
+        publish.publish("nlvr", result_of({}, {}, mma=[run_of(8)]), ["mma"])
+
+
+# --- Step times
+
+
+def test_step_times_are_those_of_train_stage(monkeypatch):
+    steps, train_stage = [], bench_arms.train_stage
+    spy = lambda model, *a, **k: steps.append(type(model)) or train_stage(model, *a, **k)
+    monkeypatch.setattr(bench_arms, "train_stage", spy)
+    lines = {"mma": "--mask mma --preset tiny", "rave": "--variant rave --preset tiny"}
+    times = bench_arms.step_times(lines, repeats=1)
+    assert set(times) == {"mma", "rave"} and all(ms > 0 for ms in times.values())
+    rave = variants.PairGateMLLM
+    assert steps == [MLLM, rave, rave, MLLM, MLLM, rave]  # every other round backwards

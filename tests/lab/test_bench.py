@@ -1,0 +1,219 @@
+"""The arms of every table are set up and counted as they say; nobody's time is measured here."""
+
+import json
+import queue
+import threading
+import types
+
+import pytest
+import torch
+import torch.nn.attention
+import torch.utils.flop_counter
+
+from engine import last_layer
+from lab import bench, bench_model, bench_size, bench_theirs, bench_timing, tables
+from model import MLLM, attention
+
+
+@pytest.fixture(autouse=True)
+def no_clock(monkeypatch):
+    """Every arm is called once, and arm k takes k + 1 seconds."""
+
+    def turns(arms, repeats, warmup=2):
+        for call in arms.values():
+            call()
+        return {name: 1.0 + k for k, name in enumerate(arms)}
+
+    monkeypatch.setattr(bench_timing, "turns", turns)
+    return types.SimpleNamespace(repeats=1, target=0.8, peak=989)
+
+
+def test_turns_are_taken_and_the_warm_up_does_not_count(monkeypatch):
+    monkeypatch.undo()
+    calls, clock = [], iter(range(0, 10**6, 1))
+    monkeypatch.setattr(bench_timing.time, "perf_counter", lambda: next(clock))
+
+    def b():
+        calls.append("b")
+        for _ in range(len(calls)):
+            next(clock)
+
+    times = bench_timing.turns({"a": lambda: calls.append("a"), "b": b}, 3, 1)
+    assert calls == ["a", "b", "b", "a"] * 2 and times == {"a": 1, "b": 7}
+
+
+def test_a_timed_step_is_one_of_train_stage_at_a_constant_rate(monkeypatch):
+    config = bench_timing.tiny()
+    model, optimizers = bench_timing.trained(config)
+    batch = bench_timing.batch_of(config, bench_timing.rows_of(config, [(3, 4)] * 2))
+    calls, train_stage = [], bench_timing.train_stage
+    spy = lambda *a, **k: calls.append(a) or train_stage(*a, **k)
+    monkeypatch.setattr(bench_timing, "train_stage", spy)
+    before = [p.clone() for p in model.parameters() if p.requires_grad]
+    step = bench_timing.training_step(model, optimizers, "mma", batch)
+    for _ in range(3):
+        step()
+    assert [len(call[4]) for call in calls] == [1, 1, 1] and calls[0][7] == "mma"
+    assert all(o.param_groups[0]["lr"] == bench_timing.RATE for o in optimizers)
+    after = [p for p in model.parameters() if p.requires_grad]
+    assert all(not torch.equal(a, b) for a, b in zip(after, before))
+    assert not any(p.requires_grad for p in model.encoder.parameters())
+
+
+def test_mask(no_clock, monkeypatch):
+    monkeypatch.setattr(bench_model, "LENGTHS", ((2, 4, 2, 100),))
+    used = []
+
+    def recorder(name, function):
+        def inner(q, k, v, mask):
+            used.append((name, q.shape[-2] == k.shape[-2]))
+            return function(q, k, v, mask)
+
+        return inner
+
+    without = recorder("no mask", bench_model.causal_without_mask)
+    monkeypatch.setattr(bench_model, "causal_without_mask", without)
+    monkeypatch.setattr("model.attention", recorder("mask", attention))
+    table = bench_model.mask(no_clock)
+    assert [row[:3] + row[4:] for row in table[1:]] == [
+        [T, B, what, "2.00", "3.00"]
+        for T, B in (("30", "128"), ("100", "2"))
+        for what in ("training step", "prefill")
+    ]
+    layers = bench_timing.tiny().n_layer
+
+    def call(name):  # the last layer computes only the rows that are read
+        return [(name, True)] * (layers - 1) + [(name, False)]
+
+    assert used == 4 * (call("no mask") + call("mask") + call("mask"))
+
+
+def test_causal_without_a_mask_is_causal():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 7, 8), torch.randn(2, 2, 7, 8)
+    mask = torch.ones(7, 7, dtype=torch.bool).tril().expand(2, 1, 7, 7)
+    for rows in (slice(None), slice(5, 6)):  # all, and one of the last layer's
+        some = (q[:, :, rows], k, v, mask[:, :, rows])
+        expected, given = attention(*some), bench_model.causal_without_mask(*some)
+        assert torch.allclose(given, expected, atol=1e-6)
+
+
+def test_last_layer_times_the_trick_against_the_plain_loss(no_clock, monkeypatch):
+    losses, calls, answer_loss = [], [], last_layer.answer_loss
+    train_stage = bench_timing.train_stage
+
+    def spy(model, loss_function, *rest, **options):
+        def loss(**batch):
+            losses.append(loss_function(**batch))
+            return losses[-1]
+
+        train_stage(model, loss, *rest, **options)
+
+    monkeypatch.setattr(bench_timing, "train_stage", spy)
+    monkeypatch.setattr(
+        bench_timing, "answer_loss", lambda *a, **k: calls.append(1) or answer_loss(*a, **k)
+    )
+    monkeypatch.setattr(bench_timing, "RATE", 0.0)  # both arms then see the same weights
+    table = bench_model.last_layer(no_clock)
+    assert [row[2] for row in table[1:]] == ["1.00", "2.00"] and "128 rows of 30" in table[0][0]
+    assert len(losses) == 2 and len(calls) == 1
+    assert torch.allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("topic", [bench_theirs.generate, bench_theirs.train_step])
+def test_against_transformers(no_clock, monkeypatch, topic):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(bench_theirs, "peak_of", lambda arm, out: out.put(1.0))
+    here = types.SimpleNamespace(Queue=queue.Queue, Process=threading.Thread)
+    monkeypatch.setattr(bench_theirs.multiprocessing, "get_context", lambda how: here)
+    assert {len(row) for row in topic(no_clock)} == {8 if topic is bench_theirs.generate else 4}
+
+
+@pytest.mark.parametrize("topic", ["train", "generate"])
+def test_a_missing_transformers_is_named(topic, monkeypatch, tmp_path):
+    monkeypatch.setattr(tables.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="transformers: pip install transformers"):
+        bench.main([topic, "--results", str(tmp_path)])
+
+
+def test_packing(no_clock):
+    padded, packed = bench_model.packing(no_clock)[1:]
+    assert padded[1].startswith("64 x ") and float(padded[2][:-1]) < 70
+    assert float(packed[2][:-1]) >= 95 and packed[4] == "0.50"
+
+
+def test_loader(no_clock):
+    assert [row[2] for row in bench_model.loader(no_clock)[1:]] == ["2.0", "1.0"]
+
+
+def test_code_counts_every_file():
+    table = {row[0]: row for row in bench.code(None)}
+    lines = len((tables.ROOT / "mma.py").read_text(encoding="utf-8").splitlines())
+    assert f"mma.py {lines}" in table["the four"][2] and "arms.py " in table["lab/"][2]
+    assert table["tests/"][2].endswith(" files")
+    record = {"topic": "code", "table": list(table.values())}
+    assert bench.report(record).startswith(f"* the four ({table['the four'][1]}): eval.py ")
+
+
+def test_a_report_is_its_record():
+    record = {"topic": "mask", "where": "here", "repeats": 3, "table": [["a", "b"], ["1", "2"]]}
+    expected = "| a | b |\n|---|--:|\n| 1 | 2 |\n\nhere; medians of 3, the arms taking turns."
+    assert bench.report(record) == expected
+
+
+def test_docs_are_written_on_publish_alone(tmp_path, monkeypatch, capsys):
+    table = [["a", "b"], ["1", "2"]]
+    monkeypatch.setattr(tables, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setitem(bench.TOPICS, "last-layer", lambda args: table)
+    call = ["last-layer", "--repeats", "3", "--results", str(tmp_path / "results")]
+    bench.main(call)
+    record = json.loads((tmp_path / "results" / "speed_last_layer.json").read_text())
+    assert record["table"] == table and not (tmp_path / "published").exists()
+    bench.main([*call, "--publish"])
+    text = (tmp_path / "published" / "speed_last_layer.md").read_text(encoding="utf-8")
+    assert text == bench.report(record) + "\n"
+    with pytest.raises(SystemExit):
+        bench.main(["mask", "--results", str(tmp_path / "published")])
+    assert "written by --publish alone" in capsys.readouterr().err
+
+
+def test_the_same_architecture_has_the_same_number_of_parameters():
+    """Theirs has a position for each patch where ours has one for each row and column, and nothing
+    else differs."""
+    pytest.importorskip("transformers")
+    config = bench_timing.tiny()
+    models = MLLM(config), bench_theirs.theirs(config, 2)
+    ours, other = (sum(p.numel() for p in model.parameters()) for model in models)
+    assert other - ours == (config.n_image_tokens - 2 * config.grid) * config.encoder_width
+
+
+def test_the_papers_shapes(no_clock):
+    """Counted by hand from the configurations of SigLIP-so400m (without its pooling head) and
+    Phi-3.5-mini."""
+    config, model_class = bench_size.paper_config()
+    assert config.n_image_tokens == 81
+    held = bench_size.plan(config, 32, 262, model_class=model_class)
+    block = 4 * 3072 * 3072 + 3 * 3072 * 8192 + 2 * 3072
+    assert held["blocks parameters"] == 32 * block
+    assert held["embed parameters"] == held["unembed parameters"] == 32_064 * 3072
+    encoder = held["encoder parameters"]
+    assert abs(encoder - 27 * (4 * 1152 * 1152 + 2 * 1152 * 4304)) < 0.01 * encoder
+    assert 40 * 2**30 < bench_size.memory(held)["in all"] < 80 * 2**30
+    table = bench_size.size(no_clock)
+    assert {len(row) for row in table} == {5} and table[-1][1] == "-"
+
+
+def test_flops_are_those_that_torch_counts():
+    sizes = dict(d_model=64, n_head=4, n_kv_head=2, d_ff=96, n_layer=2, encoder_width=64)
+    config = bench_timing.tiny(**sizes)
+    rows, question, answer = 3, 1, 90
+    model, _ = bench_timing.trained(config)
+    lengths = [(question, answer)] * rows
+    batch = bench_timing.batch_of(config, bench_timing.rows_of(config, lengths))
+    positions = last_layer.find_loss_positions(batch["role"])
+    # torch 2.11 does not count the CPU's flash kernel
+    plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    with plain, torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        last_layer.answer_loss(model, *positions, **batch).backward()
+    expected = bench_size.flops(config, rows, batch["ids"].shape[1], answer)
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.1)

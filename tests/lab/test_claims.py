@@ -1,0 +1,84 @@
+"""The claims and their tests, against p values by hand."""
+
+import math
+
+import pytest
+from trials import run_of
+
+from lab import claims
+
+
+def by_seed(*values):
+    return dict(enumerate(values))
+
+
+def p_two(t):
+    """Two-sided p of Student's t with two degrees of freedom."""
+    return 1 - t / math.sqrt(2 + t * t)
+
+
+def p_four(t):
+    """With four."""
+    x = t * t / (1 + t * t / 4)
+    return 1 - 0.75 * math.sqrt(x) * (1 - x / 12)
+
+
+def test_verdicts_by_hand():
+    a, b = by_seed(90, 92, 95), by_seed(80, 81, 83)  # differences 10, 11, 12
+    paired = claims.greater(a, b)
+    assert paired.p == pytest.approx(p_two(11 * math.sqrt(3))) and paired.word == "yes"
+    assert str(paired) == "yes (+11.0 points, p = 0.003, paired)"
+    assert str(claims.greater(b, a)) == "no (-11.0 points, p = 0.003, paired)"
+    backwards = dict(reversed(b.items()))  # pairs go by seed, not by place
+    assert claims.greater(a, backwards).p == pytest.approx(paired.p)
+
+    a, b = by_seed(90, 91, 92), by_seed(80, 81, 82)
+    welch = claims.greater(a, b, same_data=False)
+    assert welch.p == pytest.approx(p_four(10 / math.sqrt(2 / 3)))
+    assert str(welch) == "yes (+10.0 points, p < 0.001, Welch)"
+    assert claims.greater(a, {seed + 1: v for seed, v in b.items()}).test == "Welch"
+    unclear = claims.greater(by_seed(80, 90, 100), by_seed(81, 91, 101), same_data=False)
+    assert unclear.word == "not clear" and unclear.p == pytest.approx(
+        p_four(1 / math.sqrt(200 / 3))
+    )
+
+
+def test_two_standard_errors_are_not_yet_a_yes():
+    """Differences 1, 2, 3 lie 3.5 standard errors from zero, which said yes once; p is 0.07."""
+    verdict = claims.greater(by_seed(81, 92, 103), by_seed(80, 90, 100))
+    assert verdict.p == pytest.approx(p_two(2 * math.sqrt(3))) and verdict.p > 0.07
+    assert verdict.word == "not clear"
+
+
+def test_one_seed_is_no_evidence():
+    assert str(claims.greater(by_seed(90), by_seed(80, 81, 82))) == "one seed (+9.0 points)"
+    alike = claims.greater(by_seed(90, 91), by_seed(90, 91))
+    assert alike.word == "not clear" and math.isnan(alike.p)
+
+
+def test_claims_pair_arms_with_the_same_data_only():
+    runs = [run_of(80 + s, s) for s in range(3)], [run_of(70 + s * s, s) for s in range(3)]
+    table = dict(zip(("t&i", "causal"), runs))
+    assert "paired)" in claims.claims(table, {})
+    assert "Welch)" in claims.claims(table, {"t&i": "--mask causal --steps 2x"})
+    assert claims.NOTE in claims.claims(table, {})
+    assert claims.claims({"lora": runs[0]}, {}) == ""
+
+
+def test_the_claim_about_gains_rests_on_tests_too():
+    def arm(*rows):
+        names = ("counting", "existence", "other")
+        return [run_of(50, s, dict(zip(names, row))) for s, row in enumerate(rows)]
+
+    causal = arm((50, 60, 40), (51, 60, 41), (52, 61, 41))
+    mma = arm((90, 90, 50), (92, 90, 51), (91, 92, 52))
+    text = claims.largest_gains(mma, causal)
+    assert text.startswith("yes (+20.") and "for existence over other" in text
+    assert "counting +40.0, existence +30.3, other +10.3" in text
+    everywhere = arm((90, 90, 99), (92, 90, 99), (91, 92, 99))
+    assert claims.largest_gains(everywhere, causal).startswith("no (")
+    scattered = arm((90, 90, 50), (92, 70, 80), (91, 92, 52))
+    assert claims.largest_gains(scattered, causal).startswith("not clear (")
+    assert claims.largest_gains(mma[:1], causal[:1]).startswith("one seed (")
+    table = claims.claims({"mma": mma, "causal": causal}, {})
+    assert "mma's gains are largest in counting and existence" in table

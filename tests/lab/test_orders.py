@@ -1,0 +1,134 @@
+"""Question before picture, both orders one after the other, and captions that leak: how rows look,
+and what a run trains on."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from helpers import LETTERS, TINY
+
+import data
+import eval as evaluation
+import train
+from data import Example, encode
+from engine.batches import StepBatches
+from engine.options import arguments
+from lab import variants
+from lab.variants import DualOrder, TextFirstTokenizer, text_first
+from mma import Role
+from model import Config
+
+TWO = Example(["a", "b"], [("is <image> the <image> red?", "no")])
+
+
+@pytest.fixture
+def ordering(tokenizer):
+    return TextFirstTokenizer(tokenizer.model)
+
+
+def letters(row):
+    return "".join({int(role): letter for letter, role in LETTERS.items()}[r] for r in row.role)
+
+
+def test_text_first(tokenizer, ordering):
+    row, same = encode(TWO, ordering, 2), encode(TWO, tokenizer, 2)
+    assert letters(row) == "tQQQQVVVVQAA" and row.images == ["a", "b"]
+    assert sorted(row.ids) == sorted(same.ids)
+    t = ordering
+    caption = [t.bos, t.image, t.image, t.answer, *t.encode("red"), t.eos]
+    assert encode(Example(["a"], [("<image>", "red")]), t, 2).ids == caption
+
+
+def test_an_example_with_its_text_first_is_the_row_of_text_first(tokenizer, ordering, dialogues):
+    caption = Example(["a"], [("<image>\n", "red")])
+    for example in (*dialogues, TWO, caption, Example(["a"], [("<image>\nis it?\n", "no")])):
+        row, expected = encode(text_first(example), tokenizer, 3), encode(example, ordering, 3)
+        assert (row.ids, row.role, row.turn) == (expected.ids, expected.role, expected.turn)
+        assert len(row.images) == len(expected.images)
+        assert all(a is b for a, b in zip(row.images, expected.images))
+
+
+def test_a_prompt_is_the_row_up_to_the_answer(ordering):
+    turns = [("<image>red?", "yes"), ("<image>blue?", "no"), ("is?", "yes")]
+    example = Example(["a", "b"], turns)
+    full = encode(example, ordering, 3)
+    for turn, n_images in ((0, 1), (1, 2), (2, 2)):
+        prompt = encode(example, ordering, 3, upto=turn)
+        n = len(prompt.ids)
+        assert prompt.ids == full.ids[:n] and prompt.role == full.role[:n]
+        assert full.role[n] == Role.ANSWER and prompt.ids[-1] == ordering.answer
+        assert len(prompt.images) == n_images
+
+
+def is_text_first(role: torch.Tensor) -> bool:
+    """Does the first question token stand before the first image token?"""
+    role = role.tolist()
+    return role.index(Role.QUESTION) < role.index(Role.IMAGE)
+
+
+def test_both_orders_change_over_half_way(tokenizer):
+    """DOT: the first half of each stage is [question, picture], the second half [picture,
+    question]; it answers the latter."""
+    args = arguments([*TINY, "--variant", "dot", "--steps", "4"])
+    variant = variants.get(args)
+    source = variant.wrap_source(data.load("shapes"), args)
+    config = Config(vocab_size=len(tokenizer))
+    batches = StepBatches(source, tokenizer, config, "sft", args)
+    plain = StepBatches(data.load("shapes"), tokenizer, config, "sft", args)
+    for step, expected in enumerate((True, True, False, False)):
+        batch, same = batches[step], plain[step]
+        assert {is_text_first(role) for role in batch["role"]} == {expected}
+        assert torch.equal(batch["images"], same["images"])
+        assert torch.equal(batch["ids"].sort().values, same["ids"].sort().values)
+        assert torch.equal(batch["ids"], same["ids"]) == (not expected)
+    rows = [encode(e, tokenizer, 16) for e in source.heldout("test", 3)]
+    assert not any(is_text_first(torch.tensor(row.role)) for row in rows)
+    assert variant.tokenizer_class is data.Tokenizer
+
+
+def test_a_source_in_both_orders_can_be_sent_to_a_worker():
+    args = arguments([*TINY, "--variant", "dot"])
+    source = pickle.loads(pickle.dumps(DualOrder(data.load("shapes"), args)))
+    assert source.final_split == "test" and source.draw("sft", 0, 1, 1, 0)
+
+
+def test_both_orders_of_your_own_folder_are_checked_as_any(llava, tmp_path, capsys):
+    (llava.parent / "2.png").write_bytes(b"broken")
+    options = ["--data", "llava", "--source", str(llava), "--image-size", "32", "--variant", "dot"]
+    train.main([*TINY, *options, "--out", str(tmp_path / "run")])
+    out = capsys.readouterr().out
+    assert "2 of 32 entries are damaged" in out and "0 training rows are longer" in out
+
+
+def test_text_first_is_asked_as_it_was_trained(tmp_path):
+    out = tmp_path / "run"
+    train.main([*TINY, "--mask", "causal", "--variant", "text-first", "--out", str(out)])
+    record = json.loads((out / "run.json").read_text())
+    classes = variants.classes_of(record["args"])
+    model, tokenizer = evaluation.open_run(out, "cpu", None, *classes)
+    roles, generate = [], model.generate
+    model.generate = lambda **batch: (roles.append(batch["role"]), generate(**batch))[1]
+    evaluation.answer_all(model, tokenizer, data.load("shapes").heldout("test", 3))
+    role = roles[0][0]
+    assert is_text_first(role) and role[-1] != Role.IMAGE
+
+
+@pytest.mark.parametrize("name", ["cca", "rave", "scalar", "lora"])
+def test_a_variant_trains_and_its_run_is_opened_by_its_class(tmp_path, name, capsys):
+    out = tmp_path / "run"
+    train.main([*TINY, "--variant", name, "--out", str(out)])
+    evaluation.main([str(out), "--device", "cpu", "--limit", "100", "--json", f"{out}.json"])
+    record = json.loads((out / "run.json").read_text())
+    result = json.loads((tmp_path / "run.json").read_text())["runs"][0]
+    assert record["args"]["variant"] == name and result["accuracy"] == record["accuracy"]
+    model, _ = evaluation.open_run(out, "cpu", None, *variants.classes_of(record["args"]))
+    assert type(model) is variants.VARIANTS[name].model_class
+
+
+def test_a_leak_can_be_watched_as_a_lesson(tmp_path, capsys):
+    """It trains, though the image reads the caption; an honest mask does not allow that."""
+    out = tmp_path / "lesson"
+    train.main([*TINY, "--variant", "leaky-captions", "--out", str(out)])
+    assert "watch the loss lie" in capsys.readouterr().out
+    assert json.loads((out / "run.json").read_text())["args"]["pt_mask"] == "leaky"

@@ -1,0 +1,320 @@
+"""Methods beside a mask: rings against a slow double loop, gates against their formula."""
+
+import itertools
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import (
+    DIALOGUE,
+    KINDS,
+    NO_LEAK,
+    QUESTION_READ,
+    ROOT,
+    TURNS,
+    enlarge,
+    hidden_of,
+    leaks_by_gradient,
+    loss_and_gradients,
+    row,
+    without_cache,
+)
+
+import data
+from data.packing import first_fit
+from engine.options import PRESETS
+from lab import variants
+from lab.variants import PLAIN, VARIANTS, ConcentricMLLM, ring_positions, rings
+from mma import IMAGE, PAD, TEXT, Role, attention_mask, leaks
+from model import MLLM, Config, rotate
+
+GATES = {"none": PLAIN, **{name: VARIANTS[name] for name in ("rave", "scalar", "lora")}}
+OTHER_MODELS = [name for name, variant in VARIANTS.items() if variant.model_class is not MLLM]
+
+
+@pytest.fixture
+def varied(model):
+    """varied(name) -> the model of a variant, every parameter away from its start (moved=False: as
+    it starts). Its pictures have 3 x 3 tokens, so that rings have an inside."""
+
+    def make(name, moved=True):
+        torch.manual_seed(0)
+        config, variant = replace(model.config, image_size=24), {**VARIANTS, **GATES}[name]
+        other = variant.model_class(config).double().eval()
+        if not moved:
+            return other
+        for key, p in enlarge(other).named_parameters():
+            if "attention.gate" in key:
+                p.data.normal_(generator=torch.Generator().manual_seed(len(key)))
+        return other
+
+    return make
+
+
+@pytest.fixture
+def batch24(tokenizer):
+    """batch24(examples, **encode arguments) -> a batch of pictures of 3 x 3 tokens."""
+
+    def make(examples, **kwargs):
+        rows = [data.encode(e, tokenizer, 9, **kwargs) for e in examples]
+        return data.collate(rows, tokenizer.pad, 24)
+
+    return make
+
+
+# --- Rings
+
+
+def slow_rings(H, W):
+    """Peel the picture: what touches the edge is ring 0, then take it away."""
+    left, out, k = {(r, c) for r in range(H) for c in range(W)}, {}, 0
+    while left:
+        edge = {(r, c) for r, c in left if {(r - 1, c), (r + 1, c), (r, c - 1), (r, c + 1)} - left}
+        out.update(dict.fromkeys(edge, k))
+        left, k = left - edge, k + 1
+    return [out[r, c] for r in range(H) for c in range(W)]
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 2), (3, 4), (5, 5), (4, 7), (24, 24)])
+def test_rings(grid):
+    assert rings(*grid).tolist() == slow_rings(*grid)
+    assert rings(24, 24).max() + 1 == 12
+
+
+def with_pictures(g, B, n):
+    """Random rows with whole pictures of n tokens in random places: role, turn, document, each
+    [B, T], pads on the right."""
+    rows = []
+    for _ in range(B):
+        role, turn, document = [], [], []
+        for _ in range(int(torch.randint(2, 7, (1,), generator=g))):
+            kind = int(torch.randint(1, 5, (1,), generator=g))
+            piece = [TEXT if kind == IMAGE else kind]
+            piece = [IMAGE] * n if torch.rand(1, generator=g) < 0.4 else piece
+            new = int(torch.rand(1, generator=g) < 0.5) + (document[-1] if document else 0)
+            role += piece
+            turn += [int(torch.randint(3, (1,), generator=g))] * len(piece)
+            document += [new] * len(piece)
+        rows.append((role, turn, document))
+    T = max(len(role) for role, *_ in rows) + 1
+    fills = (PAD, 0, 99)
+    return [
+        torch.tensor([row[k] + [fill] * (T - len(row[k])) for row in rows])
+        for k, fill in enumerate(fills)
+    ]
+
+
+def walk(role, document, ring):
+    """Of each token: its position, the number of its picture, its place in it; one by one."""
+    place, position, picture, nth, n = 0, [], [], [], len(ring)
+    for t in range(len(role)):
+        if t and document[t] != document[t - 1]:
+            place = 0
+        inside = role[t] == IMAGE
+        goes_on = inside and t and role[t - 1] == IMAGE
+        nth.append((nth[-1] + 1) % n if goes_on else 0)
+        picture.append((picture[-1] if picture else 0) + (inside and nth[-1] == 0))
+        position.append(place + (ring[nth[-1]] if inside else 0))
+        place += (max(ring) + 1 if nth[-1] == n - 1 else 0) if inside else 1
+    return position, picture, nth
+
+
+@pytest.mark.parametrize("grid", [3, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rings_equal_a_slow_double_loop_in_every_row_of_the_batch(kind, grid):
+    """Within a picture a token reads its own ring and those outside of it, and what the kind opens;
+    between any other two tokens the mask is the plain one."""
+    g, ring = torch.Generator().manual_seed(2), slow_rings(grid, grid)
+    role, turn, document = with_pictures(g, 12, grid * grid)
+    assert (role == IMAGE).any(1).sum() > 5
+    order = ring_positions(role, document, grid)
+    mask = attention_mask(kind, role, turn, document, order=order)[:, 0]
+    plain = attention_mask(kind, role, turn, document)[:, 0]
+    opens_images = kind in ("v2v", "f", "prefix")
+    for b in range(len(role)):
+        position, picture, nth = walk(role[b].tolist(), document[b].tolist(), ring)
+        assert order[b].tolist() == position
+        for i, j in itertools.product(range(role.shape[1]), repeat=2):
+            may = bool(plain[b, i, j])
+            if role[b, i] == role[b, j] == IMAGE and picture[i] == picture[j]:
+                may = ring[nth[j]] <= ring[nth[i]] or opens_images
+                may = may and bool(document[b, i] == document[b, j])
+            assert mask[b, i, j] == may, (b, i, j)
+
+
+def test_positions_are_those_of_the_paper():
+    """24 x 24 image tokens take 12 positions: text goes on 12 after the picture's start."""
+    role = torch.tensor([[TEXT] * 3 + [IMAGE] * 576 + [Role.QUESTION] * 2 + [Role.ANSWER]])
+    at = ring_positions(role, None, 24)[0]
+    assert at[:3].tolist() == [0, 1, 2] and at[-3:].tolist() == [15, 16, 17]
+    assert at[3:579].min() == 3 and at[3:579].max() == 14
+
+
+def test_a_grid_that_does_not_fit_is_refused():
+    role, _ = row("tVVVQ")
+    with pytest.raises(ValueError, match=r"pictures of 4 image tokens do not fit .*\[3\]"):
+        ring_positions(role, None, 2)
+
+
+def test_rings_of_a_document_never_read_another():
+    role, document = row("tVVVVQA" * 2)[0], torch.tensor([[0] * 7 + [1] * 7])
+    for kind in KINDS:
+        alone = attention_mask(kind, role[:, :7], order=ring_positions(role[:, :7], None, 2))
+        order = ring_positions(role, document, 2)
+        mask = attention_mask(kind, role, document=document, order=order)[0, 0]
+        assert not mask[:7, 7:].any() and not mask[7:, :7].any()
+        assert torch.equal(mask[:7, :7], alone[0, 0]) and torch.equal(mask[7:, 7:], alone[0, 0])
+
+
+CONCENTRIC_LEAKS = {"causal": NO_LEAK["causal"], "mma": QUESTION_READ}
+
+
+@pytest.mark.parametrize("kind", CONCENTRIC_LEAKS)
+def test_leak_table_of_rings_through_the_real_model(model, pictures, kind):
+    other = enlarge(ConcentricMLLM(model.config))
+    found = leaks_by_gradient(other, pictures, kind, *row(DIALOGUE, TURNS))
+    assert found == CONCENTRIC_LEAKS[kind]
+
+
+def test_no_kind_leaks_with_rings():
+    V = "V" * 9
+    role, turn = row(f"t{V}QQAAttA{V}Q{V}QAA--", "0" + "1" * 13 + "222" + "3" * 22 + "00")
+    packed, turns = torch.cat([role, role], 1), torch.cat([turn, turn], 1)
+    T = role.shape[1]
+    document = torch.tensor([[0] * (T - 2) + [1] * (T + 2)])
+    for kind in KINDS:
+        alone = leaks(attention_mask(kind, role, turn, order=ring_positions(role, None, 3)), role)
+        order = ring_positions(packed, document, 3)
+        mask = attention_mask(kind, packed, turns, document, order)
+        together = leaks(mask, packed, document)
+        assert alone.any() == together.any() == (kind == "leaky"), kind
+
+
+def test_rings_change_the_states_of_every_row_with_a_picture(varied, batch24, dialogues):
+    batch, plain = batch24(dialogues), varied("none")
+    states = hidden_of(varied("cca"), batch, "causal") - hidden_of(plain, batch, "causal")
+    moved = states.abs().amax((1, 2)) > 1e-4
+    assert moved.tolist() == (batch["role"] == IMAGE).any(1).tolist()
+
+
+# --- Every variant's model keeps what the plain one keeps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_a_padded_batch_equals_single_rows(varied, batch24, dialogues, kind, name):
+    model = varied(name)
+    together = hidden_of(model, batch24(dialogues), kind)
+    for b, dialogue in enumerate(dialogues):
+        alone = hidden_of(model, batch24([dialogue]), kind)[0]
+        torch.testing.assert_close(together[b, : len(alone)], alone, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["causal", "mma"])
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_packed_is_unpacked_in_loss_and_gradient(varied, tokenizer, dialogues, kind, name):
+    model = varied(name)
+    rows, both = [data.encode(e, tokenizer, 9) for e in dialogues], []
+    for some in (rows, first_fit(rows, 80)):
+        batch = data.collate(some, tokenizer.pad, 24)
+        both.append(loss_and_gradients(model, model.loss, **batch, kind=kind))
+    assert "document" in batch
+    for alone, together in zip(*both):  # the loss is taken in float32
+        torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["causal", "mma"])
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_it_decodes_as_it_is_prefilled(varied, batch24, dialogues, kind, name):
+    """The decode position goes on where the prompt's ended, not at the cache's length; in every row
+    of a ragged batch."""
+    model = varied(name)
+    model.config.mask = kind
+    prompts = [(d, len(d.turns) - 1) for d in dialogues]
+    rows = [batch24([d], upto=t) for d, t in prompts]
+    expected = [without_cache(model, row, kind, 8, -1) for row in rows]
+    plain = [without_cache(varied("none"), row, kind, 8, -1) for row in rows]
+    assert expected != plain and len({tuple(answer) for answer in expected}) > 1
+    assert [model.generate(**row, eos=-1, max_new_tokens=8)[0] for row in rows] == expected
+    first = [i for i, (_, turn) in enumerate(prompts) if turn == 0]
+    together = batch24([dialogues[i] for i in first], upto=0)
+    answers = model.generate(**together, eos=-1, max_new_tokens=8)
+    assert answers == [expected[i] for i in first]
+
+
+# --- Gates
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_a_gate_is_plain_attention_at_the_first_step_and_learns(varied, batch24, dialogues, gate):
+    plain, model, batch = varied("none", False), varied(gate, False), batch24(dialogues)
+    states = (hidden_of(some, batch, "mma") for some in (plain, model))
+    torch.testing.assert_close(*states, rtol=0, atol=1e-12)
+    model.loss(**batch).backward()
+    learning = {
+        name.split(".")[-1]
+        for name, p in model.named_parameters()
+        if "attention.gate" in name and p.grad.abs().max() > 1e-8
+    }
+    expected = {"none": set(), "rave": {"wk"}, "lora": {"up_q", "up_k"}, "scalar": {"bias"}}
+    assert learning == expected[gate]
+    states = [hidden_of(some, batch, "mma") for some in (varied("none"), varied(gate))]
+    assert (gate == "none") == torch.allclose(*states, atol=1e-3)
+
+
+def test_the_gate_and_its_control_have_as_many_parameters():
+    for preset in PRESETS.values():  # n_head = 2 n_kv_head
+        config = Config(vocab_size=99, **preset["model"])
+        models = {name: variant.model_class(config) for name, variant in GATES.items()}
+        n = {name: sum(p.numel() for p in m.parameters()) for name, m in models.items()}
+        assert n["rave"] == n["lora"] > n["scalar"] > n["none"]
+
+
+@pytest.mark.parametrize("gate", ["rave", "scalar"])
+def test_a_gate_is_the_formula(varied, batch24, dialogues, gate):
+    """Against scores with the bias written out: it is added on visual keys alone, from features
+    before RoPE."""
+    model, batch, seen = varied(gate), batch24(dialogues), []
+    a, plain = model.blocks[0].attention, model.blocks[0].attention.attend
+    a.attend = lambda *qkv_mask: seen.append(qkv_mask) or plain(*qkv_mask)
+    hidden_of(model, batch, "mma")
+    q, k, v, mask = seen[0]
+    k = k.repeat_interleave(2, 1)
+    weights = (q @ k.mT / v.shape[-1] ** 0.5).masked_fill(~mask, -torch.inf).softmax(-1)
+
+    names = ("ids", "role", "images", "picture")
+    x = model.blocks[0].norm1(model.embed_inputs(*(batch[name] for name in names)))
+    T, d = x.shape[1], a.head_width
+    q, k = (f(x).unflatten(-1, (-1, d)).transpose(1, 2) for f in (a.q, a.k))
+    k = k.repeat_interleave(2, 1)
+    frequencies = model.config.rope_theta ** (-torch.arange(0, d, 2) / d)
+    angle = torch.arange(T)[:, None] * frequencies
+    cos, sin = angle.cos().double(), angle.sin().double()
+    scores = rotate(q, cos, sin) @ rotate(k, cos, sin).mT / d**0.5
+    if gate == "rave":
+        visual_keys = k @ a.gate.wk.repeat_interleave(2, 0)
+        bias = (q @ a.gate.wq) @ visual_keys.mT / a.extra**0.5
+    else:
+        bias = a.gate.bias.expand(-1, T, T)
+    visual = (batch["role"] == IMAGE)[:, None, None, :]
+    mask = attention_mask("mma", batch["role"], batch["turn"])
+    expected = (scores + bias * visual).masked_fill(~mask, -torch.inf).softmax(-1)
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-9)
+
+
+# --- The list
+
+
+def test_variants_are_found_by_name():
+    assert variants.find(None) is PLAIN and variants.find("cca").model_class is ConcentricMLLM
+    with pytest.raises(data.DataError, match="no variant 'nope'; there are cca, rave"):
+        variants.find("nope")
+    assert variants.classes_of({}) == (MLLM, data.Tokenizer)
+    classes = variants.classes_of({"variant": "text-first"})
+    assert classes == (MLLM, variants.TextFirstTokenizer)
+    done = subprocess.run(
+        [sys.executable, "-m", "lab.variants"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(VARIANTS)
