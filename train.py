@@ -25,14 +25,7 @@ from engine.distributed import Distributed, full_tensor
 from engine.lock import run_lock
 from engine.optimizers import freeze, make_optimizers
 from engine.options import PRESETS, arguments
-from engine.precision import (
-    autocast_of,
-    check_device,
-    compile_blocks,
-    recompute_blocks,
-    scaler_of,
-    uncompiled,
-)
+from engine.precision import autocast_of, check_device, scaler_of, uncompiled, wrap_blocks
 from engine.run import Run, check_out, one_line_errors
 from engine.tables import pool, table
 from eval import answer_all, summarise
@@ -82,10 +75,7 @@ def prepare(model: MLLM, source, stages: list, args, ranks: Distributed) -> MLLM
     params = sum(p.numel() for p in model.parameters())
     ranks.say(f"{args.out}: mask {args.mask}, {params:,} parameters, on {args.device}")
     measure_pixels(model.encoder, stages[0][2])
-    if args.checkpointing:
-        recompute_blocks(model)
-    if args.compile:
-        compile_blocks(model)
+    wrap_blocks(model, args)
     return ranks.place(model)
 
 

@@ -39,25 +39,31 @@ PROMPTS = {
 }
 RULES = {
     "choice": "strict: the answer is an option's letter, bare or as in (A), A. or A:; lenient: or it is that option's text, or names "
-              "exactly one option's letter as a word by itself in capitals (the article A at its beginning does not count)",
+    "exactly one option's letter as a word by itself in capitals (the article A at its beginning does not count)",
     "yes/no": "strict: the answer, normalised, is yes or no; lenient: or its first word is, or it holds just one of the two",
     "short": "VQA's soft accuracy: the mean over the people, each left out in turn, of min(1, how many of the others gave this answer "
-             "/ 3); with a single true answer, exact match; answers normalised (data.normalise)",
+    "/ 3); with a single true answer, exact match; answers normalised (data.normalise)",
 }
-MME_COGNITION = {"commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"}
+MME_COGNITION = {
+    "commonsense_reasoning",
+    "numerical_calculation",
+    "text_translation",
+    "code_reasoning",
+}
 
 
 @dataclass
 class Question:
     example: Example
-    kind: str             # a key of PROMPTS
-    answers: list[str]    # a letter; yes or no; what people answered
+    kind: str  # a key of PROMPTS
+    answers: list[str]  # a letter; yes or no; what people answered
     options: dict[str, str]
-    picture: object       # the same for questions about the same picture
+    picture: object  # the same for questions about the same picture
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Reading
+
 
 def read(file: Path, images: Path | None = None) -> list[Question]:
     """The questions of a TSV or JSON lines file. Raises DataError with the line of what cannot be read."""
@@ -65,7 +71,13 @@ def read(file: Path, images: Path | None = None) -> list[Question]:
     if not rows:
         raise DataError(f"{file}: holds no question")
     answers = {data.normalise(str(row["answer"])) for _, row in rows}
-    kind = "choice" if any(row.get("A") for _, row in rows) else "yes/no" if answers <= {"yes", "no"} else "short"
+    kind = (
+        "choice"
+        if any(row.get("A") for _, row in rows)
+        else "yes/no"
+        if answers <= {"yes", "no"}
+        else "short"
+    )
     inline = {row["index"]: row["image"] for _, row in rows if len(row.get("image", "")) > 64}
     return [question(where, row, kind, inline, images or file.parent) for where, row in rows]
 
@@ -77,9 +89,14 @@ def read_tsv(file: Path):
             lines = csv.DictReader(f, delimiter="\t")
             missing = {"index", "question", "answer"} - set(lines.fieldnames or ())
             if missing:
-                raise DataError(f"{file}: no column {', '.join(sorted(missing))}; a TSV as VLMEvalKit has it was expected")
+                raise DataError(
+                    f"{file}: no column {', '.join(sorted(missing))}; a TSV as VLMEvalKit has it was expected"
+                )
             for row in lines:
-                yield f"{file}: row {row['index']}", {name: value or "" for name, value in row.items() if name}
+                yield (
+                    f"{file}: row {row['index']}",
+                    {name: value or "" for name, value in row.items() if name},
+                )
     except FileNotFoundError:
         raise DataError(f"{file}: no such file") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -97,9 +114,19 @@ def read_pope(file: Path):
             continue
         try:
             entry = json.loads(line)
-            yield where, {"index": str(number), "question": entry["text"], "answer": entry["label"], "image_path": entry["image"]}
+            yield (
+                where,
+                {
+                    "index": str(number),
+                    "question": entry["text"],
+                    "answer": entry["label"],
+                    "image_path": entry["image"],
+                },
+            )
         except (ValueError, KeyError, TypeError):
-            raise DataError(f"{where}: expected an object with image, text and label, got {line[:100]}") from None
+            raise DataError(
+                f"{where}: expected an object with image, text and label, got {line[:100]}"
+            ) from None
 
 
 def question(where: str, row: dict, kind: str, inline: dict[str, str], folder: Path) -> Question:
@@ -110,24 +137,48 @@ def question(where: str, row: dict, kind: str, inline: dict[str, str], folder: P
     if not texts:
         raise DataError(f"{where}: no picture")
     try:
-        pictures = [base64.b64decode(text, validate=True) for text in texts] if field else [folder / text for text in texts]
+        pictures = (
+            [base64.b64decode(text, validate=True) for text in texts]
+            if field
+            else [folder / text for text in texts]
+        )
     except binascii.Error as error:
         raise DataError(f"{where}: its image is not base64 ({error})") from None
-    options = {letter: row[letter].strip() for letter in string.ascii_uppercase if row.get(letter, "").strip()} if kind == "choice" else {}
+    options = (
+        {
+            letter: row[letter].strip()
+            for letter in string.ascii_uppercase
+            if row.get(letter, "").strip()
+        }
+        if kind == "choice"
+        else {}
+    )
     asked, answer = row["question"].strip(), row["answer"].strip()
     if kind == "choice" and answer not in options:
-        raise DataError(f"{where}: its answer {answer!r} is none of the options {', '.join(options)}")
+        raise DataError(
+            f"{where}: its answer {answer!r} is none of the options {', '.join(options)}"
+        )
     prompt = PROMPTS[kind]
     if kind == "yes/no" and "yes or no" in asked.lower():  # MME's questions say so themselves
         prompt = prompt.split("\n")[0]
-    message = prompt.format(hint=f"{row['hint'].strip()}\n" if row.get("hint", "").strip() else "", question=asked.replace(IMAGE, " "),
-                            options="\n".join(f"{letter}. {text}" for letter, text in options.items()))
-    example = Example(pictures, [(IMAGE * len(pictures) + message, answer)], row.get("category", "").strip() or "all", where)
-    return Question(example, kind, as_list(answer) if kind == "short" else [answer], options, tuple(texts))
+    message = prompt.format(
+        hint=f"{row['hint'].strip()}\n" if row.get("hint", "").strip() else "",
+        question=asked.replace(IMAGE, " "),
+        options="\n".join(f"{letter}. {text}" for letter, text in options.items()),
+    )
+    example = Example(
+        pictures,
+        [(IMAGE * len(pictures) + message, answer)],
+        row.get("category", "").strip() or "all",
+        where,
+    )
+    return Question(
+        example, kind, as_list(answer) if kind == "short" else [answer], options, tuple(texts)
+    )
 
 
 def as_list(text: str) -> list[str]:
-    """"x" -> ["x"]; "['x', 'y']" -> ["x", "y"]; "" -> []."""
+    """ "x" -> ["x"]; "['x', 'y']" -> ["x", "y"]; "" -> []."""
     if text.startswith("["):
         try:
             return [str(x) for x in ast.literal_eval(text)]
@@ -139,6 +190,7 @@ def as_list(text: str) -> list[str]:
 # --------------------------------------------------------------------------------------------------------------------
 # Parsing and scoring
 
+
 def letter_of(given: str, options: dict[str, str], lenient: bool) -> str | None:
     """The option that an answer names, or None."""
     bare = re.fullmatch(r"\(?([A-Z])\)?[.:]?", given.strip())
@@ -146,8 +198,12 @@ def letter_of(given: str, options: dict[str, str], lenient: bool) -> str | None:
         return bare[1]
     if not lenient:
         return None
-    same = [letter for letter, text in options.items() if data.normalise(given) == data.normalise(text)]
-    letters = re.findall(r"(?<![A-Za-z])([A-Z])(?![A-Za-z'])", re.sub(r"^\s*A(?= (?!or |and |is )[a-z])", "", given))
+    same = [
+        letter for letter, text in options.items() if data.normalise(given) == data.normalise(text)
+    ]
+    letters = re.findall(
+        r"(?<![A-Za-z])([A-Z])(?![A-Za-z'])", re.sub(r"^\s*A(?= (?!or |and |is )[a-z])", "", given)
+    )
     named = set(letters) & set(options)
     return same[0] if len(same) == 1 else named.pop() if len(named) == 1 else None
 
@@ -167,7 +223,10 @@ def soft(given: str, answers: list[str]) -> float:
     said, people = data.normalise(given), [data.normalise(a) for a in answers]
     if len(people) == 1:
         return float(said == people[0])
-    return sum(min(1, sum(p == said for j, p in enumerate(people) if j != i) / 3) for i in range(len(people))) / len(people)
+    return sum(
+        min(1, sum(p == said for j, p in enumerate(people) if j != i) / 3)
+        for i in range(len(people))
+    ) / len(people)
 
 
 def score(questions: list[Question], given: list[str]) -> dict[str, float]:
@@ -177,13 +236,21 @@ def score(questions: list[Question], given: list[str]) -> dict[str, float]:
         return {**out, "soft accuracy": mean(soft(g, q.answers) for q, g in zip(questions, given))}
     for rule in ("strict", "lenient"):
         lenient = rule == "lenient"
-        parsed = [letter_of(g, q.options, lenient) if kind == "choice" else yes_or_no(g, lenient) for q, g in zip(questions, given)]
-        true = [q.answers[0] if kind == "choice" else data.normalise(q.answers[0]) for q in questions]
+        parsed = [
+            letter_of(g, q.options, lenient) if kind == "choice" else yes_or_no(g, lenient)
+            for q, g in zip(questions, given)
+        ]
+        true = [
+            q.answers[0] if kind == "choice" else data.normalise(q.answers[0]) for q in questions
+        ]
         right = [p == t for p, t in zip(parsed, true)]
         out |= {f"{rule}: accuracy": mean(right), f"{rule}: unparsed": parsed.count(None)}
         families = sorted({q.example.family for q in questions})
         if len(families) > 1:
-            out |= {f"{rule}: {f}": mean(r for q, r in zip(questions, right) if q.example.family == f) for f in families}
+            out |= {
+                f"{rule}: {f}": mean(r for q, r in zip(questions, right) if q.example.family == f)
+                for f in families
+            }
         if kind == "yes/no":
             out |= {f"{rule}: {name}": value for name, value in of_yes(parsed, true).items()}
             out |= {f"{rule}: {name}": value for name, value in plus(questions, right).items()}
@@ -195,8 +262,12 @@ def of_yes(parsed: list, true: list[str]) -> dict[str, float]:
     count = Counter(zip((p == "yes" for p in parsed), (t == "yes" for t in true)))
     hit, false, missed = count[True, True], count[True, False], count[False, True]
     precision, recall = hit / max(1, hit + false), hit / max(1, hit + missed)
-    return {"precision": precision, "recall": recall, "F1": 2 * precision * recall / max(1e-12, precision + recall),
-            "yes share": (hit + false) / len(true)}
+    return {
+        "precision": precision,
+        "recall": recall,
+        "F1": 2 * precision * recall / max(1e-12, precision + recall),
+        "yes share": (hit + false) / len(true),
+    }
 
 
 def plus(questions: list[Question], right: list[bool]) -> dict[str, float]:
@@ -208,7 +279,9 @@ def plus(questions: list[Question], right: list[bool]) -> dict[str, float]:
     if MME_COGNITION & {family for family, _ in pictures}:
         for family in sorted({family for family, _ in pictures}):
             accuracy = mean(r for (f, _), some in pictures.items() if f == family for r in some)
-            both = 100 * (accuracy + mean(all(some) for (f, _), some in pictures.items() if f == family))
+            both = 100 * (
+                accuracy + mean(all(some) for (f, _), some in pictures.items() if f == family)
+            )
             part = "MME cognition" if family in MME_COGNITION else "MME perception"
             out[part] = out.get(part, 0.0) + both
     return out
@@ -221,16 +294,30 @@ def mean(values) -> float:
 
 # --------------------------------------------------------------------------------------------------------------------
 
+
 def arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder that train.py's --out named")
-    parser.add_argument("file", type=Path, metavar="FILE", help="a .tsv of VLMEvalKit's, or POPE's JSON lines")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="where image_path and POPE's pictures lie (default: beside FILE)")
-    parser.add_argument("--max-new-tokens", type=int, default=16, help="longer answers are cut (default: 16)")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="a .tsv of VLMEvalKit's, or POPE's JSON lines"
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="where image_path and POPE's pictures lie (default: beside FILE)",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=16, help="longer answers are cut (default: 16)"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="the first N questions")
     parser.add_argument("--batch-size", type=int, default=64, help="default: 64")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores and every answer here")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the scores and every answer here"
+    )
     return parser.parse_args(argv)
 
 
@@ -238,24 +325,59 @@ def main(argv=None):
     args = arguments(argv)
     try:
         evaluation.check_device(args.device)
-        questions = read(args.file, args.images)[:args.limit]
+        questions = read(args.file, args.images)[: args.limit]
         model, tokenizer, _ = evaluation.open_run(args.run, args.device)
-        answers = evaluation.answer_all(model, tokenizer, [q.example for q in questions], None, args.batch_size, progress=True,
-                                        max_new_tokens=args.max_new_tokens)
+        answers = evaluation.answer_all(
+            model,
+            tokenizer,
+            [q.example for q in questions],
+            None,
+            args.batch_size,
+            progress=True,
+            max_new_tokens=args.max_new_tokens,
+        )
     except DataError as error:
         raise SystemExit(f"error: {error}") from None
     kind, given = questions[0].kind, [r["given"] for r in answers]
     scores = score(questions, given)
+
     def written(name, value):
-        return f"{value:,.0f}" if name.endswith(("questions", "unparsed")) else f"{value:.1f}" if "MME" in name else f"{100 * value:.1f} %"
-    rule = {"prompt": questions[0].example.turns[0][0], "decoding": f"greedy, at most {args.max_new_tokens} tokens",
-            "parse rule": RULES[kind]}
-    print(evaluation.markdown([["score", args.file.name], *([name, written(name, value)] for name, value in scores.items())]) + "\n")
+        return (
+            f"{value:,.0f}"
+            if name.endswith(("questions", "unparsed"))
+            else f"{value:.1f}"
+            if "MME" in name
+            else f"{100 * value:.1f} %"
+        )
+
+    rule = {
+        "prompt": questions[0].example.turns[0][0],
+        "decoding": f"greedy, at most {args.max_new_tokens} tokens",
+        "parse rule": RULES[kind],
+    }
+    print(
+        evaluation.markdown(
+            [
+                ["score", args.file.name],
+                *([name, written(name, value)] for name, value in scores.items()),
+            ]
+        )
+        + "\n"
+    )
     for name, text in rule.items():
         print(f"{name}: {text!r}" if name == "prompt" else f"{name}: {text}")
     if args.json:
-        said = [{"id": q.example.id, "prompt": q.example.turns[0][0], "given": g, "answers": q.answers} for q, g in zip(questions, given)]
-        record = {"file": args.file.name, "run": str(args.run), "scores": scores, **rule, "answers": said}
+        said = [
+            {"id": q.example.id, "prompt": q.example.turns[0][0], "given": g, "answers": q.answers}
+            for q, g in zip(questions, given)
+        ]
+        record = {
+            "file": args.file.name,
+            "run": str(args.run),
+            "scores": scores,
+            **rule,
+            "answers": said,
+        }
         args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

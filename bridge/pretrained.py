@@ -1,202 +1,261 @@
-"""Pretrained weights from local Hugging Face folders (config.json beside *.safetensors), into the model of model.py.
+"""Pretrained weights from local Hugging Face folders, into the model of model.py.
 
-    from pretrained import load
+    from bridge.pretrained import load
     model = load("siglip-so400m-patch14-384", "Phi-3.5-mini-instruct", pool=3, dtype=torch.bfloat16)
 
-Vision: SigLIP and SigLIP 2 of a fixed resolution. Decoders: Llama and what has its architecture (Llama-2, TinyLlama, Vicuna), Mistral
-up to its window, Phi-3 and Phi-3.5-mini (fused projections, long-rope). The projector between them is new. Every tensor is accounted for:
-one that is missing, unexpected or of another shape is an error. Files are read tensor by tensor, so that memory holds the model once.
+The encoder is a SigLIP's (siglip.py), the decoder a Llama's or one like it (decoders.py), the
+projector between them is new. Every tensor is accounted for: one that is missing, unexpected or of
+another shape is an error. To train from there: python -m bridge.finetune.
 
-Needs `pip install safetensors`. Facts about names and formats are from transformers' configurations; the code is our own.
+Long-rope: rows of more than rope_short tokens divide RoPE's frequencies by other factors than
+shorter rows. What counts is the dialogue itself, never what it is padded to, packed with or cached
+in, so that a dialogue's states are its own. transformers decides by the largest position of a
+call, which for one row without pads is the same. A row that grows past rope_short while it is
+answered is computed anew at that token, under the factors of long rows, as transformers does.
+
+Shapes:  B rows   T tokens of a row   D decoder width   H query heads   G key/value heads
+         d head width
 """
 
-import json
-import math
+import copy
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
+from bridge.decoders import DECODER, decoder_sizes
+from bridge.folders import tensors
+from bridge.siglip import VISION, SiglipEncoder, vision_sizes
 from data import DataError
-from model import MLLM, Config
-
-# A tensor of the file, as a pattern -> the parameters it fills, as (name, piece, pieces): several tensors may fill one parameter, piece by
-# piece along its rows; and one tensor may fill several ("q k v": its rows, cut).
-BLOCK = r"(?:model\.)?layers\.(\d+)\."
-DECODER = {
-    r"(?:model\.)?embed_tokens\.weight": "embed.weight",
-    r"(?:model\.)?norm\.weight": "norm.weight",
-    r"lm_head\.weight": "unembed.weight",
-    BLOCK + r"input_layernorm\.weight": r"blocks.\1.norm1.weight",
-    BLOCK + r"post_attention_layernorm\.weight": r"blocks.\1.norm2.weight",
-    BLOCK + r"self_attn\.([qkv])_proj\.weight": r"blocks.\1.attention.\2.weight",
-    BLOCK + r"self_attn\.qkv_proj\.weight": r"blocks.\1.attention.q.weight blocks.\1.attention.k.weight blocks.\1.attention.v.weight",
-    BLOCK + r"self_attn\.o_proj\.weight": r"blocks.\1.attention.out.weight",
-    BLOCK + r"mlp\.(gate|up|down)_proj\.weight": r"blocks.\1.\2.weight",
-    BLOCK + r"mlp\.gate_up_proj\.weight": r"blocks.\1.gate.weight blocks.\1.up.weight",
-    BLOCK + r"self_attn\.rotary_emb\.inv_freq": "",  # old files keep what the configuration says
-}
-ROOT = r"(?:vision_model\.)?"
-LAYER = ROOT + r"encoder\.layers\.(\d+)\."
-VISION = {
-    ROOT + r"embeddings\.patch_embedding\.(weight|bias)": r"encoder.patch.\1",
-    ROOT + r"embeddings\.position_embedding\.weight": "encoder.position",
-    ROOT + r"post_layernorm\.(weight|bias)": r"encoder.norm.\1",
-    LAYER + r"layer_norm([12])\.(weight|bias)": r"encoder.blocks.\1.norm\2.\3",
-    LAYER + r"self_attn\.q_proj\.(weight|bias)": r"encoder.blocks.\1.qkv.\2#0/3",
-    LAYER + r"self_attn\.k_proj\.(weight|bias)": r"encoder.blocks.\1.qkv.\2#1/3",
-    LAYER + r"self_attn\.v_proj\.(weight|bias)": r"encoder.blocks.\1.qkv.\2#2/3",
-    LAYER + r"self_attn\.out_proj\.(weight|bias)": r"encoder.blocks.\1.out.\2",
-    LAYER + r"mlp\.fc1\.(weight|bias)": r"encoder.blocks.\1.up.\2",
-    LAYER + r"mlp\.fc2\.(weight|bias)": r"encoder.blocks.\1.down.\2",
-    ROOT + r"(?:head\..*|embeddings\.position_ids)|text_model\..*|logit_scale|logit_bias": "",  # SigLIP's other half
-}
+from engine.checks import check_sizes
+from mma import ANSWER, PAD
+from model import MLLM, Attention, Config, init_weights
 
 
-def read_config(folder: Path) -> dict:
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{folder / 'config.json'}: no such file; a Hugging Face folder holds config.json and *.safetensors") from None
-    except ValueError as error:
-        raise DataError(f"{folder / 'config.json'}: not readable as JSON ({error})") from None
+@dataclass
+class PretrainedConfig(Config):
+    """What SigLIP and the decoders have beyond model.Config."""
+
+    pool: int = 1  # pool x pool neighbouring patches become one image token, their mean
+    encoder_d_ff: int = 0  # hidden width of the encoder's MLP; 0: four times its width
+    rope_factors: tuple = ()  # long-rope: d/2 divisors for short rows, as many for long; () = none
+    rope_short: int = 0  # long-rope: rows of up to so many tokens are short
+    rope_scale: float = 1.0  # long-rope: cosines and sines are multiplied by it
+
+    def __post_init__(self):
+        whole = copy.copy(self)  # SigLIP leaves out what is less than a patch
+        whole.image_size -= self.image_size % max(1, self.patch_size)
+        check_sizes(whole)
+        if self.pool < 1 or self.patches % self.pool:
+            raise ValueError(f"patches={self.patches} must be a multiple of pool={self.pool}")
+
+    @property
+    def patches(self) -> int:
+        return self.image_size // self.patch_size  # along one side of a picture
+
+    @property
+    def grid(self) -> int:
+        return self.patches // self.pool  # image tokens along one side of a picture
 
 
-def demand(folder: Path, config: dict, **allowed) -> None:
-    """Refuse what would load and compute something else."""
-    for name, values in allowed.items():
-        value = config.get(name, values[0])
-        if value not in values:
-            raise DataError(f"{folder / 'config.json'}: {name} is {value!r}; only {', '.join(map(repr, values))} can be loaded")
+class ScaledAttention(Attention):
+    """long-rope's cosines and sines are multiplied by rope_scale, those of queries and of keys: a
+    score by its square."""
+
+    def __init__(self, config: PretrainedConfig, layer: int):
+        super().__init__(config, layer)
+        self.score_scale = config.rope_scale**2
+
+    def queries_keys_values(self, x_q, x, context):
+        q, k, v = super().queries_keys_values(x_q, x, context)
+        return (q if self.score_scale == 1 else q * self.score_scale), k, v
 
 
-def vision_sizes(folder: Path) -> dict:
-    """Of a SigLIP's config.json, the fields of model.Config."""
-    c = read_config(folder)
-    demand(folder, c, model_type=["siglip", "siglip_vision_model", "siglip2"])
-    c = c.get("vision_config", c)
-    demand(folder, c, hidden_act=["gelu_pytorch_tanh"], num_channels=[3], layer_norm_eps=[1e-6])
-    default = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=224, patch_size=16)
-    c = {**default, **c}
-    return dict(siglip=True, encoder_width=c["hidden_size"], encoder_d_ff=c["intermediate_size"], encoder_layers=c["num_hidden_layers"],
-                encoder_heads=c["num_attention_heads"], image_size=c["image_size"], patch_size=c["patch_size"])
+class PretrainedMLLM(MLLM):
+    """SigLIP, projector, decoder."""
+
+    config_class, encoder_class, attention_class = PretrainedConfig, SiglipEncoder, ScaledAttention
+
+    def mask_and_positions(self, kind, role, turn=None, document=None):
+        mask, position = super().mask_and_positions(kind, role, turn, document)
+        if self.config.rope_factors:  # no pad makes a row longer: see frequencies
+            position = position * (role != PAD)
+        return mask, position
+
+    def frequencies(self, position: Tensor) -> Tensor:
+        """float32 [d/2]; with long-rope [B, 1, T, d/2], by the length of each token's document. A
+        document begins at position 0 and is as long as its last position says: that of the whole
+        row in a forward pass, that of the token itself where it is decoded over a cache."""
+        plain, config = super().frequencies(position), self.config
+        if not config.rope_factors:
+            return plain
+        document = (position == 0).cumsum(1)  # [B, T]
+        last = position.new_zeros(len(position), position.shape[1] + 1)
+        last = last.scatter_reduce(1, document, position, "amax").gather(1, document)  # [B, T]
+        is_long = (last >= config.rope_short)[:, None, :, None]
+        short, long = (plain / torch.tensor(f, device=plain.device) for f in config.rope_factors)
+        return torch.where(is_long, long, short)
+
+    @torch.inference_mode()
+    def generate(
+        self, ids, role, images=None, picture=None, turn=None, *, eos: int, max_new_tokens=32,
+        **sampling,
+    ) -> list[list[int]]:  # fmt: skip
+        """As MLLM.generate. With long-rope a short row that goes on past rope_short tokens is, with
+        its answer so far, the prompt of a second prefill."""
+
+        def answer(ids, role, turn, limit):  # FSDP cannot gather parameters in inference mode
+            generate, options = MLLM.generate.__wrapped__, dict(eos=eos, max_new_tokens=limit)
+            return generate(self, ids, role, images, picture, turn, **options, **sampling)
+
+        if not self.config.rope_factors:
+            return answer(ids, role, turn, max_new_tokens)
+        limit = torch.as_tensor(max_new_tokens, device=ids.device).expand(len(ids))
+        length = (role != PAD).sum(1)
+        room = self.config.rope_short + 1 - length  # the last of them is not yet read
+        first = torch.where(room > 0, limit.minimum(room), limit)
+        answers = answer(ids, role, turn, first)
+        ended = torch.tensor([eos in a for a in answers], device=ids.device)
+        rest = (limit - first) * ~ended
+        if not rest.any():
+            return answers
+
+        def grown(x: Tensor, added: list[list[int]]) -> Tensor:
+            rows = [row[:n] for row, n in zip(x, length.tolist())]
+            rows = [torch.cat([row, row.new_tensor(new)]) for row, new in zip(rows, added)]
+            return pad_sequence(rows, batch_first=True)
+
+        ids = grown(ids, answers)
+        if turn is not None:
+            turn = grown(turn, [[int(t[n - 1])] * len(a) for t, n, a in zip(turn, length, answers)])
+        role = grown(role, [[ANSWER] * len(a) for a in answers])
+        more = answer(ids, role, turn, rest)
+        return [a + b for a, b in zip(answers, more)]
 
 
-def decoder_sizes(folder: Path, max_tokens: int | None = None) -> dict:
-    """Of a decoder's config.json, the fields of model.Config. max_tokens: the longest row that will be used, if it is known."""
-    c = read_config(folder)
-    demand(folder, c, model_type=["llama", "mistral", "phi3"], hidden_act=["silu"], attention_bias=[False], mlp_bias=[False])
-    heads, width = c["num_attention_heads"], c["hidden_size"]
-    demand(folder, c, head_dim=[width // heads, None])
-    window = c.get("sliding_window")
-    if window and (max_tokens or 0) > window:
-        raise DataError(f"{folder / 'config.json'}: rows of {max_tokens} tokens are longer than its sliding window of {window}")
-    rope = {**(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "longrope", "su") or rope.get("partial_rotary_factor", c.get("partial_rotary_factor", 1)) != 1:
-        raise DataError(f"{folder / 'config.json'}: positions of the kind {rope or c.get('partial_rotary_factor')} cannot be loaded")
-    long = {}
-    if kind != "default":
-        short = rope.get("original_max_position_embeddings") or c["original_max_position_embeddings"]
-        factor = c["max_position_embeddings"] / short
-        scale = rope.get("attention_factor") or (math.sqrt(1 + math.log(factor) / math.log(short)) if factor > 1 else 1.0)
-        long = dict(rope_factors=(tuple(rope["short_factor"]), tuple(rope["long_factor"])), rope_short=short, rope_scale=scale)
-    return dict(vocab_size=c["vocab_size"], d_model=width, n_layer=c["num_hidden_layers"], n_head=heads,
-                n_kv_head=c.get("num_key_value_heads") or heads, d_ff=c["intermediate_size"], norm_eps=c.get("rms_norm_eps", 1e-6),
-                rope_theta=float(rope.get("rope_theta", c.get("rope_theta", 10_000.0))), tied=c.get("tie_word_embeddings", False), **long)
+# --- From the folders
 
 
-def tensors(folder: Path):
-    """(file, name, tensor) of every tensor of a folder, read one after the other."""
-    try:
-        from safetensors import safe_open
-    except ImportError:
-        raise DataError("pretrained weights need the package safetensors: pip install safetensors") from None
-    index = folder / "model.safetensors.index.json"
-    files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()}) if index.exists() else sorted(
-        folder.glob("*.safetensors"))
-    if not files:
-        raise DataError(f"{folder}: no *.safetensors; other formats are not read, because loading them can run code")
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as f:
-                for name in f.keys():
-                    yield file, name, f.get_tensor(name)
-        except FileNotFoundError:
-            raise DataError(f"{file}: no such file, but {index.name} names it") from None
-        except Exception as error:  # safetensors raises a class of its own that it does not export everywhere
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{file}: not readable as safetensors ({error})") from None
+def config_of(
+    vision: Path, decoder: Path, max_tokens: int | None = None, **changes
+) -> PretrainedConfig:
+    """The sizes of both folders. changes: fields of the config, such as pool=3, or vocab_size one
+    larger, for a new token. Raises ValueError for sizes that do not fit each other."""
+    sizes = {**vision_sizes(vision), **decoder_sizes(decoder, max_tokens)}
+    return PretrainedConfig(**{**sizes, **changes})
 
 
-def fill(model: MLLM, folder: Path, names: dict[str, str], wanted: set[str], dtype: torch.dtype) -> None:
-    """Give the parameters `wanted` of a model on the meta device their values from a folder."""
-    shapes, wrong, waiting = {name: p.shape for name, p in model.named_parameters()}, [], {}
-    wanted, tokens = set(wanted), ("embed.weight", "unembed.weight")
-    for file, name, tensor in tensors(folder):
-        target = next((match.expand(to) for pattern, to in names.items() if (match := re.fullmatch(pattern, name))), None)
-        if target == "unembed.weight" and target not in shapes:  # tied: some files hold the embedding twice
-            continue
-        if target is None or not all(t.split("#")[0] in wanted for t in target.split()):
-            wrong.append(f"{name} {list(tensor.shape)} in {file.name} is not expected")
-            continue
-        parts = target.split()
-        if not parts:
-            continue
-        rows = [shapes[part][0] for part in parts] if len(parts) > 1 else [len(tensor)]
-        if sum(rows) != len(tensor):
-            wrong.append(f"{name} has the shape {list(tensor.shape)}, and {sum(rows)} rows were expected")
-            wanted -= set(parts)
-            continue
-        for part, values in zip(parts, tensor.split(rows)):
-            to, _, piece = part.partition("#")
-            if piece:
-                k, n = map(int, piece.split("/"))
-                pieces = waiting.setdefault(to, {})
-                pieces[k] = values
-                if len(pieces) < n:
-                    continue
-                values = torch.cat([waiting[to][k] for k in range(n)])
-                del waiting[to]
-            if to == "encoder.patch.weight":
-                values = values.flatten(1)
-            wanted.discard(to)
-            if to in tokens and len(values) + 1 == shapes[to][0]:  # room for a new token: the mean of the others
-                values = torch.cat([values, values.mean(0, keepdim=True)])
-            if values.shape != shapes[to]:
-                wrong.append(f"{name} has the shape {list(tensor.shape)}: {to} would be {list(values.shape)}, not {list(shapes[to])}")
-                continue
-            put(model, to, values.to(dtype, copy=True))
-    wrong += [f"{name} {list(shapes[name])} is missing" for name in sorted(wanted)]
-    if wrong:
-        raise DataError(f"{folder}: {len(wrong)} tensors do not fit: {'; '.join(wrong[:8])}{'; ...' if len(wrong) > 8 else ''}")
-
-
-def put(model: nn.Module, name: str, values: Tensor) -> None:
-    *path, leaf = name.split(".")
-    setattr(model.get_submodule(".".join(path)), leaf, nn.Parameter(values))
-
-
-def config_of(vision: Path, decoder: Path, max_tokens: int | None = None, **changes) -> Config:
-    """The sizes of both folders. changes: fields of model.Config, such as pool=3, or vocab_size one larger, for a new token."""
-    return Config(**{**vision_sizes(vision), **decoder_sizes(decoder, max_tokens), **changes})
-
-
-def load(vision, decoder, config: Config | None = None, *, dtype: torch.dtype = torch.float32, seed: int = 0, **changes) -> MLLM:
-    """The model with a SigLIP from the folder `vision`, a decoder from the folder `decoder`, and a new projector; config: as config_of
-    gives it (default: with the changes given). Raises DataError if a file is damaged or a tensor missing, unexpected or misshaped."""
+def load(
+    vision: Path | str,
+    decoder: Path | str,
+    config: PretrainedConfig | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **changes,
+) -> PretrainedMLLM:
+    """The model with a SigLIP from the folder `vision`, a decoder from the folder `decoder`, and a
+    new projector. config: as config_of gives it (default: with the changes given). Raises DataError
+    if a file is damaged or a tensor missing, unexpected or misshaped."""
     vision, decoder = Path(vision), Path(decoder)
     config = config or config_of(vision, decoder, **changes)
     with torch.device("meta"):
-        model = MLLM(config)
-    own = {name for name, _ in model.named_parameters() if name.startswith("projector.")}
-    encoder = {name for name, _ in model.named_parameters() if name.startswith("encoder.")}
+        model = PretrainedMLLM(config)
+    names = {name for name, _ in model.named_parameters()}
+    encoder, own = ({n for n in names if n.startswith(p)} for p in ("encoder.", "projector."))
     fill(model, vision, VISION, encoder, dtype)
-    fill(model, decoder, DECODER, {name for name, _ in model.named_parameters()} - own - encoder, dtype)
+    fill(model, decoder, DECODER, names - encoder - own, dtype)
     torch.manual_seed(seed)
-    model.projector.to_empty(device="cpu").to(dtype).apply(MLLM._init)
-    for name in ("pixel_mean", "pixel_std"):  # SigLIP's pixels lie between -1 and 1
+    model.projector.to_empty(device="cpu").to(dtype).apply(init_weights)
+    for name in ("pixel_mean", "pixel_std"):  # buffers are no tensors of the files
         setattr(model.encoder, name, torch.full((3,), 127.5))
     return model
+
+
+def fill(
+    model: nn.Module, folder: Path, names: dict[str, str], wanted: set[str], dtype: torch.dtype
+) -> None:
+    """Give the parameters `wanted` of a model on the meta device their values from a folder.
+    names: siglip.VISION or decoders.DECODER."""
+    filling = Filling(model, names, set(wanted), dtype)
+    for file, name, tensor in tensors(folder):
+        filling.take(file.name, name, tensor)
+    missing = [f"{name} {list(filling.shapes[name])} is missing" for name in sorted(filling.wanted)]
+    if wrong := filling.wrong + missing:
+        shown = "; ".join(wrong[:8]) + ("; ..." if len(wrong) > 8 else "")
+        raise DataError(f"{folder}: {len(wrong)} tensors do not fit: {shown}")
+
+
+class Filling:
+    """Takes one tensor after the other and keeps account: `wanted`, the parameters still without
+    values; `wrong`, what did not fit.
+
+    names: a pattern of a tensor's name -> the parameters it fills. Several ("a b c") share its rows
+    in this order; of one that several tensors fill, "name#1/3" is the second of three pieces of
+    rows; "" = known and not needed."""
+
+    ROOM_FOR_NEW = ("embed.weight", "unembed.weight")  # may have one token more than the files
+
+    def __init__(self, model, names: dict[str, str], wanted: set[str], dtype: torch.dtype):
+        self.model, self.names, self.wanted, self.dtype = model, names, wanted, dtype
+        self.shapes = {name: p.shape for name, p in model.named_parameters()}
+        self.wrong, self.pieces = [], {}  # pieces: parameter -> {which: rows}
+
+    def targets(self, name: str) -> list[str] | None:
+        """The parameters that a tensor fills; None: it is not expected."""
+        for pattern, to in self.names.items():
+            if match := re.fullmatch(pattern, name):
+                targets = match.expand(to).split()
+                if targets == ["unembed.weight"] and "unembed.weight" not in self.shapes:
+                    return []  # tied: some files hold the embedding twice
+                known = all(target.split("#")[0] in self.wanted for target in targets)
+                return targets if known else None
+        return None
+
+    def take(self, file: str, name: str, tensor: Tensor) -> None:
+        targets = self.targets(name)
+        if targets is None:
+            self.wrong.append(f"{name} {list(tensor.shape)} in {file} is not expected")
+        if not targets:
+            return
+        rows = [len(tensor)]
+        if len(targets) > 1:
+            rows = [self.shapes[target][0] for target in targets]
+        if sum(rows) != len(tensor):
+            self.wrong.append(
+                f"{name} has the shape {list(tensor.shape)}, and {sum(rows)} rows were expected"
+            )
+            self.wanted -= set(targets)
+            return
+        for target, values in zip(targets, tensor.split(rows)):
+            to, _, piece = target.partition("#")
+            values = self.joined(to, piece, values) if piece else values
+            if values is not None:
+                self.put(to, values, f"{name} has the shape {list(tensor.shape)}")
+
+    def joined(self, to: str, piece: str, values: Tensor) -> Tensor | None:
+        """All rows of a parameter, as soon as the last of its pieces is there."""
+        which, of = map(int, piece.split("/"))
+        pieces = self.pieces.setdefault(to, {})
+        pieces[which] = values
+        if len(pieces) < of:
+            return None
+        del self.pieces[to]
+        return torch.cat([pieces[k] for k in range(of)])
+
+    def put(self, to: str, values: Tensor, came_as: str) -> None:
+        self.wanted.discard(to)
+        shape = self.shapes[to]
+        if to == "encoder.patch.weight":
+            values = values.flatten(1)
+        if to in self.ROOM_FOR_NEW and len(values) + 1 == shape[0]:
+            values = torch.cat([values, values.mean(0, keepdim=True)])  # the mean of the others
+        if values.shape != shape:
+            self.wrong.append(f"{came_as}: {to} would be {list(values.shape)}, not {list(shape)}")
+            return
+        path, _, leaf = to.rpartition(".")
+        parameter = nn.Parameter(values.to(self.dtype, copy=True))
+        setattr(self.model.get_submodule(path), leaf, parameter)

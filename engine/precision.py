@@ -1,5 +1,5 @@
-"""Number formats, compilation and memory: float32 on CPUs and Apple's GPUs, bfloat16 on CUDA, float16 with
-a loss scaler where a GPU has no bfloat16."""
+"""Number formats, memory and compilation. Numbers are float32 on CPUs and Apple's GPUs, bfloat16 on
+CUDA, float16 with a loss scaler where a GPU has no bfloat16."""
 
 import contextlib
 from functools import partial
@@ -39,15 +39,18 @@ def autocast_of(device: str, scaler: torch.amp.GradScaler):
     return torch.autocast(kind, dtype, enabled=half or kind == "cuda", cache_enabled=False)
 
 
-def compile_blocks(model) -> None:
-    """Layers that are alike are compiled once."""
-    for block in [*model.encoder.blocks, *model.blocks]:
-        block.compile(dynamic=True)
+def wrap_blocks(model, args) -> None:
+    """As --checkpointing and --compile ask; layers that are alike are compiled once."""
+    if args.checkpointing:
+        recompute_blocks(model)
+    if args.compile:
+        for block in [*model.encoder.blocks, *model.blocks]:
+            block.compile(dynamic=True)
 
 
 def recompute_blocks(model) -> None:
-    """Keep of each decoder layer its input alone, and compute the rest again in backward (activation
-    checkpointing, arXiv 1604.06174): for large models."""
+    """Keep of each decoder layer its input alone, and compute the rest again in backward
+    (activation checkpointing, arXiv 1604.06174): for large models."""
     for block in model.blocks:
         block.forward = partial(recompute, block.forward)
 

@@ -77,6 +77,8 @@ class Run:
         if self.state is None or self.state["stage"] != stage:
             return 0
         self.ranks.restore(self.state, model, optimizers, self.out)
+        for optimizer in optimizers:  # the rate that was saved is its step's, not the peak
+            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"]
         scaler.load_state_dict(self.state["scaler"])
         first_step, self.state = self.state["step"], None
         return first_step

@@ -1,31 +1,44 @@
-"""Small things that several tests use: a tokenizer, a model, pictures, data sets in their public layouts."""
+"""Small things that several tests use: a tokenizer, a model, pictures, data sets in their public
+layouts. What is no fixture stands in helpers.py. Names of test files are unique over all folders,
+because pytest imports them by their name alone.
+"""
 
 import functools
 import json
 
 import pytest
 import torch
+from helpers import RUN, enlarge, result_of, small_world, write_nlvr_split
 from PIL import Image
 
 import data
+import train
 from data.shapes import Shapes
 from model import MLLM, Config
-
 
 torch.set_num_threads(1)  # for tensors as small as these, threads cost more than they give
 
 
 @pytest.fixture(scope="session", autouse=True)
 def made_once():
-    """The built-in world's text, its held-out scenes and a tokenizer of the same text are the same in every run: make them once."""
+    """The built-in world's text, its held-out scenes and a tokenizer of the same text are the same
+    in every run: make them once."""
+    plain_texts, plain_heldout = Shapes.texts, Shapes.heldout
+    plain_train = data.Tokenizer.train.__func__
     texts = functools.cache(lambda: tuple(plain_texts(Shapes())))
     heldout = functools.cache(lambda split: plain_heldout(Shapes(), split))
-    train = functools.cache(data.Tokenizer.train)
-    plain_texts, plain_heldout = Shapes.texts, Shapes.heldout
+    train = functools.cache(plain_train)  # of a class, its texts and a size
+
+    def some_heldout(self, split, limit=None):
+        return heldout(split)[:limit]
+
+    def train_once(cls, texts, vocab_size):
+        return train(cls, tuple(texts), vocab_size)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Shapes, "texts", lambda self: texts())
-        patch.setattr(Shapes, "heldout", functools.wraps(plain_heldout)(lambda self, split, limit=None: heldout(split)[:limit]))
-        patch.setattr(data.Tokenizer, "train", lambda texts, vocab_size: train(tuple(texts), vocab_size))
+        patch.setattr(Shapes, "heldout", functools.wraps(plain_heldout)(some_heldout))
+        patch.setattr(data.Tokenizer, "train", classmethod(train_once))
         yield
 
 
@@ -36,39 +49,47 @@ def tokenizer():
 
 @pytest.fixture
 def model(tokenizer):
-    """Random weights, large enough that every input matters; float64, so that equal means equal to 1e-9."""
+    """Random weights, large enough that every input matters; float64, so that equal means equal to
+    1e-9."""
     torch.manual_seed(0)
-    config = Config(vocab_size=len(tokenizer), image_size=16, patch_size=8, encoder_width=16, encoder_layers=1, encoder_heads=2,
-                    d_model=32, n_layer=3, n_head=4, n_kv_head=2, d_ff=48)
-    model = MLLM(config).double().eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(2)
-    return model
+    config = Config(
+        vocab_size=len(tokenizer), image_size=16, patch_size=8, encoder_width=16, encoder_layers=1,
+        encoder_heads=2, d_model=32, n_layer=3, n_head=4, n_kv_head=2, d_ff=48,
+    )  # fmt: skip
+    return enlarge(MLLM(config))
 
 
 @pytest.fixture
 def pictures():
-    return torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8, generator=generator)
 
 
 @pytest.fixture
 def dialogues(pictures):
     """One to three turns, no picture to two pictures, one picture in two rows."""
     a, b, c, d = pictures
-    return [data.Example([a], [("<image>is there a red circle?", "yes")]),
-            data.Example([b], [("<image>", "blue square nothing")]),
-            data.Example([a, c], [("<image>how many <image> circles are there?", "2"), ("more?", "no"), ("red?", "yes")]),
-            data.Example([], [("is blue a color?", "yes"), ("is nothing?", "no")]),
-            data.Example([d, b], [("<image>what shape is the red object?", "square"), ("<image>and here?", "circle")])]
+    three = [("<image>how many <image> circles are there?", "2"), ("more?", "no"), ("red?", "yes")]
+    return [
+        data.Example([a], [("<image>is there a red circle?", "yes")]),
+        data.Example([b], [("<image>", "blue square nothing")]),
+        data.Example([a, c], three),
+        data.Example([], [("is blue a color?", "yes"), ("is nothing?", "no")]),
+        data.Example(
+            [d, b],
+            [("<image>what shape is the red object?", "square"), ("<image>and here?", "circle")],
+        ),
+    ]
 
 
 @pytest.fixture
 def batch_of(tokenizer, model):
     """batch_of(examples, upto=None, **encode arguments) -> the model's keyword arguments."""
+
     def make(examples, **kwargs):
         rows = [data.encode(e, tokenizer, model.config.n_image_tokens, **kwargs) for e in examples]
         return data.collate(rows, tokenizer.pad, model.config.image_size)
+
     return make
 
 
@@ -81,8 +102,10 @@ def easy_vqa(tmp_path):
         questions = []
         for i in range(n):
             name = ("red", "blue")[i % 2]
-            Image.new("RGB", (64, 64), name).convert("P").save(root / split / "images" / f"{i}.png")
-            questions += [["what color is the shape?", name, i], ["is there a red shape?", "no" if i % 2 else "yes", i]]
+            file = root / split / "images" / f"{i}.png"
+            Image.new("RGB", (64, 64), name).convert("P").save(file)
+            questions.append(["what color is the shape?", name, i])
+            questions.append(["is there a red shape?", "no" if i % 2 else "yes", i])
         (root / split / "questions.json").write_text(json.dumps(questions))
     return root
 
@@ -92,15 +115,49 @@ def llava(tmp_path):
     """A JSON file in LLaVA's layout beside its pictures: several turns, several pictures, none."""
     folder = tmp_path / "llava"
     folder.mkdir()
+
+    def talk(*words):
+        speakers = ("human", "gpt") * len(words)
+        return [{"from": speaker, "value": value} for speaker, value in zip(speakers, words)]
+
     entries = []
     for i in range(30):
-        name = ("red", "green", "blue")[i % 3]
-        Image.new("RGB", (50 + i, 40), name).save(folder / f"{i}.{'jpg' if i % 2 else 'png'}")
-        entries.append({"id": str(i), "image": f"{i}.{'jpg' if i % 2 else 'png'}", "conversations": [
-            {"from": "human", "value": "<image>\nWhich colour is this?"}, {"from": "gpt", "value": f"It is {name}."},
-            {"from": "human", "value": "Really?"}, {"from": "gpt", "value": "Yes."}]})
-    entries.append({"id": "two", "image": ["0.png", "2.png"], "conversations": [
-        {"from": "human", "value": "<image>\n<image>\nAre these the same?"}, {"from": "gpt", "value": "No."}]})
-    entries.append({"id": "none", "conversations": [{"from": "human", "value": "Hello."}, {"from": "gpt", "value": "Hello."}]})
+        colour, name = ("red", "green", "blue")[i % 3], f"{i}.{'jpg' if i % 2 else 'png'}"
+        Image.new("RGB", (50 + i, 40), colour).save(folder / name)
+        words = ("<image>\nWhich colour is this?", f"It is {colour}.", "Really?", "Yes.")
+        entries.append({"id": str(i), "image": name, "conversations": talk(*words)})
+    same = talk("<image>\n<image>\nAre these the same?", "No.")
+    entries.append({"id": "two", "image": ["0.png", "2.png"], "conversations": same})
+    entries.append({"id": "none", "conversations": talk("Hello.", "Hello.")})
     (folder / "data.json").write_text(json.dumps(entries))
     return folder / "data.json"
+
+
+@pytest.fixture
+def nlvr(tmp_path):
+    """A folder in NLVR's layout, nlvr, as it lies in a clone."""
+    root = tmp_path / "clone" / "nlvr"
+    write_nlvr_split(root, "train", [(n, m) for n in range(40) for m in range(4)])
+    write_nlvr_split(root, "dev", [(n, m) for n in range(5) for m in range(2)], orders=range(6))
+    test = [(n, m) for n in range(3) for m in range(2)]
+    write_nlvr_split(root, "test", test, flat=True, orders=(4, 2))
+    write_nlvr_split(root, "hidden", [(7, 0)])
+    (root / "hidden" / "hidden.json").rename(root / "hidden" / "hidden_final.json")
+    return root
+
+
+@pytest.fixture(scope="module")
+def small(tokenizer):
+    """Twenty held-out questions and a tokenizer that is there already: for tests that start many
+    runs (helpers.RUN)."""
+    with small_world(tokenizer):
+        yield
+
+
+@pytest.fixture(scope="session")
+def whole(tokenizer, tmp_path_factory):
+    """The result of the run helpers.RUN, that nobody stops."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    with small_world(tokenizer):
+        train.main([*RUN, "--out", str(out)])
+    return result_of(out)

@@ -1,4 +1,5 @@
-"""torchrun ... tests/several.py RUNS.json: train.main with each of the lists of arguments, one after the other; starting Python once."""
+"""torchrun ... tests/several.py RUNS.json: train.main with each of the lists of arguments, one
+after the other; starting Python once."""
 
 import json
 import sys
@@ -9,7 +10,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train  # noqa: E402
 
-train.Processes.end = lambda self: None  # one group for all runs: a second one may meet what the first left behind
+# One group for all runs: a second one may meet what the first left behind
+train.Distributed.end = lambda self: None
 for arguments in json.loads(Path(sys.argv[1]).read_text()):
     train.main(arguments)
 torch.distributed.destroy_process_group()
