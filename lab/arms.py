@@ -63,8 +63,8 @@ TEST_TIME = {
     "v2v": ["--mask", "v2v"],
     "v2t": ["--mask", "mma"],  # FutureMask's name of the same set
     "f": ["--mask", "f"],
-    "aif 0.25": ["--aif", "0.25"],
-    "aif 0.5": ["--aif", "0.5"],
+    "aif 0.25": ["--share", "0.25"],
+    "aif 0.5": ["--share", "0.5"],
 }
 NO_IDENTITY = ("eval_every", "val_limit", *NON_IDENTITY_ARGS)  # not what a run is
 TIMES = ("1x", "2x", "4x")  # as many times the experiment's steps
@@ -232,7 +232,7 @@ def test_time(arms: dict[str, Path], limit: int | None, make: bool = True) -> li
 def answer(line: list[str]) -> None:
     """Evaluate a run, without a word: by lab/aif.py if AIF is asked for, else by eval.py."""
     command = evaluation
-    if "--aif" in line:
+    if "--share" in line:
         from lab import aif as command
     with contextlib.redirect_stdout(None):
         command.main(line)

@@ -1,16 +1,23 @@
-"""An attention explorer: what each token reads and who reads it, as one page that needs nothing but a browser.
+"""An attention explorer: what each token reads and who reads it, as one page for a browser.
 
-    python eval.py RUN [RUN ...] --explore page.html                                 ten held-out pictures, two questions about each
-    python eval.py RUN [RUN ...] --explore page.html --image FILE --question "..."   a picture of yours; give --question twice to compare
+    python -m lab.explore RUN [RUN ...] --out page.html
+    python -m lab.explore RUN [RUN ...] --out page.html --image FILE --question "..."
 
-The page is explore.html with one block of JSON in it. Of each run, picture and question it holds the row (the prompt, then the
-run's own greedy answer), the mask, and the attention of every layer and head, where the mask lets there be any, in steps of 1/255.
-"change" is what a question does to the picture: how far the hidden state of each image token after each layer lies from where the
-first question puts it, |a - b| / mean(|a|, |b|), rounded to 1e-4. Under a causal mask that is 0, unless the question comes first.
+The first shows ten held-out pictures with two questions each; the second a picture of yours: give
+--question twice to compare.
 
-Shapes:  L layers   H heads   T tokens of a row   n image tokens of all its pictures   Q questions about one picture
+The page is explore.html with one block of JSON in it, and needs no network. Of each run, picture
+and question it holds the row (the prompt, then the run's own greedy answer), the mask, and the
+attention of every layer and head, where the mask lets there be any, in steps of 1/255. "change" is
+what a question does to the picture: how far the hidden state of each image token after each layer
+lies from where the first question puts it, |a - b| / mean(|a|, |b|), rounded to 1e-4. Under a
+causal mask that is 0, unless the question comes first.
+
+Shapes:  L layers   H heads   T tokens of a row   n image tokens of all its pictures
+         Q questions about one picture
 """
 
+import argparse
 import base64
 import io
 import json
@@ -22,60 +29,79 @@ import torch.nn.functional as F
 from PIL import Image
 
 import data
-from mma import Role, attention_mask
+from engine.batches import examples_of
+from engine.options import Parser, positive
+from engine.precision import check_device, default_device
+from engine.run import check_writable, one_line_errors, read_record
+from eval import normalise, open_run
+from lab.recording import recorded
+from lab.variants import classes_of
+from mma import EXTRA_PAIRS, IMAGE, QUESTION, Role
 from model import MLLM
 
 TEMPLATE = Path(__file__).with_name("explore.html")
 PICTURES, QUESTIONS = 10, 2  # by default; questions about each
-LIMIT = 2_000_000            # bytes of a page
-LONGEST = 32                 # tokens of an answer
+LIMIT = 2_000_000  # bytes of a page
+LONGEST = 32  # tokens of an answer
 
 
 def pairs(examples: list[data.Example], n: int = PICTURES) -> list[list[data.Example]]:
-    """Examples that show the same picture and ask different things, up to QUESTIONS (the last) for each of n pictures; first those
-    that have as many, then what else there is."""
+    """Examples that show the same picture and ask different things, up to QUESTIONS (the last) for
+    each of n pictures; first those that have as many, then what else there is."""
     groups = {}
     for i, e in enumerate(examples):
-        groups.setdefault(tuple(e.images) or i, {}).setdefault(tuple(message for message, _ in e.turns), e)
+        messages = tuple(message for message, _ in e.turns)
+        groups.setdefault(tuple(e.images) or i, {}).setdefault(messages, e)
     asked = [list(group.values())[-QUESTIONS:] for group in groups.values()]
     return sorted(asked, key=lambda some: -len(some))[:n]
 
 
 @torch.no_grad()
 def trace(model: MLLM, tokenizer: data.Tokenizer, asked: list[data.Example]) -> dict:
-    """What one run does with the questions about one picture. Tensors by question: ids, role, turn [T], mask bool [T, T], weights
-    [L, H, T, T], change [L, n] (None where there is no picture); and `given`, the answers as text."""
+    """What one run does with the questions about one picture. Tensors by question: ids, role, turn
+    [T], mask bool [T, T], weights [L, H, T, T], change [L, n] (None where there is no picture); and
+    `given`, the answers as text."""
     config, device = model.config, model.embed.weight.device
 
     def batch_of(rows):
-        return {name: x.to(device) for name, x in data.collate(rows, tokenizer.pad, config.image_size).items()}
+        batch = data.collate(rows, tokenizer.pad, config.image_size)
+        return {name: x.to(device) for name, x in batch.items()}
 
-    rows = [data.encode(e, tokenizer, config.n_image_tokens, upto=len(e.turns) - 1, text_first=config.text_first) for e in asked]
+    n = config.n_image_tokens
+    rows = [data.encode(e, tokenizer, n, upto=len(e.turns) - 1) for e in asked]
     answers = model.generate(**batch_of(rows), eos=tokenizer.eos, max_new_tokens=LONGEST)
     for row, answer in zip(rows, answers):
         row.add(answer, Role.ANSWER, row.turn[-1])
-    batch, weights, states = batch_of(rows), [], []
+    batch, states = batch_of(rows), []
     with ExitStack() as hooks:
+        weights = hooks.enter_context(recorded(model))
         for block in model.blocks:
-            hooks.enter_context(block.register_forward_hook(lambda block, inputs, output: states.append(output)))
-        model(**batch, weights=weights)
-    mask = attention_mask(config.mask, batch["role"], batch["turn"], grid=(config.grid, config.grid))[:, 0].cpu()
-    weights, states = torch.stack(weights, 1).cpu(), torch.stack(states, 1).float().cpu()  # [Q, L, H, T, T], [Q, L, T, D]
-    out = {"ids": [], "role": [], "turn": [], "mask": [], "weights": [], "change": [],
-           "given": [tokenizer.decode(answer) for answer in answers]}
+            hook = block.register_forward_hook(lambda block, inputs, output: states.append(output))
+            hooks.enter_context(hook)
+        model(**batch)
+    mask, _ = model.mask_and_positions(config.mask, batch["role"], batch["turn"])
+    weights = torch.stack(weights, 1).cpu()  # [Q, L, H, T, T]
+    states = torch.stack(states, 1).float().cpu()  # [Q, L, T, D]
+    first = batch["role"][0].cpu() == IMAGE
+    seen = {name: [] for name in ("ids", "role", "turn", "mask", "weights", "change")}
     for q, row in enumerate(rows):
-        T = len(row.ids)
+        T, is_image = len(row.ids), batch["role"][q].cpu() == IMAGE
         for name in ("ids", "role", "turn"):
-            out[name].append(torch.tensor(getattr(row, name)))
-        out["mask"].append(mask[q, :T, :T])
-        out["weights"].append(weights[q, :, :, :T, :T])
-        a, b = (states[k][:, batch["role"][k].cpu() == Role.IMAGE] for k in (0, q))  # [L, n, D]
-        out["change"].append(2 * (a - b).norm(dim=-1) / (a.norm(dim=-1) + b.norm(dim=-1)) if a.numel() else None)
-    return out
+            seen[name].append(torch.tensor(getattr(row, name)))
+        seen["mask"].append(mask[q, 0, :T, :T].cpu())
+        seen["weights"].append(weights[q, :, :, :T, :T])
+        seen["change"].append(change(states[0][:, first], states[q][:, is_image]))
+    return seen | {"given": [tokenizer.decode(answer) for answer in answers]}
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# What the page holds
+def change(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
+    """How far the states a, b [L, n, D] of image tokens lie apart: [L, n]."""
+    distance = (a - b).norm(dim=-1)
+    return 2 * distance / (a.norm(dim=-1) + b.norm(dim=-1)) if a.numel() else None
+
+
+# --- What the page holds
+
 
 def text64(values: torch.Tensor) -> str:
     """uint8 as base64."""
@@ -89,9 +115,10 @@ def bits(mask: torch.Tensor) -> torch.Tensor:
 
 
 def png(image, size: int, side: int) -> str:
-    """A picture as the model gets it, as a data URI; side: how many pixels of each line are in a patch."""
-    file = io.BytesIO()
-    Image.fromarray(data.pixels_of(image, size, "")[:, :side, :side].permute(1, 2, 0).numpy()).save(file, "PNG", optimize=True)
+    """A picture as the model gets it, as a data URI; side: how many pixels of each line are in a
+    patch."""
+    file, pixels = io.BytesIO(), data.pixels_of(image, size, "")[:, :side, :side]
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -99,44 +126,111 @@ def record(runs: list[tuple[str, MLLM, data.Tokenizer]], asked: list[data.Exampl
     """One picture, or row of pictures, with its questions: an example of the page."""
     config, questions = runs[0][1].config, []
     for e in asked:
-        question, answer = e.turns[-1]
-        questions.append({"text": question.replace(data.IMAGE, " ").strip(), "answer": answer, "family": e.family, "rows": []})
+        message, answer = e.turns[-1]
+        text = message.replace(data.IMAGE, " ").strip()
+        questions.append({"text": text, "answer": answer, "family": e.family, "rows": []})
     for _, model, tokenizer in runs:
         seen = trace(model, tokenizer, asked)
         for q, question in enumerate(questions):
-            mask, role, given, change = (seen[name][q] for name in ("mask", "role", "given", "change"))
-            question["rows"].append({
-                "tokens": ["" if r == Role.IMAGE else tokenizer.piece(i)
-                           for i, r in zip(seen["ids"][q].tolist(), role.tolist())],
-                "role": role.tolist(), "turn": seen["turn"][q].tolist(), "given": given,
-                "correct": data.normalise(given) == data.normalise(question["answer"]) if question["answer"] else None,
-                "mask": text64(bits(mask)),
-                "weights": text64((seen["weights"][q][:, :, mask] * 255).round().to(torch.uint8)),
-                "change": None if change is None else [[round(x, 4) for x in layer] for layer in change.tolist()]})
-    return {"pictures": [png(image, config.image_size, config.patches * config.patch_size) for image in asked[0].images],
-            "questions": questions}
+            row = {name: values[q] for name, values in seen.items()}
+            question["rows"].append(record_row(row, tokenizer, question["answer"]))
+    side = config.image_size // config.patch_size * config.patch_size
+    pictures = [png(image, config.image_size, side) for image in asked[0].images]
+    return {"pictures": pictures, "questions": questions}
 
 
-def write(path: Path, runs: list[tuple[str, MLLM, data.Tokenizer]], groups: list[list[data.Example]]) -> str:
-    """The page; runs: name, model and tokenizer of each. Returns what to print: what is in it, and what had to be left out."""
-    about = [{"name": name, "mask": m.config.mask, "text_first": m.config.text_first, "layers": m.config.n_layer,
-              "heads": m.config.n_head, "grid": m.config.grid} for name, m, _ in runs]
-    template, examples, size = TEMPLATE.read_text(encoding="utf-8"), [], TEMPLATE.stat().st_size + 1000 * len(runs)
+def record_row(row: dict, tokenizer: data.Tokenizer, answer: str) -> dict:
+    """One run's row for one question; row: as trace gives it."""
+    roles, mask, moved = row["role"].tolist(), row["mask"], row["change"]
+    ids = row["ids"].tolist()
+    weights = (row["weights"][:, :, mask] * 255).round().to(torch.uint8)
+    return {
+        "tokens": ["" if r == IMAGE else tokenizer.piece(i) for i, r in zip(ids, roles)],
+        "role": roles,
+        "turn": row["turn"].tolist(),
+        "given": row["given"],
+        "correct": normalise(row["given"]) == normalise(answer) if answer else None,
+        "mask": text64(bits(mask)),
+        "weights": text64(weights),
+        "change": None if moved is None else round_all(moved),
+    }
+
+
+def round_all(x: torch.Tensor) -> list[list[float]]:
+    return [[round(value, 4) for value in row] for row in x.tolist()]
+
+
+def write(path: Path, runs: list[tuple[str, MLLM, data.Tokenizer]], groups: list[list]) -> str:
+    """The page; runs: name, model and tokenizer of each. Returns what to print: what is in it, and
+    what had to be left out."""
+    template = TEMPLATE.read_text(encoding="utf-8")
+    examples, size = [], len(template.encode()) + 1000 * len(runs)
     for asked in groups:
         example = record(runs, asked)
         size += len(json.dumps(example))
         if examples and size > LIMIT:
             break
         examples.append(example)
-    block = json.dumps({"runs": about, "examples": examples}, separators=(",", ":")).replace("<", "\\u003c")  # no tag can end it
-    page = template.replace("{{DATA}}", block)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise data.DataError(f"--explore {path} cannot be written: {error.strerror}") from None
-    said = f"wrote {path}: {len(examples)} pictures, {sum(len(e['questions']) for e in examples)} questions, {len(runs)} runs, "
+    about = [about_run(n, model, examples[0], k) for k, (n, model, _) in enumerate(runs)]
+    block = json.dumps({"runs": about, "examples": examples}, separators=(",", ":"))
+    page = template.replace("{{DATA}}", block.replace("<", "\\u003c"))  # no tag can end it
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    asked = sum(len(e["questions"]) for e in examples)
+    said = f"wrote {path}: {len(examples)} pictures, {asked} questions, {len(runs)} runs, "
     said += f"{len(page.encode()) / 1e6:.2f} MB"
     if len(examples) < len(groups):
-        said += f"; {len(groups) - len(examples)} of {len(groups)} pictures left out, to stay below {LIMIT / 1e6:.0f} MB"
+        left_out = f"{len(groups) - len(examples)} of {len(groups)} pictures left out"
+        said += f"; {left_out}, to stay below {LIMIT / 1e6:.0f} MB"
     return said
+
+
+def about_run(name: str, model: MLLM, example: dict, k: int) -> dict:
+    """What the page says of run k; whether its question comes first is seen in its rows."""
+    config, roles = model.config, example["questions"][0]["rows"][k]["role"]
+    text_first = QUESTION in roles and IMAGE in roles and roles.index(QUESTION) < roles.index(IMAGE)
+    sizes = {"layers": config.n_layer, "heads": config.n_head, "grid": config.grid}
+    return {"name": name, "mask": config.mask, "text_first": text_first, **sizes}
+
+
+def arguments(argv=None) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("-h", "--help", action="help", help="show this and exit")
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folder that --out named")
+    add("--out", type=Path, required=True, metavar="FILE", help="the page")
+    add("--image", type=Path, metavar="FILE", help="a picture of yours")
+    add("--question", action="append", help="about it; may be given again")
+    add("--mask", choices=list(EXTRA_PAIRS), help="another one than the runs were trained with")
+    add("--data", choices=data.NAMES, metavar="NAME", help="default: what the run was trained on")
+    add("--source", type=Path, metavar="PATH", help="default: the run's")
+    add("--images", type=Path, metavar="DIR", help="default: the run's")
+    add("--split", metavar="NAME", help="default: the data set's last")
+    add("--limit", type=positive, default=PICTURES, metavar="N", help="pictures (default: 10)")
+    add("--device", default=default_device())
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    args = arguments(argv)
+    with one_line_errors():
+        check_device(args.device)
+        check_writable(args.out)
+        if (args.image is None) != (args.question is None):
+            raise data.DataError("--image and --question belong together")
+        runs, records = [], [read_record(run) for run in args.runs]
+        for run, record_ in zip(args.runs, records):
+            classes = classes_of(record_["args"])
+            runs.append((run.resolve().name, *open_run(run, args.device, args.mask, *classes)))
+        if args.image:
+            turns = [(data.IMAGE + question, "") for question in args.question]
+            groups = [[data.Example([args.image], [turn]) for turn in turns]]
+        else:
+            pictures, args.limit = args.limit, None
+            _, examples = examples_of(records[0]["args"], args, runs[0][1].config.image_size)
+            groups = pairs(examples, pictures)
+        print(write(args.out, runs, groups))
+
+
+if __name__ == "__main__":
+    main()
