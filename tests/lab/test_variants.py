@@ -133,15 +133,16 @@ def test_rings_equal_a_slow_double_loop_in_every_row_of_the_batch(kind, grid):
     mask = attention_mask(kind, role, turn, document, order=order)[:, 0]
     plain = attention_mask(kind, role, turn, document)[:, 0]
     opens_images = kind in ("v2v", "f", "prefix")
-    for b in range(len(role)):
-        position, picture, nth = walk(role[b].tolist(), document[b].tolist(), ring)
-        assert order[b].tolist() == position
-        for i, j in itertools.product(range(role.shape[1]), repeat=2):
-            may = bool(plain[b, i, j])
-            if role[b, i] == role[b, j] == IMAGE and picture[i] == picture[j]:
+    rows = (x.tolist() for x in (role, document, order, mask, plain))
+    for roles, documents, places, found, before in zip(*rows):
+        position, picture, nth = walk(roles, documents, ring)
+        assert places == position
+        for i, j in itertools.product(range(len(roles)), repeat=2):
+            may = before[i][j]
+            if roles[i] == roles[j] == IMAGE and picture[i] == picture[j]:
                 may = ring[nth[j]] <= ring[nth[i]] or opens_images
-                may = may and bool(document[b, i] == document[b, j])
-            assert mask[b, i, j] == may, (b, i, j)
+                may = may and documents[i] == documents[j]
+            assert found[i][j] == may, (i, j)
 
 
 def test_positions_are_those_of_the_paper():

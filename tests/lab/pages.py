@@ -1,0 +1,83 @@
+"""Explorer pages of small runs, and how they are read; for two test files."""
+
+import base64
+import json
+import re
+import shutil
+
+import torch
+
+import eval as evaluation
+from engine.checkpoint import save_model
+from lab import explore
+from lab.variants import classes_of
+from model import Config
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+L, H = 3, 4
+
+
+def make_run(folder, tokenizer, name="shapes", source=None, variant=None, **settings):
+    """A run of random weights, large enough that heads differ."""
+    torch.manual_seed(5)
+    args = {"data": name, "source": source and str(source), "images": None, "variant": variant}
+    sizes = dict(
+        encoder_width=16,
+        encoder_layers=1,
+        encoder_heads=2,
+        d_model=32,
+        n_layer=L,
+        n_head=H,
+        d_ff=48,
+    )
+    model = classes_of(args)[0](Config(vocab_size=len(tokenizer), **{**sizes, **settings}))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(2)
+    folder.mkdir(parents=True)
+    save_model(folder / "model.pt", model)
+    (folder / "tokenizer.model").write_bytes(tokenizer.model)
+    (folder / "run.json").write_text(json.dumps({"args": args}))
+    return str(folder)
+
+
+def write(*args):
+    explore.main([*map(str, args), "--device", "cpu"])
+
+
+def opened(run):
+    return evaluation.open_run(explore.Path(run), "cpu")
+
+
+def contents(page):
+    return json.loads(
+        re.search(
+            r'<script type="application/json" id="data">(.*?)</script>',
+            page.read_text(encoding="utf-8"),
+            re.S,
+        )[1]
+    )
+
+
+def unpack(row, layers=L, heads=H):
+    """The mask [T, T] and the attention [L, H, T, T] of a row of the page; written apart from
+    explore.py."""
+    T = len(row["tokens"])
+    stream = "".join(f"{byte:08b}"[::-1] for byte in base64.b64decode(row["mask"]))
+    mask = torch.tensor([bit == "1" for bit in stream[: T * T]]).view(T, T)
+    weights = torch.zeros(layers, heads, T, T)
+    weights[:, :, mask] = (
+        torch.tensor(list(base64.b64decode(row["weights"]))).view(layers, heads, -1) / 255
+    )
+    return mask, weights
+
+
+def rows_of(content):
+    return [
+        (example, question, r, row)
+        for example in content["examples"]
+        for question in example["questions"]
+        for r, row in enumerate(question["rows"])
+    ]

@@ -1,0 +1,217 @@
+"""The attention explorer: what is in its page."""
+
+import base64
+import io
+import re
+
+import pytest
+import torch
+from pages import H, L, contents, make_run, opened, rows_of, unpack, write
+from PIL import Image
+
+import data
+import eval as evaluation
+from data.shapes import Shapes
+from lab import explore
+from lab.recording import recorded
+from mma import Role, attention_mask
+
+pytestmark = pytest.mark.usefixtures("short_answers")
+
+
+def test_the_page_needs_nothing_else(page):
+    text, template = page.read_text(encoding="utf-8"), explore.TEMPLATE.read_text(encoding="utf-8")
+    assert len(text.encode()) < 2_000_000
+    assert not re.search(r"https?:", text) and not re.search(
+        r"(src|href)\s*=\s*(?![\"']data:)", text
+    )
+    assert not re.search(
+        r"url\(|@import|\bimport\b|fetch|XMLHttpRequest|WebSocket|<link rel=.stylesheet", template
+    )
+    content = contents(page)
+    assert [run["mask"] for run in content["runs"]] == ["causal", "mma"] and len(
+        content["examples"]
+    ) == 10
+    for example in content["examples"]:
+        assert len(example["pictures"]) == 1 and len({q["text"] for q in example["questions"]}) == 2
+
+
+def test_its_attention_masks_and_answers_are_the_models(runs, page):
+    heldout, content = (
+        {(e.turns[0], k // 5): e for k, e in enumerate(Shapes().heldout("test"))},
+        contents(page),
+    )
+    models = [opened(run) for run in runs]
+    for k, (example, question, r, row) in enumerate(rows_of(content)):
+        e = heldout[(data.IMAGE + question["text"], question["answer"]), k // 4]
+        model, tokenizer = models[r]
+        picture = Image.open(io.BytesIO(base64.b64decode(example["pictures"][0].split(",")[1])))
+        assert torch.equal(
+            torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+            .view(64, 64, 3)
+            .permute(2, 0, 1),
+            e.images[0],
+        )
+        prompt = data.encode(e, tokenizer, model.config.n_image_tokens, upto=0)
+        answer = model.generate(
+            **data.collate([prompt], tokenizer.pad, 64),
+            eos=tokenizer.eos,
+            max_new_tokens=explore.LONGEST,
+        )[0]
+        prompt.add(answer, Role.ANSWER, 1)
+        assert (
+            row["role"] == prompt.role
+            and row["turn"] == prompt.turn
+            and row["given"] == tokenizer.decode(answer)
+        )
+        assert row["correct"] == (row["given"] == question["answer"])
+        text = [tokenizer.sp.id_to_piece(i).replace("▁", " ") for i in prompt.ids]
+        assert row["tokens"] == ["" if piece == data.IMAGE else piece for piece in text]
+        batch = data.collate([prompt], tokenizer.pad, 64)
+        with torch.no_grad(), recorded(model) as seen:
+            model(**batch)
+        mask, weights = unpack(row)
+        assert torch.equal(
+            mask, attention_mask(model.config.mask, batch["role"], batch["turn"])[0, 0]
+        )
+        assert (weights - torch.cat(seen)).abs().max() < 0.51 / 255
+
+
+def test_a_question_changes_the_image_tokens_under_mma_alone(page):
+    for example in contents(page)["examples"]:
+        first, second = (question["rows"] for question in example["questions"])
+        for row in (*first, second[0]):  # the first question against itself; causal
+            assert row["change"] == [[0.0] * 16] * L
+        assert len(second[1]["change"]) == L and all(
+            0 < x <= 2 for layer in second[1]["change"] for x in layer
+        )
+
+
+def test_change_by_hand(runs):
+    model, tokenizer = opened(runs[1])
+    asked = explore.pairs(Shapes().heldout("test"), 1)[0]
+    seen = explore.trace(model, tokenizer, asked)
+    assert not model.blocks[0]._forward_hooks
+    model.blocks, model.norm = (
+        model.blocks[:1],
+        torch.nn.Identity(),
+    )  # a layer's state is what is returned where no layer follows
+    with torch.no_grad():
+        a, b = (
+            model(
+                **{name: seen[name][q][None] for name in ("ids", "role", "turn")},
+                images=asked[0].images[0][None],
+                picture=torch.tensor([0]),
+            )[0, 1:17]
+            for q in range(2)
+        )
+    expected = (a - b).norm(dim=1) / ((a.norm(dim=1) + b.norm(dim=1)) / 2)
+    assert torch.allclose(seen["change"][1][0], expected, atol=1e-5)
+
+
+def test_pictures_of_ones_own_and_text_that_looks_like_a_tag(runs, tmp_path, capsys):
+    Image.new("RGB", (100, 50), "red").save(tmp_path / "x.png")
+    own, ask = (
+        ("--image", tmp_path / "x.png"),
+        ("--question", "</script><!--<script>?", "--question", "is there a red circle?"),
+    )
+    write(*runs, "--out", tmp_path / "page.html", *own, *ask)
+    content, text = (
+        contents(tmp_path / "page.html"),
+        (tmp_path / "page.html").read_text(encoding="utf-8"),
+    )
+    assert [q["text"] for q in content["examples"][0]["questions"]] == list(ask[1::2])
+    assert {row["correct"] for *_, row in rows_of(content)} == {None}
+    template = explore.TEMPLATE.read_text(encoding="utf-8")
+    assert all(text.count(tag) == template.count(tag) for tag in ("<script", "</script", "<!--"))
+    capsys.readouterr()
+    evaluation.main([*map(str, (runs[0], *own, *ask)), "--device", "cpu"])  # the same answers
+    given = [row["given"] for *_, r, row in rows_of(content) if r == 0]
+    assert all(
+        line.startswith(said) for line, said in zip(capsys.readouterr().out.split("\n"), given)
+    )
+
+
+def test_any_data_set_any_prompt(few, tokenizer, tmp_path):
+    """Rows of several turns, two pictures and none; text first; another mask for the test."""
+    usual = make_run(tmp_path / "a", tokenizer, "llava", few)
+    other = make_run(
+        tmp_path / "b",
+        tokenizer,
+        "llava",
+        few,
+        variant="text-first",
+        image_size=32,
+        patch_size=8,
+        n_layer=2,
+        n_head=2,
+    )
+    write(usual, other, "--out", tmp_path / "page.html", "--split", "all", "--mask", "f")
+    content, pictures = contents(tmp_path / "page.html"), set()
+    assert [(run["mask"], run["layers"], run["grid"]) for run in content["runs"]] == [
+        ("f", 3, 4),
+        ("f", 2, 4),
+    ]
+    for example, question, r, row in rows_of(content):
+        n = len(example["pictures"])
+        pictures.add(n)
+        assert row["role"].count(Role.IMAGE) == 16 * n and (row["change"] is None) == (n == 0)
+        role, turn = torch.tensor([row["role"]]), torch.tensor([row["turn"]])
+        mask, weights = unpack(row, *((L, H), (2, 2))[r])
+        assert torch.equal(mask, attention_mask("f", role, turn)[0, 0])
+        assert (weights.sum(-1) - 1).abs().max() < 0.51 / 255 * len(mask)
+        assert (
+            question["text"] == "Really?"
+            or row["role"][-1] == Role.ANSWER
+            and max(row["turn"]) == 1
+        )
+    assert pictures == {0, 1, 2}
+
+
+def test_pairs_by_hand():
+    a, b = torch.zeros(3, 4, 4), torch.zeros(3, 4, 4)
+    examples = [
+        data.Example([image] if image is not None else [], [(words, "")])
+        for image, words in (
+            (a, "1"),
+            (b, "2"),
+            (b, "2"),
+            (None, "3"),
+            (b, "4"),
+            (None, "5"),
+            (b, "6"),
+        )
+    ]
+    assert [[e.turns[0][0] for e in some] for some in explore.pairs(examples)] == [
+        ["4", "6"],
+        ["1"],
+        ["3"],
+        ["5"],
+    ]
+    assert len(explore.pairs(examples, 2)) == 2
+
+
+def test_pictures_that_would_make_it_too_large_are_left_out(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(explore, "LIMIT", 200_000)
+    write(*runs, "--out", tmp_path / "page.html")
+    n = len(contents(tmp_path / "page.html")["examples"])
+    assert 1 <= n < 10 and f"{10 - n} of 10 pictures left out" in capsys.readouterr().out
+    assert (tmp_path / "page.html").stat().st_size < 200_000
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--question", "why?"], "belong together"),
+        (["--image", "x.png"], "belong together"),
+        (["--image", "x.png", "--question", "why?"], "x.png: no such picture"),
+        (["--split", "dev"], "no split 'dev'"),
+        (["--out", "."], "cannot be written"),
+    ],
+)
+def test_bad_input_is_one_clear_error(runs, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=f"^error: .*{re.escape(message)}"):
+        write(runs[0], "--out", "page.html", "--limit", "1", *args)
+    page = tmp_path / "page.html"
+    assert not page.exists() or not page.read_text()

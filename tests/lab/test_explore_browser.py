@@ -1,0 +1,207 @@
+"""What the explorer's page does in a browser, where a Chromium is installed."""
+
+import html
+import json
+import re
+import subprocess
+
+import pytest
+import torch
+from pages import CHROMIUM, L, contents, make_run, unpack, write
+
+from mma import Role
+
+pytestmark = pytest.mark.usefixtures("short_answers")
+
+
+def browse(page, script, folder, *options):
+    """What the script, put at the end of a copy of the page, passes to done(...), and what the
+    browser's console said."""
+    copy = folder / "copy.html"
+    end = """const done = result => document.body.append(
+             Object.assign(document.createElement("pre"),
+             {id: "result", textContent: JSON.stringify(result)}));"""
+    copy.write_text(
+        page.read_text(encoding="utf-8").replace(
+            "</body>", f"<script>{end}\n{script}</script></body>"
+        ),
+        encoding="utf-8",
+    )
+    ran = subprocess.run(
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={folder / 'profile'}",
+            *options,
+            "--virtual-time-budget=5000",
+            "--enable-logging=stderr",
+            "--dump-dom",
+            copy.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    result = re.search(r'<pre id="result">(.*?)</pre>', ran.stdout, re.S)
+    return result and json.loads(html.unescape(result[1])), [
+        line for line in ran.stderr.splitlines() if "CONSOLE" in line
+    ]
+
+
+LOOK = """
+const $ = (selector, from = document) => [...from.querySelectorAll(selector)];
+const pick = (name, value) =>
+  $(`#controls input[name=${name}]`).find(input => input.value === String(value)).click();
+const alpha = button => {  // of a patch's veil, or of a word's colour
+  const style = getComputedStyle(button);
+  const from = button.closest(".cells") ? style.backgroundColor : style.backgroundImage;
+  const colour = from.match(/rgba?\\(([^)]*)\\)/);
+  return colour && +(colour[1].split(/[ ,/]+/)[3] ?? 1);
+};
+const look = b => [+b.dataset.weight, b.dataset.kind, alpha(b), b.matches(".here")];
+const shown = () => $(".run").map(run => $(".token", run).map(look));
+const out = {looks: [], masks: [], changes: [], keys: [], stops: []};
+for (const [example, question, layer, head, direction] of [
+    [0, 0, "mean", "mean", "reads"], [0, 1, 0, 3, "reads"],
+    [9, 1, 2, "mean", "read"], [4, 0, "mean", 1, "read"]]) {
+  const choice = {example, question, layer, head, direction};
+  for (const [name, value] of Object.entries(choice)) pick(name, value);
+  for (const r of [0, 1]) for (const i of [0, 1, 8, 16, 17, 20]) {
+    const token = $(`.run[data-run="${r}"] .token`)[i];
+    if (i % 2) token.focus(); else token.dispatchEvent(new MouseEvent("mouseenter"));
+    out.looks.push({example, question, layer, head, direction, r, i, panels: shown()});
+  }
+  out.stops.push(
+    ...$(".run").map(run => $(".token", run).filter(b => b.tabIndex === 0).length));
+  const pixels = canvas =>
+    [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data];
+  out.masks.push({example, question, panels: $(".run canvas").map(pixels)});
+  out.changes.push($(".run").map(run => $(".map i", run).map(i => +i.dataset.change)));
+}
+const press = key => {
+  document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+  const here = document.activeElement;
+  out.keys.push([+here.closest(".run").dataset.run, +here.dataset.i]);
+};
+$('.run[data-run="1"] .token')[6].focus();
+["ArrowRight", "ArrowDown", "ArrowUp", "ArrowLeft", "End", "ArrowRight", "Home"].forEach(press);
+out.said = $(".said").map(x => x.textContent);
+out.unnamed = $(".token").filter(b => !b.getAttribute("aria-label")).length;
+done(out);
+"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")
+def test_in_a_browser(page, tmp_path):
+    out, console = browse(page, LOOK, tmp_path, "--window-size=1280,900")
+    assert console == [] and out is not None
+    content = contents(page)
+    for look in out["looks"]:
+        question, values = content["examples"][look["example"]]["questions"][look["question"]], {}
+        for r, (row, panel) in enumerate(zip(question["rows"], look["panels"])):
+            mask, weights = unpack(row)
+            w = weights if look["layer"] == "mean" else weights[[look["layer"]]]
+            w = (w if look["head"] == "mean" else w[:, [look["head"]]]).mean((0, 1))
+            i = look["i"]  # the prompts are alike, so the same token is looked at in both runs
+            values[r] = [
+                w[i, j].item() if look["direction"] == "reads" else w[j, i].item()
+                for j in range(len(w))
+            ]
+            strongest = {
+                patch: max(
+                    1 / len(w),
+                    *(
+                        x
+                        for x, role in zip(values[r], row["role"])
+                        if (role == Role.IMAGE) == patch
+                    ),
+                )
+                for patch in (True, False)
+            }
+            for j, (value, kind, alpha, here) in enumerate(panel):
+                a, b = (i, j) if look["direction"] == "reads" else (j, i)
+                assert kind == (
+                    "blocked" if not mask[a, b] else "opened" if b > a else "past"
+                ).replace("blocked", "shut")
+                assert here == (i == j) and abs(value - values[r][j]) < 1e-4
+                patch = row["role"][j] == Role.IMAGE
+                shade = value / strongest[patch]
+                if patch or kind != "shut":
+                    assert abs(alpha - (0.7 - 0.7 * shade if patch else 0.55 * shade)) < 0.01
+        assert (
+            look["i"] != 8 or values[0] != values[1]
+        )  # a patch; the weights are alike, so some words read alike in the first layer
+    assert (
+        len({json.dumps(look["panels"]) for look in out["looks"]}) == len(out["looks"]) // 2
+    )  # once from each run
+    for drawn in out["masks"]:
+        for row, pixels in zip(
+            content["examples"][drawn["example"]]["questions"][drawn["question"]]["rows"],
+            drawn["panels"],
+        ):
+            mask, _ = unpack(row)
+            red, green, blue, _ = torch.tensor(pixels).view(*mask.shape, 4).unbind(-1)
+            assert torch.equal(red > blue + 20, mask.triu(1)) and torch.equal(
+                blue > red + 20, mask.tril()
+            )
+    assert all(
+        set(causal) == {0} and min(mma) > 0 and len(mma) == len(causal) == 16 * L
+        for causal, mma in out["changes"]
+    )
+    T = len(content["examples"][4]["questions"][0]["rows"][1]["tokens"])
+    assert out["keys"] == [[1, 7], [1, 11], [1, 7], [1, 6], [1, T - 1], [1, T - 1], [1, 0]]
+    assert (
+        set(out["stops"]) == {1}
+        and out["unnamed"] == 0
+        and all(said.startswith("answers “") for said in out["said"])
+    )
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")
+def test_in_a_browser_with_pictures_of_all_kinds_in_the_dark(few, tokenizer, tmp_path):
+    runs = [
+        make_run(tmp_path / "a", tokenizer, "llava", few),
+        make_run(tmp_path / "b", tokenizer, "llava", few, variant="text-first"),
+    ]
+    write(*runs, "--out", tmp_path / "page.html", "--split", "all")
+    every = """
+    const seen = [], inputs = () => [...document.querySelectorAll("#controls input[name=example]")];
+    for (const k of inputs().keys()) {
+      inputs()[k].click();
+      document.querySelectorAll(".run .token").forEach(t => t.focus());
+      const pictures = run => run.querySelectorAll(".picture img").length;
+      seen.push([...document.querySelectorAll(".run")].map(pictures));
+    }
+    // A window of Chromium's own is never that narrow
+    const phone = document.createElement("iframe");
+    phone.style.width = "360px";
+    phone.onload = () => {
+      const root = phone.contentDocument.documentElement;
+      const width = [phone.contentWindow.innerWidth, root.scrollWidth];
+      done({seen, width, dark: getComputedStyle(document.body).backgroundColor});
+    };
+    phone.src = "page.html";
+    document.body.append(phone);
+    """
+    options = "--allow-file-access-from-files", "--blink-settings=preferredColorScheme=0"
+    out, console = browse(tmp_path / "page.html", every, tmp_path, *options)
+    assert console == []
+    assert out["seen"] == [
+        [len(example["pictures"])] * 2 for example in contents(tmp_path / "page.html")["examples"]
+    ]
+    assert out["width"][1] <= out["width"][0] <= 360 and out["dark"] == "rgb(19, 21, 24)"
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")
+def test_an_error_in_the_browser_would_be_seen(page, tmp_path):
+    assert (
+        browse(page, "nothing.at.all", tmp_path)[1]
+        and browse(page, "done(1); console.error('x')", tmp_path)[1]
+    )

@@ -1,0 +1,102 @@
+"""A conversation over the cache is what the whole dialogue, read anew, would have given."""
+
+import pytest
+from PIL import Image as Picture
+
+import data
+import train
+from data import IMAGE, Row
+from lab import talk
+from lab.talk import Conversation
+from lab.variants import ConcentricMLLM, TextFirstTokenizer
+from mma import Role
+
+QUICK = (
+    "--preset tiny --device cpu --workers 0 --pt-pictures 2 --pictures 2 --pt-steps 1 --steps 1 "
+    "--limit 5 --val-limit 5"
+).split()
+
+
+@pytest.mark.parametrize("kind", ["mma", "causal", "prefix"])
+@pytest.mark.parametrize("rings", [False, True])
+@pytest.mark.parametrize("text_first", [False, True])
+def test_history_in_the_cache_is_history_read_again(
+    model, tokenizer, pictures, kind, rings, text_first
+):
+    model.config.mask = kind
+    model.__class__ = ConcentricMLLM if rings else model.__class__
+    tokenizer = TextFirstTokenizer(tokenizer.model) if text_first else tokenizer
+    asked = [
+        (IMAGE + "is there a red circle?", [pictures[0]]),
+        ("how many circles are there?", []),
+        (f"{IMAGE}{IMAGE}what color is the square?", [pictures[1], pictures[2]]),
+        ("is there a blue square?", []),
+    ]
+    conversation, whole = Conversation(model, tokenizer), Row()
+    for turn, (message, images) in enumerate(asked, 1):
+        said = "".join(conversation.ask(message, images, max_new_tokens=5))
+        example = data.Example(images, [(message, "")])
+        row = data.encode(example, tokenizer, model.config.n_image_tokens, upto=0)
+        skip = 1 if turn > 1 else 0
+        whole.ids, whole.role = whole.ids + row.ids[skip:], whole.role + row.role[skip:]
+        whole.turn += [turn] * len(row.ids[skip:])
+        whole.images = whole.images + row.images
+        batch = data.collate([whole], tokenizer.pad, 16)
+        answer = model.generate(**batch, eos=tokenizer.eos, max_new_tokens=5)[0]
+        assert said == tokenizer.decode(answer), turn
+        ended = answer[-1] == tokenizer.eos
+        whole.add(answer + ([] if ended else [tokenizer.eos]), Role.ANSWER, turn)
+    with pytest.raises(data.DataError, match="no room for more"):
+        Conversation(model, tokenizer, room=12).ask(asked[0][0], asked[0][1])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("talk")
+    for name in ("a.png", "b.png"):
+        Picture.new("RGB", (64, 64), "red").save(folder / name)
+    train.main([*QUICK, "--out", str(folder / "run")])
+    return folder
+
+
+def say(run, monkeypatch, capsys, *lines):
+    """What a conversation prints, line by line, after its help."""
+    left = iter(lines)
+
+    def read(prompt):
+        line = next(left)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    capsys.readouterr()
+    monkeypatch.setattr("builtins.input", read)
+    talk.main([str(run / "run"), "--device", "cpu", "--image", str(run / "a.png")])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == talk.HELP
+    return said[1:]
+
+
+def test_a_conversation_at_the_keyboard(run, monkeypatch, capsys):
+    show = f"/image {run / 'b.png'}"
+    lines = ("is there a red circle?", "/image none.png", show, "and here?", "")
+    said = say(run, monkeypatch, capsys, *lines)
+    assert len(said) == 3 and "none.png: no such picture" in said[1]
+
+
+@pytest.mark.parametrize("line", ["/help", "/image", "quit"])
+def test_commands_are_not_asked_of_the_model(run, monkeypatch, capsys, line):
+    assert say(run, monkeypatch, capsys, line, "") == [talk.HELP]
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), EOFError()])
+def test_ctrl_c_and_ctrl_d_end_it(run, monkeypatch, capsys, end):
+    assert say(run, monkeypatch, capsys, end) == [""]
+
+
+def test_a_full_conversation_ends_once(run, monkeypatch, capsys):
+    full = lambda *args: (_ for _ in ()).throw(data.DataError("no room for more: 9 of 9"))
+    monkeypatch.setattr(Conversation, "ask", full)
+    assert say(run, monkeypatch, capsys, "why?", "never asked") == [
+        "error: no room for more: 9 of 9"
+    ]
