@@ -22,8 +22,8 @@ from tqdm import tqdm
 import data
 from engine.batches import examples_of
 from engine.checkpoint import load_model
-from engine.options import Parser, positive
-from engine.precision import check_device, default_device
+from engine.options import Parser, add_run_options, positive
+from engine.precision import check_device
 from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import pool, table
 from mma import EXTRA_PAIRS
@@ -120,21 +120,15 @@ def open_run(run: Path, device: str, mask=None, model_class=MLLM, tokenizer_clas
 
 def arguments(argv=None) -> argparse.Namespace:
     parser = Parser(__doc__)
+    add_run_options(parser)
     add = parser.add_argument
-    add("-h", "--help", action="help", help="show this and exit")
-    add("runs", nargs="+", type=Path, metavar="RUN", help="folder that train.py's --out named")
-    add("--data", choices=data.NAMES, help="default: what the run was trained on")
-    add("--source", type=Path, help="default: the run's")
-    add("--images", type=Path, help="default: the run's")
-    add("--split", metavar="NAME", help="train, val, test, all, ... (default: test; nlvr val)")
     add("--limit", type=positive, metavar="N", help="the first N examples (default: all)")
-    add("--mask", choices=list(EXTRA_PAIRS), help="another one at test time only")
+    add("--mask", choices=list(EXTRA_PAIRS), metavar="KIND", help="another one at test time only")
     add("--image", type=Path, metavar="FILE", help="a picture to ask --question about")
     add("--question", action="append", help="may be given again")
     add("--json", type=Path, metavar="FILE", help="write the results here")
     add("--md", type=Path, metavar="FILE", help="write the table here")
     add("--batch-size", type=positive, default=256, metavar="N", help="default: 256")
-    add("--device", default=default_device())
     return parser.parse_args(argv)
 
 
@@ -155,11 +149,9 @@ def main(argv=None) -> None:
             if args.question:
                 turns = [(data.IMAGE + question, "") for question in args.question]
                 asked = [data.Example([args.image], [turn]) for turn in turns]
-                print(
-                    "\n".join(
-                        r["given"] for r in answer_all(model, tokenizer, asked, max_new_tokens=128)
-                    )
-                )
+                label = f"{run}: " if len(args.runs) > 1 else ""
+                for result in answer_all(model, tokenizer, asked, max_new_tokens=128):
+                    print(label + result["given"])
                 continue
             source, examples = examples_of(record["args"], args, model.config.image_size)
             answers = answer_all(model, tokenizer, examples, source.answers, args.batch_size, True)

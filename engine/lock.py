@@ -23,7 +23,8 @@ def take(file) -> bool:
     """Lock an open file, if nobody else has it."""
     try:
         if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Not flock: a loader's worker would hold that on after its parent was killed
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
             file.seek(1_000_000)  # beyond what others may want to read
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)

@@ -86,6 +86,19 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
+def add_run_options(parser: Parser) -> None:
+    """What commands that read finished runs have in common: the runs, the examples that are asked
+    (engine.batches.examples_of), and where."""
+    add = parser.add_argument
+    add("-h", "--help", action="help", help="show this and exit")
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folder that train.py's --out named")
+    add("--data", choices=data.NAMES, metavar="NAME", help="default: what the run was trained on")
+    add("--source", type=Path, metavar="PATH", help="default: the run's")
+    add("--images", type=Path, metavar="DIR", help="default: the run's")
+    add("--split", metavar="NAME", help="train, val, test, all, ... (default: test; nlvr val)")
+    add("--device", default=default_device(), metavar="NAME", help="cuda, mps or cpu")
+
+
 def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Namespace:
     """The command line of train.py (default: this process's), filled up. about: what --help says
     first. extend(parser): add options, and return further presets, of which the first is the

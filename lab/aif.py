@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 import data
 from engine.batches import examples_of
-from engine.options import Parser, positive
-from engine.precision import check_device, default_device
+from engine.options import Parser, add_run_options, positive
+from engine.precision import check_device
 from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import pool, table
 from eval import normalise, open_run, score, summarise
@@ -97,17 +97,11 @@ def share_of(text: str) -> float:
 
 def arguments(argv=None) -> argparse.Namespace:
     parser = Parser(__doc__)
+    add_run_options(parser)
     add = parser.add_argument
-    add("-h", "--help", action="help", help="show this and exit")
-    add("runs", nargs="+", type=Path, metavar="RUN", help="folder that --out named")
     add("--share", type=share_of, default=0.5, help="of the image tokens (default: 0.5)")
-    add("--data", choices=data.NAMES, metavar="NAME", help="default: what the run was trained on")
-    add("--source", type=Path, metavar="PATH", help="default: the run's")
-    add("--images", type=Path, metavar="DIR", help="default: the run's")
-    add("--split", metavar="NAME", help="default: the data set's last")
     add("--limit", type=positive, metavar="N", help="the first N examples (default: all)")
     add("--json", type=Path, metavar="FILE", help="write the results here")
-    add("--device", default=default_device())
     return parser.parse_args(argv)
 
 

@@ -30,8 +30,8 @@ from PIL import Image
 
 import data
 from engine.batches import examples_of
-from engine.options import Parser, positive
-from engine.precision import check_device, default_device
+from engine.options import Parser, add_run_options, positive
+from engine.precision import check_device
 from engine.run import check_writable, one_line_errors, read_record
 from eval import normalise, open_run
 from lab.recording import recorded
@@ -195,19 +195,13 @@ def about_run(name: str, model: MLLM, example: dict, k: int) -> dict:
 
 def arguments(argv=None) -> argparse.Namespace:
     parser = Parser(__doc__)
+    add_run_options(parser)
     add = parser.add_argument
-    add("-h", "--help", action="help", help="show this and exit")
-    add("runs", nargs="+", type=Path, metavar="RUN", help="folder that --out named")
     add("--out", type=Path, required=True, metavar="FILE", help="the page")
     add("--image", type=Path, metavar="FILE", help="a picture of yours")
     add("--question", action="append", help="about it; may be given again")
-    add("--mask", choices=list(EXTRA_PAIRS), help="another one than the runs were trained with")
-    add("--data", choices=data.NAMES, metavar="NAME", help="default: what the run was trained on")
-    add("--source", type=Path, metavar="PATH", help="default: the run's")
-    add("--images", type=Path, metavar="DIR", help="default: the run's")
-    add("--split", metavar="NAME", help="default: the data set's last")
+    add("--mask", choices=list(EXTRA_PAIRS), metavar="KIND", help="another than in training")
     add("--limit", type=positive, default=PICTURES, metavar="N", help="pictures (default: 10)")
-    add("--device", default=default_device())
     return parser.parse_args(argv)
 
 
