@@ -123,17 +123,25 @@ class PretrainedMLLM(MLLM):
         if not rest.any():
             return answers
 
-        def grown(x: Tensor, added: list[list[int]]) -> Tensor:
-            rows = [row[:n] for row, n in zip(x, length.tolist())]
-            rows = [torch.cat([row, row.new_tensor(new)]) for row, new in zip(rows, added)]
-            return pad_sequence(rows, batch_first=True)
-
-        ids = grown(ids, answers)
-        if turn is not None:
-            turn = grown(turn, [[int(t[n - 1])] * len(a) for t, n, a in zip(turn, length, answers)])
-        role = grown(role, [[ANSWER] * len(a) for a in answers])
+        ids, role, turn = append(answers, ids, role, turn)
         more = answer(ids, role, turn, rest)
         return [a + b for a, b in zip(answers, more)]
+
+
+def append(answers: list[list[int]], ids: Tensor, role: Tensor, turn: Tensor | None) -> tuple:
+    """ids, role, turn [B, T] of prompts, padded on the right, with an answer after each."""
+    length = (role != PAD).sum(1).tolist()
+
+    def grown(x: Tensor, added: list[list[int]]) -> Tensor:
+        pairs = zip(x, length, added)
+        rows = [torch.cat([row[:n], row.new_tensor(more)]) for row, n, more in pairs]
+        return pad_sequence(rows, batch_first=True)
+
+    roles = [[ANSWER] * len(answer) for answer in answers]
+    if turn is not None:
+        last = turn[torch.arange(len(turn)), torch.tensor(length) - 1].tolist()
+        turn = grown(turn, [[t] * len(answer) for t, answer in zip(last, answers)])
+    return grown(ids, answers), grown(role, roles), turn
 
 
 # --- From the folders

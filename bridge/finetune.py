@@ -1,0 +1,161 @@
+"""Train from pretrained weights, a SigLIP and a decoder from local folders, in the paper's stages.
+
+    python -m bridge.finetune --llm DIR --vision DIR --template NAME --data llava --source FILE.json
+
+Stage 1 trains the projector alone, stage 2 all but the vision encoder; --pt-freeze and --freeze say
+otherwise. All other options are those of train.py, except that the model's sizes are those of the
+folders. The default preset, aki, has the settings of stage 2 in the paper (arXiv 2503.02597) and
+its code. Their connector is a resampler, ours an MLP over pooled tokens; the length of stage 1 is
+our guess, and the projector's rate there is LLaVA's (2310.03744).
+
+eval.py, lab/ and bridge/benchmarks.py take the run like any other.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+
+import data
+import train
+from bridge.chat import TEMPLATES, read_tokenizer
+from bridge.pretrained import PretrainedConfig, PretrainedMLLM, config_of, load
+from engine.batches import StepBatches, check_source
+from engine.distributed import Distributed
+from engine.lock import run_lock
+from engine.optimizers import freeze
+from engine.options import arguments, positive, rate
+from engine.precision import check_device
+from engine.run import check_out, one_line_errors
+
+# The paper's shapes: SigLIP-so400m-384, 27 x 27 patches pooled to 9 x 9, and Phi-3.5-mini. They are
+# what lab/bench_size.py measures; a model that is loaded has the sizes of its folders.
+PAPER = dict(
+    model=dict(
+        encoder_width=1152, encoder_layers=27, encoder_heads=16, encoder_d_ff=4304, pool=3,
+        d_model=3072, n_layer=32, n_head=32, n_kv_head=32, d_ff=8192, tied=False,
+    ),
+    pictures=32, questions=1, checkpointing=True, pool=3,
+)  # fmt: skip
+PAPER_PICTURES = dict(image_size=384, patch_size=14)
+PRESETS = {  # as in engine.options; "own": what holds whatever the data
+    "aki": dict(
+        **PAPER, optimizer="adamw", schedule="cosine", lr=0.00002, adam_lr=0.00002,
+        pt_adam_lr=0.001,
+        own=dict(**PAPER_PICTURES, steps=50_000, pt_steps=20_000, pt_pictures=32),
+    ),
+    "paper": dict(**PAPER, lr=0.0005, adam_lr=0.00002, own=PAPER_PICTURES),  # Muon: untried
+}  # fmt: skip
+PT_FREEZE = ["encoder", "embed", "blocks", "norm", "unembed"]  # all but the projector
+
+
+def cosine(step: int, steps: int, warmup: int = 150) -> float:
+    """The paper's share of the learning rate at a step, counted from 0: linear warm-up, and a
+    cosine down to a twentieth."""
+    return min(1.0, (step + 1) / warmup) * (0.525 + 0.475 * math.cos(math.pi * step / steps))
+
+
+SCHEDULES = {"linear": train.schedule, "cosine": cosine}
+
+
+def extend(parser) -> dict:
+    """Adds the options that train.py does not have; returns the presets, the default one first."""
+    g = parser.add_argument_group("pretrained weights")
+    add = g.add_argument
+    add("--llm", type=Path, required=True, metavar="DIR", help="the decoder, with tokenizer.model")
+    add("--vision", type=Path, required=True, metavar="DIR", help="the SigLIP")
+    add(
+        "--template",
+        required=True,
+        choices=list(TEMPLATES),
+        metavar="NAME",
+        help=f"the decoder's chat template: {', '.join(TEMPLATES)}",
+    )
+    add(
+        "--pool",
+        type=positive,
+        metavar="N",
+        help="N x N patches become one image token (default: 3; presets tiny and small 1)",
+    )
+    add(
+        "--schedule",
+        choices=list(SCHEDULES),
+        metavar="NAME",
+        help=f"of the learning rates: {', '.join(SCHEDULES)}",
+    )
+    add("--pt-adam-lr", type=rate, metavar="LR", help="--adam-lr of stage 1")
+    parser.set_defaults(pt_freeze=PT_FREEZE)
+    return PRESETS
+
+
+def options(argv=None):
+    """The command line, filled up: engine.options.arguments with `extend`."""
+    args = arguments(argv, __doc__, extend)
+    args.llm, args.vision = args.llm.resolve(), args.vision.resolve()  # as PATHS of the options
+    args.pool = args.pool or 1
+    return args
+
+
+class CheckedSource:
+    """A data set whose pictures have been read and whose rows have been counted, so that train.fit
+    need not do it again."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __getattr__(self, name):
+        if name in ("source", "read_pictures"):  # the first: where a copy is being made
+            raise AttributeError(name)
+        return getattr(self.source, name)
+
+
+def check_data(source, tokenizer, config: PretrainedConfig, args) -> CheckedSource:
+    """What train.fit checks of the data, before gigabytes are loaded: the source, less what cannot
+    be used. Raises DataError."""
+    with torch.device("meta"):
+        model = PretrainedMLLM(config)  # shapes without values
+    stages = [
+        (stage, kind, StepBatches(source, tokenizer, config, stage, args))
+        for stage, kind in (("pt", args.pt_mask), ("sft", args.mask))
+    ]
+    check_source(source, stages, model, args, Distributed(args.device, args.fsdp).say)
+    for parts in (args.pt_freeze, args.freeze):
+        freeze(model, parts)  # a part that does not exist is said now
+    return CheckedSource(source)
+
+
+def read_config(args, tokenizer) -> PretrainedConfig:
+    """The model's sizes, from the folders; args, which the run records, are set to them."""
+    method = dict(vocab_size=len(tokenizer), mask=args.mask, pool=args.pool)
+    try:
+        config = config_of(args.vision, args.llm, args.max_tokens, **method)
+    except ValueError as error:
+        raise data.DataError(str(error)) from None
+    for name in ("n_layer", "image_size", "patch_size", "vocab_size"):
+        setattr(args, name, getattr(config, name))
+    if config.tied and args.pt_freeze == PT_FREEZE:  # the head is the embedding
+        args.pt_freeze = [part for part in PT_FREEZE if part != "unembed"]
+    return config
+
+
+def main(argv=None) -> None:
+    args = options(argv)
+    with one_line_errors(args.out), run_lock(args.out):
+        check_out(args)
+        check_device(args.device)
+        if args.variant:
+            raise data.DataError("--variant belongs to train.py, not to pretrained weights")
+        from lab import watch  # the one look upwards: drawing
+
+        tokenizer = read_tokenizer(args.llm, args.template)
+        config = read_config(args, tokenizer)
+        source = data.load(
+            args.data, args.source, args.images, args.strict, args.pt_source, args.pt_images
+        )
+        source = check_data(source, tokenizer, config, args)
+        model = load(args.vision, args.llm, config, seed=args.seed)
+        train.fit(model, tokenizer, source, args, watch, SCHEDULES[args.schedule])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Training from pretrained weights: what is trained, with which settings, and what is refused."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import ROOT, Crash, at_steps, crash, weights_of
+from PIL import Image
+
+import data
+import eval as evaluation
+from bridge import benchmarks, finetune, pretrained
+from bridge.chat import read_tokenizer
+from bridge.pretrained import load
+from engine.batches import StepBatches
+from engine.optimizers import make_optimizers
+
+pytest.importorskip("transformers")
+TINY = (
+    "--template vicuna --pool 2 --preset tiny --device cpu --workers 0 --pt-pictures 2 "
+    "--pictures 2 --limit 3 --val-limit 3"
+).split()
+
+
+def folders(chat, vision, llava) -> list[str]:
+    return f"--data llava --source {llava} --llm {chat} --vision {vision[0]}".split()
+
+
+@pytest.fixture
+def command(chat, vision, llava) -> list[str]:
+    return [*folders(chat, vision, llava), "--pt-source", str(llava), *TINY]
+
+
+def test_training_starts_from_pretrained_weights(command, chat, vision, tmp_path, capsys):
+    vocab_size = len(read_tokenizer(chat, "vicuna"))
+    start = load(vision[0], chat, pool=2, vocab_size=vocab_size)
+    new_token, others = start.embed.weight[-1], start.embed.weight[:-1]
+    torch.testing.assert_close(new_token, others.mean(0))
+
+    def changed(name, *steps) -> set:
+        finetune.main([*command, *steps, "--out", str(tmp_path / name)])
+        after = weights_of(tmp_path / name)
+        parts = start.named_parameters()
+        return {n.split(".")[0] for n, p in parts if not torch.equal(p, after[n])}
+
+    assert changed("pt", "--pt-steps", "1", "--steps", "0") == {"projector"}
+    all_but_encoder = {"projector", "blocks", "embed", "unembed", "norm"}
+    assert changed("both", "--pt-steps", "1", "--steps", "1") >= all_but_encoder
+    frozen = ["--pt-freeze", "encoder", "projector"]
+    assert "encoder" not in changed("again", "--pt-steps", "1", "--steps", "1", *frozen)
+    record = json.loads((tmp_path / "both" / "run.json").read_text())["args"]
+    sizes = [record[name] for name in ("n_layer", "image_size", "patch_size", "vocab_size", "pool")]
+    assert sizes == [3, 33, 8, vocab_size, 2]  # those of the folders, not of the preset
+    capsys.readouterr()
+    evaluation.main([str(tmp_path / "both"), "--device", "cpu", "--limit", "2"])
+    assert "overall" in capsys.readouterr().out
+
+
+def test_a_benchmark_opens_such_a_run(command, tmp_path, capsys):
+    finetune.main([*command, "--pt-steps", "1", "--steps", "0", "--out", str(tmp_path / "run")])
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "a.png")
+    line = {"image": "a.png", "text": "Is it red?", "label": "yes"}
+    (tmp_path / "pope.json").write_text(json.dumps(line))
+    capsys.readouterr()
+    benchmarks.main([str(tmp_path / "run"), str(tmp_path / "pope.json"), "--device", "cpu"])
+    assert "strict: accuracy" in capsys.readouterr().out
+
+
+def test_folders_and_template_must_be_given(chat, vision, capsys):
+    for given in (["--llm", str(chat)], ["--vision", str(vision[0]), "--template", "vicuna"]):
+        with pytest.raises(SystemExit):
+            finetune.options(given)
+        assert "required" in capsys.readouterr().err
+
+
+def test_a_stopped_run_goes_on(command, tmp_path):
+    """--resume takes a run that was stopped; the sizes of the folders make no other run of it."""
+    line = [*command, "--pt-steps", "2", "--steps", "2", "--save-every", "1"]
+    finetune.main([*line, "--out", str(tmp_path / "whole")])
+    with pytest.MonkeyPatch.context() as patch:
+        at_steps(patch, lambda step: step == 4, crash)
+        with pytest.raises(Crash):
+            finetune.main([*line, "--out", str(tmp_path / "parts")])
+    finetune.main([*line, "--out", str(tmp_path / "parts"), "--resume"])
+    one, two = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_tied_decoder_has_no_head_to_freeze(saved, chat, vision, llava, tmp_path):
+    """The default of --pt-freeze names parts that exist."""
+    folder, _ = saved("tied")
+    (folder / "tokenizer.model").write_bytes((chat / "tokenizer.model").read_bytes())
+    size = read_tokenizer(chat, "vicuna").sp.get_piece_size()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": size}))
+    line = [*folders(folder, vision, llava), *TINY]
+    args = finetune.options(line)
+    assert finetune.read_config(args, read_tokenizer(folder, "vicuna")).tied
+    assert args.pt_freeze == ["encoder", "embed", "blocks", "norm"]
+
+
+@pytest.mark.parametrize("change,says", [
+    (["--source", "none.json"], "none.json: no such file"),
+    (["--max-tokens", "5"], "raise --max-tokens"),
+    (["--pool", "3"], "patches=4 must be a multiple of pool=3"),
+    (["--template", "phi-3"], None),
+    (["--freeze", "decoder"], "no parameter's name begins so"),
+    (["--variant", "rave"], "belongs to train.py"),
+    (["--llm", "nowhere"], "tokenizer.model: no such file"),
+])  # fmt: skip
+def test_mistakes_are_found_before_weights_are_read(command, tmp_path, monkeypatch, change, says):
+    """In one line; with a template that fits, the weights are what is read next."""
+
+    def read(*args, **options):
+        raise SystemExit("weights")
+
+    monkeypatch.setattr(pretrained, "fill", read)
+    with pytest.raises(SystemExit, match=says or "weights"):
+        finetune.main([*command, *change, "--out", str(tmp_path / "run")])
+
+
+def test_a_broken_picture_is_found_before_weights_are_read(
+    chat, vision, llava, tmp_path, monkeypatch
+):
+    command = [*folders(chat, vision, llava), *TINY]
+    (llava.parent / "4.png").write_bytes(b"no picture")
+    monkeypatch.setattr(pretrained, "fill", lambda *args: pytest.fail("weights were read"))
+    with pytest.raises(SystemExit, match="4.png"):
+        finetune.main([*command, "--strict", "--out", str(tmp_path / "run")])
+
+
+def test_a_checked_source_reaches_workers(command, chat, vision):
+    args = finetune.options(command)
+    tokenizer = read_tokenizer(chat, "vicuna")
+    source = data.load("llava", args.source)
+    config = finetune.read_config(args, tokenizer)
+    checked = finetune.check_data(source, tokenizer, config, args)
+    assert not hasattr(checked, "read_pictures") and checked.final_split == "test"
+    batches = StepBatches(checked, tokenizer, config, "sft", args)
+    again = pickle.loads(pickle.dumps(batches))
+    assert torch.equal(again[0]["ids"], batches[0]["ids"])
+
+
+def test_the_papers_settings(chat, vision):
+    """The default: AdamW, the projector's rate apart, a cosine down to a twentieth."""
+    line = f"--data llava --source x --llm {chat} --vision {vision[0]} --template vicuna"
+    args = finetune.options([*line.split(), "--device", "cpu"])
+    assert (args.preset, args.lr, args.steps, args.pictures) == ("aki", 2e-5, 50_000, 32)
+    assert (args.max_tokens, args.pool, args.schedule, args.checkpointing) == (
+        512, 3, "cosine", True,
+    )  # fmt: skip
+    assert args.pt_freeze == finetune.PT_FREEZE and args.freeze == ["encoder"]
+    model = load(vision[0], chat, pool=4)
+    groups = {
+        stage: [o.param_groups[0] for o in make_optimizers(model, args, stage)]
+        for stage in ("pt", "sft")
+    }
+    assert [group["lr"] for group in groups["pt"]] == [2e-5, 1e-3]
+    projector = groups["sft"][1]
+    assert projector["lr"] == 2e-5 and len(projector["params"]) == 4
+    cosine = finetune.SCHEDULES[args.schedule]
+    assert cosine(149, 50_000) == pytest.approx(1, abs=1e-4) and cosine(0, 50_000) < 0.01
+    assert cosine(49_999, 50_000) == pytest.approx(0.05, abs=1e-4)
+    other = finetune.options([*line.split(), "--preset", "tiny", "--pt-freeze"])
+    assert (other.schedule, other.optimizer, other.pool) == ("linear", "muon", 1)
+    assert other.pt_freeze == []
+
+
+def test_the_schedule_is_the_one_that_is_asked_for(command, tmp_path, monkeypatch):
+    seen = []
+
+    def schedule(step, steps):
+        seen.append((step, steps))
+        return 0.5
+
+    monkeypatch.setitem(finetune.SCHEDULES, "cosine", schedule)
+    steps = ["--schedule", "cosine", "--pt-steps", "1", "--steps", "2"]
+    finetune.main([*command, *steps, "--out", str(tmp_path / "run")])
+    assert list(dict.fromkeys(seen)) == [(0, 1), (0, 2), (1, 2)]
+
+
+@pytest.mark.slow
+def test_pretrained_weights_in_parts(chat, vision, llava, tmp_path):
+    """Two processes, each with a part of pretrained weights, train what one does; adamw and
+    activation checkpointing too."""
+    line = [*folders(chat, vision, llava), *"--template vicuna --pool 2 --device cpu".split()]
+    line += "--workers 0 --pt-pictures 4 --pictures 4 --pt-steps 2 --steps 3".split()
+    line += "--limit 3 --val-limit 3".split()
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    for name, start, more in (("one", [], []), ("two", torchrun, ["--fsdp"])):
+        command = [*start, "-m", "bridge.finetune", *line, *more, "--out", str(tmp_path / name)]
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert max((one[name].float() - two[name].float()).abs().max() for name in one) < 1e-4

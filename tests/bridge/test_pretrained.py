@@ -1,0 +1,262 @@
+"""Parity with transformers on tiny random checkpoints that it writes itself: hidden states, logits
+and answers; and that every tensor and setting of a folder is accounted for. Long-rope's original
+length is 32 tokens here (conftest.py)."""
+
+import json
+
+import pytest
+import torch
+
+import data
+from bridge.pretrained import PretrainedConfig, PretrainedMLLM, load
+from data import DataError
+from engine.checkpoint import load_model, save_model
+from mma import Role, attention_mask
+
+pytest.importorskip("transformers")
+safetensors = pytest.importorskip("safetensors.torch")
+CLOSE = dict(rtol=1e-4, atol=1e-4)
+
+
+def text(B: int, T: int) -> torch.Tensor:
+    return torch.randint(3, 90, (B, T), generator=torch.Generator().manual_seed(5))
+
+
+def some_pictures(N: int) -> torch.Tensor:
+    return torch.randint(256, (N, 3, 33, 33), dtype=torch.uint8)
+
+
+def test_the_encoder(vision, saved):
+    folder, theirs = vision
+    ours, images = load(folder, saved("llama")[0]), some_pictures(2)
+    expected = theirs(pixel_values=(images.float() - 127.5) / 127.5).last_hidden_state
+    torch.testing.assert_close(ours.encoder(images), expected, **CLOSE)
+    pooled = load(folder, saved("llama")[0], pool=2)
+    assert pooled.config.n_image_tokens == 4
+    last = expected.view(2, 4, 4, 32)[:, 2:, 2:].mean((1, 2))
+    torch.testing.assert_close(pooled.encoder(images)[:, 3], last, **CLOSE)
+
+
+KINDS = [
+    ("llama", 20), ("tied", 20), ("mistral", 20), ("phi3", 20), ("long-rope", 20),
+    ("long-rope", 31), ("long-rope", 32), ("long-rope", 40),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind,T", KINDS)
+def test_the_decoder(vision, saved, kind, T):
+    """Hidden states and logits, without cache; a batch with padding; greedy generation with the
+    cache, past long-rope's original length too."""
+    folder, theirs = saved(kind)
+    ours = load(vision[0], folder, mask="causal").eval()
+    ids = text(3, T)
+    role = torch.full_like(ids, Role.TEXT)
+    role[1, T - 4 :] = Role.PAD
+    expected = theirs(ids, attention_mask=(role > 0).long(), output_hidden_states=True)
+    hidden, real = ours(ids, role), role > 0
+    torch.testing.assert_close(hidden[real], expected.hidden_states[-1][real], **CLOSE)
+    torch.testing.assert_close(ours.head(hidden)[real], expected.logits[real], **CLOSE)
+    greedy = dict(max_new_tokens=6, do_sample=False, eos_token_id=None)
+    said = theirs.generate(ids[:1], **greedy)[0, T:].tolist()
+    assert ours.generate(ids[:1], role[:1], eos=-1, max_new_tokens=6)[0] == said
+
+
+def test_mma_through_their_llama(vision, saved):
+    """The mask, as a 4-D mask, through transformers' own Llama: our logits."""
+    folder, theirs = saved("llama")
+    ours = load(vision[0], folder, mask="mma").eval()
+    rows = [[1] + [2] * 16 + [3] * 5 + [4] * 3, [1, 1, 1] + [2] * 16 + [3] * 3 + [4] * 2 + [0]]
+    role = torch.tensor(rows)
+    ids, images, picture = text(*role.shape), some_pictures(2), torch.arange(2)
+    mask = attention_mask("mma", role)
+    bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    x, position = ours.embed_inputs(ids, role, images, picture), torch.arange(role.shape[1])[None]
+    expected = theirs(inputs_embeds=x, attention_mask=bias, position_ids=position).logits
+    got = ours.head(ours(ids, role, images, picture))
+    torch.testing.assert_close(got[role > 0], expected[role > 0], **CLOSE)
+    causal = ours.head(ours(ids, role, images, picture, kind="causal"))
+    assert (causal - got)[role == Role.ANSWER].abs().max() > 0.01
+
+
+# --- Long-rope is chosen by the dialogue itself
+
+
+@pytest.fixture
+def long_rope(vision, saved):
+    """(our model, their model) of image tokens pooled to one a picture."""
+    folder, theirs = saved("long-rope")
+    return load(vision[0], folder, pool=4).eval(), theirs
+
+
+def rows_of(*lengths: int) -> list[data.Row]:
+    """A picture, a question of the rest but the three tokens of its answer."""
+    rows = []
+    for k, (ids, length) in enumerate(zip(text(len(lengths), max(lengths)).tolist(), lengths)):
+        role = [Role.TEXT, Role.IMAGE, *[Role.QUESTION] * (length - 5), *[Role.ANSWER] * 3]
+        picture = torch.full((3, 33, 33), 40 * k, dtype=torch.uint8)
+        rows.append(data.Row(ids[:length], role, [0] + [1] * (length - 1), [picture]))
+    return rows
+
+
+def batch_of(rows: list[data.Row]) -> dict:
+    return data.collate(rows, 0, 33)
+
+
+def states(model, rows: list[data.Row]) -> torch.Tensor:
+    """The hidden states of all tokens, one dialogue after the other."""
+    batch = batch_of(rows)
+    return model(**batch)[batch["role"] != Role.PAD]
+
+
+def test_long_rope_does_not_look_at_neighbours(long_rope):
+    """Short and long dialogues alone, padded to the longest, and packed into one row: the same
+    states. Together they are longer than the original length, alone only one of them is."""
+    model, _ = long_rope
+    rows = rows_of(20, 33, 32, 12)
+    alone = torch.cat([states(model, [row]) for row in rows])
+    torch.testing.assert_close(states(model, rows), alone, **CLOSE)
+    packed = data.Row()
+    for k, row in enumerate(rows):
+        packed.document += [k] * len(row.ids)
+        for name in ("ids", "role", "turn", "images"):
+            getattr(packed, name).extend(getattr(row, name))
+    torch.testing.assert_close(states(model, [packed]), alone, **CLOSE)
+    shorter = data.Row(*(getattr(rows[0], n)[:] for n in ("ids", "role", "turn", "images")))
+    shorter.document = [0] * 20  # a packed row with pads behind it
+    torch.testing.assert_close(states(model, [packed, shorter])[97:], alone[:20], **CLOSE)
+
+
+def test_long_rope_is_used_from_the_first_token_past_the_original_length(long_rope):
+    """The check above can fail: at 33 tokens even the early states are others than at 32."""
+    model, _ = long_rope
+    (row,) = rows_of(33)
+    cut = data.Row(row.ids[:32], row.role[:32], row.turn[:32], row.images)
+    assert (states(model, [row])[:32] - states(model, [cut])).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("limit", [3, 30])
+def test_long_rope_answers_do_not_look_at_neighbours_or_the_cache(long_rope, limit):
+    """Prompts below, at and above the original length, together and alone; and as without a cache,
+    where the whole row is computed for every token."""
+    model, _ = long_rope
+    rows = [row for length in (20, 31, 34, 36, 43) for row in rows_of(length)]
+    for row in rows:
+        for name in ("ids", "role", "turn"):
+            del getattr(row, name)[-3:]
+    together = model.generate(**batch_of(rows), eos=-1, max_new_tokens=limit)
+    for row, said in zip(rows, together):
+        assert model.generate(**batch_of([row]), eos=-1, max_new_tokens=limit) == [said]
+        for token in said:
+            assert int(model.head(states(model, [row])[-1]).argmax()) == token
+            row.add([token], Role.ANSWER, 1)
+
+
+def test_long_rope_answers_end(long_rope):
+    """A limit for each row; a row that ended before the original length does not go on past it."""
+    model, _ = long_rope
+    batch = batch_of(rows_of(28, 28, 28))
+    free = model.generate(**batch, eos=-1, max_new_tokens=12)
+    assert model.generate(**batch, eos=-1, max_new_tokens=[2, 5, 12]) == [
+        free[0][:2], free[1][:5], free[2],
+    ]  # fmt: skip
+    eos = free[0][1]
+    for said, full in zip(model.generate(**batch, eos=eos, max_new_tokens=12), free):
+        assert said == (full[: full.index(eos) + 1] if eos in full else full)
+
+
+def test_a_model_is_saved_and_read_again(long_rope, tmp_path):
+    model, _ = long_rope
+    with open(tmp_path / "model.pt", "wb") as file:
+        save_model(file, model)
+    again = load_model(tmp_path / "model.pt", PretrainedMLLM)
+    assert again.config == model.config and type(again.config) is PretrainedConfig
+    rows = rows_of(20, 40)
+    assert torch.equal(states(again, rows), states(model, rows))
+
+
+# --- Every tensor and every setting
+
+
+def test_shards_and_dtype(vision, saved):
+    folder, theirs = saved("llama", max_shard_size="8KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    model = load(vision[0], folder, dtype=torch.bfloat16, pool=4)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert not any(p.is_meta for p in [*model.parameters(), *model.buffers()])
+    expected = theirs.model.layers[2].mlp.down_proj.weight.bfloat16()
+    torch.testing.assert_close(model.blocks[2].down.weight, expected)
+    hidden = model(text(1, 4), torch.tensor([[1, 2, 3, 4]]), some_pictures(1), torch.tensor([0]))
+    assert hidden.dtype == torch.bfloat16 and hidden.isfinite().all()
+    next(folder.glob("*.safetensors")).unlink()
+    with pytest.raises(DataError, match="no such file, but model.safetensors.index.json names it"):
+        load(vision[0], folder)
+
+
+@pytest.mark.parametrize("change,says", [
+    ({"model.layers.1.mlp.up_proj.weight": None}, "blocks.1.up.weight .48, 32. is missing"),
+    (
+        {"model.layers.1.mlp.side.weight": (2,)},
+        "model.layers.1.mlp.side.weight .2. in model.safetensors is not expected",
+    ),
+    (
+        {"model.layers.7.mlp.up_proj.weight": (48, 32)},
+        "model.layers.7.mlp.up_proj.weight .* is not expected",
+    ),
+    (
+        {"model.norm.weight": (33,)},
+        "model.norm.weight has the shape .33.: norm.weight would be .33., not .32.",
+    ),
+])  # fmt: skip
+def test_every_tensor_is_accounted_for(vision, saved, change, says):
+    folder, _ = saved("llama")
+    tensors = safetensors.load_file(folder / "model.safetensors")
+    for name, shape in change.items():
+        if shape is None:
+            tensors.pop(name)
+        else:
+            tensors[name] = torch.zeros(shape)
+    safetensors.save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(DataError, match=says):
+        load(vision[0], folder)
+
+
+@pytest.mark.parametrize("change,says", [
+    ({"model_type": "gpt2"}, "model_type is 'gpt2'"), ({"hidden_act": "gelu"}, "hidden_act"),
+    ({"attention_bias": True}, "attention_bias"), ({"head_dim": 16}, "head_dim"),
+    ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "positions of the kind"),
+])  # fmt: skip
+def test_what_would_compute_something_else_is_refused(vision, saved, change, says):
+    folder, _ = saved("llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(DataError, match=says):
+        load(vision[0], folder)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    sizes = dict(vocab_size=9, image_size=33, patch_size=8)
+    assert PretrainedConfig(**sizes, pool=2).n_image_tokens == 4
+    for change, says in (
+        ({"pool": 3}, "patches=4 must be a multiple of pool=3"),
+        ({"pool": 0}, "pool=0"),
+        ({"patch_size": 0}, "patch_size=0"),
+        ({"image_size": 7}, "image_size=0"),
+        ({"encoder_heads": 3}, "encoder_width=128 must be a multiple of encoder_heads=3"),
+        ({"mask": "no"}, "unknown mask 'no'"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            PretrainedConfig(**{**sizes, **change})
+
+
+def test_damaged_folders_are_named(vision, saved, tmp_path):
+    with pytest.raises(DataError, match="config.json: no such file"):
+        load(vision[0], tmp_path)
+    folder, _ = saved("llama")
+    (folder / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(DataError, match="model.safetensors: not readable"):
+        load(vision[0], folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(DataError, match="no .*safetensors"):
+        load(vision[0], folder)
+    with pytest.raises(DataError, match="longer than its sliding window of 64"):
+        load(vision[0], saved("mistral")[0], max_tokens=65)
