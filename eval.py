@@ -132,6 +132,13 @@ def arguments(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def ask(model: MLLM, tokenizer: data.Tokenizer, image: Path, questions: list[str]) -> list[str]:
+    """The answers to questions about one picture."""
+    turns = [(data.IMAGE + question, "") for question in questions]
+    examples = [data.Example([image], [turn]) for turn in turns]
+    return [r["given"] for r in answer_all(model, tokenizer, examples, max_new_tokens=128)]
+
+
 def main(argv=None) -> None:
     args = arguments(argv)
     with one_line_errors():
@@ -147,17 +154,14 @@ def main(argv=None) -> None:
             classes = variants.classes_of(record["args"])
             model, tokenizer = open_run(run, args.device, args.mask, *classes)
             if args.question:
-                turns = [(data.IMAGE + question, "") for question in args.question]
-                asked = [data.Example([args.image], [turn]) for turn in turns]
                 label = f"{run}: " if len(args.runs) > 1 else ""
-                for result in answer_all(model, tokenizer, asked, max_new_tokens=128):
-                    print(label + result["given"])
+                answers = ask(model, tokenizer, args.image, args.question)
+                print("\n".join(label + answer for answer in answers))
                 continue
             source, examples = examples_of(record["args"], args, model.config.image_size)
             answers = answer_all(model, tokenizer, examples, source.answers, args.batch_size, True)
-            results.append(
-                {**record, **summarise(answers), "run": str(run), "mask": model.config.mask}
-            )
+            now = {"run": str(run), "mask": model.config.mask}
+            results.append({**record, **summarise(answers), **now})
         if args.question:
             return
         print(text := table(pool(results)))

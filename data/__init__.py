@@ -1,9 +1,15 @@
-"""From pictures and dialogues to batches. One file for each step and one for each world or format:
+"""From pictures and dialogues to batches. One file for each step, and for each world or format:
 
-    prompt.py     the prompt format: tokenizer, rows with roles, batches      pictures.py   files
-    folder.py     a finite data set: splits, what cannot be used, what a step draws
-    packing.py    rows of different lengths, packed                           errors.py
-    shapes.py     the built-in world      easy_vqa.py, nlvr.py, nlvr_world.py, llava.py: your own
+    errors.py       what is wrong with the user's data
+    pictures.py     files and parts of files -> pixels
+    prompt.py       the prompt format: tokenizer, rows of tokens with roles, batches
+    packing.py      rows of different lengths, packed
+    folder.py       a finite data set: splits, what cannot be used, what a step draws
+    shapes.py       the built-in world; shapes_scenes.py, shapes_questions.py
+    nlvr_world.py   a world in NLVR's manner; nlvr_scenes.py, nlvr_phrases.py, nlvr_sentences.py
+    nlvr.py         NLVR's files
+    easy_vqa.py     easy-VQA's files
+    llava.py        your own pictures and dialogues
 
 A data set is an object with texts(), draw(stage, step, pictures, per_picture, seed),
 heldout(split, limit), split_names(), answers and final_split: see `folder.Folder`.
@@ -28,21 +34,18 @@ def load(name: str, source=None, images=None, strict: bool = False, pt_source=No
     """The data set `name`. source, images: where its files lie. strict: damaged entries of a LLaVA
     file are an error; else they are left out, counted and reported. pt_source, pt_images: captions
     for stage 1. Raises DataError if the files are not what they should be."""
-    from data import easy_vqa, llava, nlvr, nlvr_world, shapes  # each builds on the names above
+    # Here, so that `python -m data.shapes` does not import what it is about to run
+    from data import easy_vqa, llava, nlvr, nlvr_world, shapes
 
     if name != "shapes" and source is None:
-        raise DataError(
-            f"--data {name} needs --source: the path of its "
-            + ("JSON file" if name == "llava" else "folder")
-        )
+        needed = "JSON file" if name == "llava" else "folder"
+        raise DataError(f"--data {name} needs --source: the path of its {needed}")
     if pt_source is not None and name != "llava":
         raise DataError(f"--pt-source belongs to --data llava, not to {name}")
     if name == "shapes":
         return shapes.Shapes()
     if name.startswith("nlvr"):
         return nlvr.NLVR(source, nlvr_world.World() if name == "nlvr+world" else None)
-    return (
-        easy_vqa.load(source)
-        if name == "easy_vqa"
-        else llava.load(source, images, strict, pt_source, pt_images)
-    )
+    if name == "easy_vqa":
+        return easy_vqa.load(source)
+    return llava.load(source, images, strict, pt_source, pt_images)

@@ -10,12 +10,15 @@ is kept for validation.
 import zlib
 from pathlib import Path
 
-from data import IMAGE, DataError, Example, Folder, read_json
+from data.errors import DataError
+from data.folder import Folder, read_json
+from data.prompt import IMAGE, Example
 
+# The family of a question follows from its answer; any other answer is a color.
 FAMILY = {
     **dict.fromkeys(("yes", "no"), "yes/no"),
     **dict.fromkeys(("circle", "rectangle", "triangle"), "shape"),
-}  # else: color
+}
 
 
 def read_split(folder: Path) -> dict[int, list[Example]]:
@@ -24,7 +27,7 @@ def read_split(folder: Path) -> dict[int, list[Example]]:
     entries, by_image = read_json(file), {}
     if not isinstance(entries, list) or not entries:
         raise DataError(f"{file}: expected a list of [question, answer, image id]")
-    have = {path.name for path in (folder / "images").glob("*")}
+    files = {path.name for path in (folder / "images").glob("*")}
     for i, entry in enumerate(entries):
         where = f"{file}: entry {i}"
         texts = entry[:2] if isinstance(entry, list) and len(entry) == 3 else [None]
@@ -33,7 +36,7 @@ def read_split(folder: Path) -> dict[int, list[Example]]:
             raise DataError(f"{where}: expected [question, answer, image id], got {found}")
         question, answer, image = entry
         picture, family = folder / "images" / f"{image}.png", FAMILY.get(answer, "color")
-        if picture.name not in have:
+        if picture.name not in files:
             raise DataError(f"{where}: no such picture {picture}")
         example = Example([picture], [(IMAGE + question, answer)], family, where)
         by_image.setdefault(image, []).append(example)
@@ -41,17 +44,17 @@ def read_split(folder: Path) -> dict[int, list[Example]]:
 
 
 def load(source: Path) -> Folder:
+    """The data set in the folder `source`. Raises DataError if its files are not as above."""
     source = source / "data" if (source / "data" / "train").is_dir() else source
     train, test = read_split(source / "train"), read_split(source / "test")
     if len(train) < 2:
-        raise DataError(
-            f"{source / 'train'}: training and validation need at least one picture each"
-        )
+        folder = source / "train"
+        raise DataError(f"{folder}: training and validation need at least one picture each")
     shuffled = sorted(train, key=lambda image: zlib.crc32(str(image).encode()))
-    held = set(shuffled[: max(1, len(train) // 20)])
+    for_val = set(shuffled[: max(1, len(train) // 20)])
     splits = {
-        "train": [group for image, group in train.items() if image not in held],
-        "val": [group for image, group in train.items() if image in held],
+        "train": [group for image, group in train.items() if image not in for_val],
+        "val": [group for image, group in train.items() if image in for_val],
         "test": list(test.values()),
     }
     groups = [*train.values(), *test.values()]

@@ -3,7 +3,7 @@
 
 class DataError(Exception):
     """Something in the user's data is wrong; the message says what, where and what to do.
-    kind: for counting."""
+    kind: a word or two under which errors of one sort are counted."""
 
     def __init__(self, message: str, kind: str = "malformed"):
         super().__init__(message)
@@ -15,25 +15,26 @@ class SkippedEntries:
     an error at the first."""
 
     def __init__(self, strict: bool = True):
-        self.strict, self.kinds = strict, {}
+        self.strict = strict
+        self.by_kind: dict[str, list[str]] = {}  # kind of error -> messages
 
     def add(self, error: DataError) -> None:
         if self.strict:
             raise error
-        self.kinds.setdefault(error.kind, []).append(str(error))
+        self.by_kind.setdefault(error.kind, []).append(str(error))
 
     def count(self) -> int:
-        return sum(map(len, self.kinds.values()))
+        return sum(map(len, self.by_kind.values()))
 
-    def report(self, of: int) -> str:
-        """What was left out of how many, with the first three of each kind; empty if nothing."""
-        if not self.kinds:
+    def report(self, n_entries: int) -> str:
+        """What was left out of n_entries, with the first three of each kind; empty if nothing."""
+        if not self.by_kind:
             return ""
         lines = [
-            f"{self.count():,} of {of:,} entries are damaged and left out "
+            f"{self.count():,} of {n_entries:,} entries are damaged and left out "
             "(--strict makes them an error):"
         ]
-        for kind, errors in sorted(self.kinds.items(), key=lambda item: -len(item[1])):
-            lines.append(f"  {len(errors):,} {kind}, such as")
-            lines += [f"    {error}" for error in errors[:3]]
+        for kind, messages in sorted(self.by_kind.items(), key=lambda item: -len(item[1])):
+            lines.append(f"  {len(messages):,} {kind}, such as")
+            lines += [f"    {message}" for message in messages[:3]]
         return "\n".join(lines)

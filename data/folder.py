@@ -21,11 +21,11 @@ def unusable(examples: list[Example], tokenizer: Tokenizer, n_image_tokens: int,
     """Which of the examples are longer than max_tokens and are cut, and which of those then keep no
     answer token: two sets of indices."""
 
-    def row(i, *limit):
-        return encode(examples[i], tokenizer, n_image_tokens, *limit)
+    def row_of(i: int, limit: int | None = None):
+        return encode(examples[i], tokenizer, n_image_tokens, limit)
 
-    too_long = {i for i in range(len(examples)) if len(row(i).ids) > max_tokens}
-    return too_long, {i for i in too_long if Role.ANSWER not in row(i, max_tokens).role}
+    too_long = {i for i in range(len(examples)) if len(row_of(i).ids) > max_tokens}
+    return too_long, {i for i in too_long if Role.ANSWER not in row_of(i, max_tokens).role}
 
 
 class Folder:
@@ -43,6 +43,7 @@ class Folder:
         self.answers = answers  # all possible answers, where they are a closed set
 
     def texts(self):
+        """The text that the tokenizer is trained on: messages and answers of the training rows."""
         for group in self.splits["train"] + self.splits.get("pt", []):
             for message, answer in (turn for example in group for turn in example.turns):
                 yield message.replace(IMAGE, " ").strip()
@@ -53,14 +54,15 @@ class Folder:
         broken one is found now and not in an hour. Examples that show it are left out, or are an
         error (see SkippedEntries). Returns the report of what was left out."""
         examples = [e for groups in self.splits.values() for group in groups for e in group]
-        total, shown_by = len(examples) + self.skipped.count(), {}
+        n_entries = len(examples) + self.skipped.count()
+        first_id = {}  # picture -> the id of the example that shows it first
         for example in examples:
             for image in example.images:
-                shown_by.setdefault(image, example.id)
-        broken = {}
-        for image, where in shown_by.items():
+                first_id.setdefault(image, example.id)
+        broken = {}  # picture -> what is wrong with it
+        for image, where in first_id.items():
             try:
-                if len(shown_by) <= CACHED_PICTURES:
+                if len(first_id) <= CACHED_PICTURES:
                     pixels_of(image, size, where)
                 else:
                     check_head(getattr(image, "path", image), where)
@@ -68,7 +70,7 @@ class Folder:
                 broken[image] = error
         if broken:
             self._leave_out(broken)
-        return self.skipped.report(total)
+        return self.skipped.report(n_entries)
 
     def _leave_out(self, broken: dict) -> None:
         """Take out the examples that show one of the broken pictures, and count each once a split;
@@ -96,15 +98,13 @@ class Folder:
         for split in [split for split in ("train", "pt") if split in self.splits]:
             groups = self.splits[split]
             for g, group in enumerate(groups):
-                too_long, without = unusable(group, tokenizer, n_image_tokens, max_tokens)
-                n_cut, n_dropped = n_cut + len(too_long), n_dropped + len(without)
-                groups[g] = [example for i, example in enumerate(group) if i not in without]
+                too_long, no_answer = unusable(group, tokenizer, n_image_tokens, max_tokens)
+                n_cut, n_dropped = n_cut + len(too_long), n_dropped + len(no_answer)
+                groups[g] = [example for i, example in enumerate(group) if i not in no_answer]
             self.splits[split] = [group for group in groups if group]
             if not self.splits[split]:
-                raise DataError(
-                    f"no training row keeps an answer within {max_tokens} tokens; raise "
-                    "--max-tokens"
-                )
+                why = f"no training row keeps an answer within {max_tokens} tokens"
+                raise DataError(f"{why}; raise --max-tokens")
         return n_cut, n_dropped
 
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
@@ -123,6 +123,7 @@ class Folder:
         return chosen
 
     def split_names(self) -> list[str]:
+        """The splits that eval.py may be asked for."""
         return list(self.splits)
 
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
@@ -131,6 +132,7 @@ class Folder:
 
 
 def read_json(file: Path):
+    """What a JSON file of the user's holds. Raises DataError if it cannot be read."""
     try:
         return json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

@@ -14,7 +14,9 @@ import json
 import zlib
 from pathlib import Path
 
-from data import IMAGE, DataError, Example, Folder, SkippedEntries, read_json
+from data.errors import DataError, SkippedEntries
+from data.folder import Folder, read_json
+from data.prompt import IMAGE, Example
 
 SPEAKER = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 
@@ -33,24 +35,21 @@ def read_entry(entry, where: str, images: Path) -> Example:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{where}: image must be a file name or a list of file names")
     turns = read_turns(entry.get("conversations"), where)
-    n = sum(message.count(IMAGE) for message, _ in turns)
-    if n != len(names):
-        raise DataError(
-            f"{where}: {n} {IMAGE} in the messages, but {len(names)} pictures in image",
-            "pictures and placeholders that disagree",
-        )
+    n_places = sum(message.count(IMAGE) for message, _ in turns)
+    if n_places != len(names):
+        found = f"{n_places} {IMAGE} in the messages, but {len(names)} pictures in image"
+        raise DataError(f"{where}: {found}", "pictures and placeholders that disagree")
     paths = [find_picture(name, images, where) for name in names]
     category = entry.get("category", "all")
     return Example(paths, turns, category if isinstance(category, str) else "all", where)
 
 
-def read_turns(talk, where: str) -> list[tuple[str, str]]:
+def read_turns(messages, where: str) -> list[tuple[str, str]]:
     """The messages of an entry, checked: (user message, answer) of each turn."""
-    if not isinstance(talk, list) or not talk or len(talk) % 2:
-        raise DataError(
-            f"{where}: conversations must be a list of human, gpt, human, gpt, ... messages"
-        )
-    for k, message in enumerate(talk):
+    if not isinstance(messages, list) or not messages or len(messages) % 2:
+        expected = "a list of human, gpt, human, gpt, ... messages"
+        raise DataError(f"{where}: conversations must be {expected}")
+    for k, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("value"), str):
             raise DataError(f'{where}: message {k} must be {{"from": ..., "value": text}}')
         speaker, wanted = message.get("from"), ("human", "gpt")[k % 2]
@@ -58,28 +57,26 @@ def read_turns(talk, where: str) -> list[tuple[str, str]]:
             raise DataError(f"{where}: message {k} should be from {wanted!r}, not {speaker!r}")
         if wanted == "gpt" and IMAGE in message["value"]:
             raise DataError(f"{where}: message {k}: an answer cannot hold {IMAGE}")
-    return [(human["value"], gpt["value"]) for human, gpt in zip(talk[::2], talk[1::2])]
+    return [(human["value"], gpt["value"]) for human, gpt in zip(messages[::2], messages[1::2])]
 
 
 def find_picture(name: str, images: Path, where: str) -> Path:
     """The file of a picture below the folder `images`."""
     try:
         path = (images / name).resolve()
-        found = path.is_file()
+        is_there = path.is_file()
     except (OSError, ValueError) as error:
         raise DataError(f"{where}: {name[:80]!r} cannot be a file's name ({error})") from None
     if not path.is_relative_to(images):
-        outside = "picture outside the folder"
-        raise DataError(f"{where}: the picture {name!r} is outside {images}", outside)
-    if not found:
-        raise DataError(
-            f"{where}: no such picture {path} (set --images to the folder of the pictures)",
-            "missing picture",
-        )
+        why = f"{where}: the picture {name!r} is outside {images}"
+        raise DataError(why, "picture outside the folder")
+    if not is_there:
+        advice = "set --images to the folder of the pictures"
+        raise DataError(f"{where}: no such picture {path} ({advice})", "missing picture")
     return path
 
 
-def by_picture(examples: list[Example]) -> list[list[Example]]:
+def group_by_picture(examples: list[Example]) -> list[list[Example]]:
     """Groups of examples, so that no picture stands in two of them (union-find over pictures)."""
     parent = {}
 
@@ -88,21 +85,22 @@ def by_picture(examples: list[Example]) -> list[list[Example]]:
             parent[x] = x = parent[parent[x]]
         return x
 
+    # Examples without a picture go together if they say the same
     keys = [example.images or [repr(example.turns)] for example in examples]
-    for pictures in keys:
-        for other in pictures[1:]:
-            parent[root(other)] = root(pictures[0])
+    for first, *others in keys:
+        for other in others:
+            parent[root(other)] = root(first)
     groups = {}
-    for example, pictures in zip(examples, keys):
-        groups.setdefault(root(pictures[0]), []).append(example)
+    for example, (first, *_) in zip(examples, keys):
+        groups.setdefault(root(first), []).append(example)
     return list(groups.values())
 
 
-def split(groups: list[list[Example]], images: Path) -> dict[str, list[list[Example]]]:
-    """A tenth of the pictures for test, a tenth for val, at least one group each. Who goes where
-    follows from the names of the pictures below `images` (from the words, where there is none), not
-    from the order of the file or where it lies. Fewer than three groups cannot be split: all are
-    train."""
+def split_groups(groups: list[list[Example]], images: Path) -> dict[str, list[list[Example]]]:
+    """A tenth of the pictures for test, a tenth for val, at least one group each. Which split a
+    group goes to follows from the names of its pictures below `images` (from its words, where it
+    has none), not from the order of the file or where it lies. Fewer than three groups cannot be
+    split: all are train."""
     if len(groups) < 3:
         return {"train": groups, "val": [], "test": []}
 
@@ -124,8 +122,8 @@ def split(groups: list[list[Example]], images: Path) -> dict[str, list[list[Exam
     return splits
 
 
-def read(source: Path, images: Path | None, skipped: SkippedEntries):
-    """A file's entries, by picture (a list of lists), and the folder of its pictures."""
+def read_groups(source: Path, images: Path | None, skipped: SkippedEntries):
+    """A file's entries grouped by picture (a list of lists), and the folder of its pictures."""
     entries = read_json(source)
     if not isinstance(entries, list):
         raise DataError(f"{source}: expected a list of entries")
@@ -140,26 +138,27 @@ def read(source: Path, images: Path | None, skipped: SkippedEntries):
             if not examples and i == len(entries) - 1:  # not one is good
                 raise
             skipped.add(error)
-    return by_picture(examples), images
+    return group_by_picture(examples), images
 
 
 def load(
     source: Path, images: Path | None = None, strict: bool = True, pt_source: Path | None = None,
     pt_images: Path | None = None,
 ) -> Folder:  # fmt: skip
-    """pt_source, pt_images: a file of captions for stage 1, the split "pt"; without it stage 1 uses
-    the questions. Captions of pictures that are held out are left out."""
+    """The data set in the file `source`, its pictures below `images`. pt_source, pt_images: a file
+    of captions for stage 1, the split "pt"; without it stage 1 uses the questions. Captions of
+    pictures that are held out are left out."""
     skipped = SkippedEntries(strict)
-    splits = split(*read(source, images, skipped))
+    splits = split_groups(*read_groups(source, images, skipped))
     if pt_source is None:
         return Folder(splits, skipped=skipped)
-    held_out = [e for name in ("val", "test") for group in splits[name] for e in group]
-    held_out = {path for e in held_out for path in e.images}
+    held_out_groups = splits["val"] + splits["test"]
+    held_out = {path for group in held_out_groups for e in group for path in e.images}
     splits["pt"] = []
-    for group in read(pt_source, pt_images, skipped)[0]:
-        known = [e for e in group if held_out.intersection(e.images)]
-        for e in known:
+    for group in read_groups(pt_source, pt_images, skipped)[0]:
+        forbidden = [e for e in group if held_out.intersection(e.images)]
+        for e in forbidden:
             kind = "captions of pictures that are held out"
             skipped.add(DataError(f"{e.id}: a picture of it is held out", kind))
-        splits["pt"] += [] if known else [group]
+        splits["pt"] += [] if forbidden else [group]
     return Folder(splits, skipped=skipped)

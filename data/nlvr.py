@@ -25,25 +25,29 @@ from pathlib import Path
 
 import torch
 
-from data import IMAGE, Crop, DataError, Example, Folder, SkippedEntries, seed_of
-from data.nlvr_world import NUMBER, World
+from data.errors import DataError, SkippedEntries
+from data.folder import Folder, seed_of
+from data.nlvr_phrases import NUMBER
+from data.nlvr_world import World
+from data.pictures import Crop
+from data.prompt import IMAGE, Example
 
 ORDERS = list(permutations(range(3)))
-BOXES = [(x, 0, x + 100, 100) for x in (0, 150, 300)]
-DIGIT = dict(enumerate(NUMBER))
+BOXES = [(x, 0, x + 100, 100) for x in (0, 150, 300)]  # left, top, right, bottom in a picture
+WORD_OF_DIGIT = dict(enumerate(NUMBER))
 FIELDS = ("sentence", "label", "identifier")
 
 
 def plain(sentence: str) -> str:
     """A sentence in one spelling: lower case, numbers as words, no full stop; NLVR has lost some
     sentences' first letter, an A."""
-    text = re.sub(r"\d", lambda m: f" {DIGIT.get(int(m[0]), m[0])} ", sentence.lower())
+    text = re.sub(r"\d", lambda m: f" {WORD_OF_DIGIT.get(int(m[0]), m[0])} ", sentence.lower())
     words = text.rstrip(" ./").replace(",", " , ").split()
     words[:1] = [{"ll": "all", "t": "at"}.get(word, word) for word in words[:1]]
     return " ".join(words).replace(" ,", ",")
 
 
-def files(source: Path) -> dict[str, Path]:
+def files_by_split(source: Path) -> dict[str, Path]:
     """split -> its JSON file: its folder's name, or the file's own where a folder holds several
     (hidden/hidden_final.json)."""
     by_split = {}
@@ -56,6 +60,7 @@ def files(source: Path) -> dict[str, Path]:
 
 
 def read_lines(file: Path) -> list[str]:
+    """The lines of a split's JSON file. Raises DataError if it cannot be read."""
     try:
         return file.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
@@ -65,15 +70,15 @@ def read_lines(file: Path) -> list[str]:
 
 
 def read_entry(line: str, where: str) -> dict:
-    """One line of a split's JSON file, checked."""
+    """One line of a split's JSON file, checked; its sentence in one spelling, its label in lower
+    case. Raises DataError with what is wrong."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not readable as JSON ({error})") from None
     if not isinstance(entry, dict) or not all(isinstance(entry.get(f), str) for f in FIELDS):
-        raise DataError(
-            f"{where}: expected an object with the texts {', '.join(FIELDS)}, got {line[:100]}"
-        )
+        expected = f"an object with the texts {', '.join(FIELDS)}"
+        raise DataError(f"{where}: expected {expected}, got {line[:100]}")
     if entry["label"].lower() not in ("true", "false"):
         raise DataError(f"{where}: the label must be true or false, not {entry['label']!r}")
     if not re.fullmatch(r"\d+-\d+", entry["identifier"]):
@@ -115,6 +120,7 @@ def read_split(file: Path) -> dict[str, list[list[Example]]]:
 
 
 def in_order(example: Example, order: tuple[int, ...]) -> Example:
+    """The example with its boxes permuted."""
     return replace(example, images=[example.images[k] for k in order])
 
 
@@ -122,10 +128,11 @@ def in_all_orders(example: Example) -> list[Example]:
     """The example six times: from its own six pictures, where they are all there (NLVR drew each of
     them: they differ from a permutation in up to four pixels), else by permuting its boxes."""
     path = example.images[0].path
-    own = [path.with_name(f"{path.stem.rpartition('-')[0]}-{k}.png") for k in range(len(ORDERS))]
-    if not all(file.is_file() for file in own):
+    name = path.stem.rpartition("-")[0]
+    pictures = [path.with_name(f"{name}-{k}.png") for k in range(len(ORDERS))]
+    if not all(picture.is_file() for picture in pictures):
         return [in_order(example, order) for order in ORDERS]
-    crops = [[replace(crop, path=file) for crop in example.images] for file in own]
+    crops = [[replace(crop, path=picture) for crop in example.images] for picture in pictures]
     return [replace(example, images=images) for images in crops]
 
 
@@ -142,12 +149,10 @@ class NLVR(Folder):
         self.source = source / "nlvr" if (source / "nlvr").is_dir() else source
         if not self.source.is_dir():
             raise DataError(f"{self.source}: no such folder (check --source)")
-        self.world, self.files, self.skipped = world, files(self.source), SkippedEntries()
+        self.world, self.files, self.skipped = world, files_by_split(self.source), SkippedEntries()
         if not self.files:
-            raise DataError(
-                f"{self.source}: expected folders such as train, each with train.json and images "
-                "(check --source)"
-            )
+            expected = "folders such as train, each with train.json and images"
+            raise DataError(f"{self.source}: expected {expected} (check --source)")
 
     @cached_property
     def splits(self) -> dict[str, list[list[Example]]]:
@@ -170,13 +175,13 @@ class NLVR(Folder):
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
         if self.world and (stage == "pt" or step < self.AFTER):
             return self.world.draw(stage, step, pictures, per_picture, seed)
-        own = max(1, round(pictures * self.SHARE)) if self.world else pictures
+        n_own = max(1, round(pictures * self.SHARE)) if self.world else pictures
         orders = torch.Generator().manual_seed(seed_of(stage, seed, step, "orders"))
-        examples = super().draw(stage, step, own, per_picture, seed)
+        examples = super().draw(stage, step, n_own, per_picture, seed)
         chosen = torch.randint(len(ORDERS), (len(examples),), generator=orders).tolist()
         examples = [in_order(example, ORDERS[k]) for example, k in zip(examples, chosen)]
-        if self.world and own < pictures:
-            examples += self.world.draw(stage, step, pictures - own, per_picture, seed)
+        if self.world and n_own < pictures:
+            examples += self.world.draw(stage, step, pictures - n_own, per_picture, seed)
         return examples
 
     def split_names(self) -> list[str]:
@@ -192,6 +197,7 @@ class NLVR(Folder):
         if split in ("train", "val"):
             groups = self.splits[split]
         else:
-            groups = [g for some in read_split(self.files[split]).values() for g in some]
-        six = [in_all_orders(example) for group in groups for example in group]
-        return [examples[k] for k in range(len(ORDERS)) for examples in six][:limit]
+            by_directory = read_split(self.files[split])
+            groups = [group for sentences in by_directory.values() for group in sentences]
+        orders = [in_all_orders(example) for group in groups for example in group]
+        return [examples[k] for k in range(len(ORDERS)) for examples in orders][:limit]

@@ -1,6 +1,8 @@
 """The scenes of the world in NLVR's manner: three grey boxes with towers of blocks or scattered
 shapes, distributed as NLVR's own are.
 
+    python -m data.nlvr_world --png FILE    a sheet of pictures
+
 Shapes:  S scenes   3 boxes of a scene   8 items of a box at most
 """
 
@@ -22,8 +24,8 @@ def sprites() -> Tensor:
     fine = 8  # samples along a pixel
     out = torch.full((len(COLOUR), len(SHAPE), len(SIZE), 3, 30, 30), GREY, dtype=torch.uint8)
     for k, size in enumerate(SIZE):
-        at = (torch.arange(size * fine) + 0.5) / fine
-        y, x, half = at[:, None], at[None, :], size / 2
+        position = (torch.arange(size * fine) + 0.5) / fine  # in pixels
+        y, x, half = position[:, None], position[None, :], size / 2
         circle = (x - half) ** 2 + (y - half) ** 2 <= half**2
         inks = [circle, (x >= 0) & (y >= 0), (x - half).abs() <= y / 2]
         for s, ink in enumerate(inks):
@@ -57,7 +59,7 @@ def scatter(r: random.Random) -> list[tuple]:
 
 
 def touch(a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:
-    """Do two items (size, x, y) touch or overlap?"""
+    """Whether two items (size, x, y) touch or overlap."""
     (k, x, y), (j, u, v) = a, b
     apart = x > u + SIZE[j] or u > x + SIZE[k] or y > v + SIZE[j] or v > y + SIZE[k]
     return not apart
@@ -74,11 +76,12 @@ class Scenes:
         self.colour, self.shape, self.size, self.x, self.y = torch.tensor(padded).unbind(-1)
         self.there = self.colour >= 0
         pixels = torch.tensor(SIZE)[self.size]
+        # bool [S, 3, 8]: which items touch a wall of their box
         self.left, self.right = self.there & (self.x == 0), self.there & (self.x + pixels == BOX)
         self.top, self.bottom = self.there & (self.y == 0), self.there & (self.y + pixels == BOX)
         # NLVR's people are not strict about corners
-        near = [(at <= 2) | (at + pixels >= BOX - 2) for at in (self.x, self.y)]
-        self.corner = self.there & near[0] & near[1]
+        near_wall = [(low <= 2) | (low + pixels >= BOX - 2) for low in (self.x, self.y)]
+        self.corner = self.there & near_wall[0] & near_wall[1]
 
     def render(self) -> Tensor:
         """uint8 [S, 3, 3, 100, 100]: the three boxes of every scene."""

@@ -3,9 +3,11 @@
     python -m data.nlvr_world               sentences of every family; how fast they are made
     python -m data.nlvr_world --png FILE    a sheet of pictures, one line each
 
-Scenes: nlvr_scenes.py; sentences: nlvr_sentences.py. A sentence is asked twice: of a scene where it
-is true and of one where it is false. So the words of a sentence tell nothing about its truth, by
-construction.
+Scenes: nlvr_scenes.py; sentences: nlvr_sentences.py, made of the phrases of nlvr_phrases.py. A
+sentence is asked twice: of a scene where it is true and of one where it is false. So the words of a
+sentence tell nothing about its truth, by construction.
+
+Shapes:  S scenes   3 boxes of a scene
 """
 
 import argparse
@@ -16,11 +18,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from data import IMAGE, Example, seed_of
+from data.folder import seed_of
+from data.nlvr_phrases import NUMBER
 from data.nlvr_scenes import Scenes, caption, scatter, tower
-from data.nlvr_sentences import NUMBER, Speaker
+from data.nlvr_sentences import Speaker
+from data.prompt import IMAGE, Example
 
-WHY = "in each box?"
+WHY = "in each box?"  # the second turn of a dialogue
 FAMILIES = ["tower count", "tower box", "tower order", "item count", "item box", "item place"]
 
 
@@ -31,8 +35,8 @@ class World:
     answers = {"true", "false"}
 
     def _scenes(self, n: int, *key) -> tuple[list[tuple[Scenes, Tensor]], random.Random]:
-        """Towers and scattered items, half of n scenes each, with their pictures; never so few that
-        no sentence tells them apart."""
+        """Two pools of scenes with their pictures: towers and scattered items, half of n scenes
+        each; never so few that no sentence tells them apart. Then the generator to go on with."""
         r, n = random.Random(seed_of("nlvr world", *key)), max(6, n // 2)
         kinds = [Scenes([[box(r) for _ in range(3)] for _ in range(n)]) for box in (tower, scatter)]
         return [(scenes, scenes.render()) for scenes in kinds], r
@@ -48,12 +52,12 @@ class World:
             scenes, pictures = pools[0 if towers else 1]
             while not any(truth) or all(truth):
                 speaker = Speaker(scenes, r, towers)
-                words, holds, worth = getattr(speaker, family.replace(" ", "_"))()
+                words, holds, basis = getattr(speaker, family.replace(" ", "_"))()
                 truth = holds.tolist()
-            names = ("no", "yes") if worth.dtype == torch.bool else NUMBER
+            names = ("no", "yes") if basis.dtype == torch.bool else NUMBER
             for answer in (True, False):
                 scene = r.choice([k for k, t in enumerate(truth) if t == answer])
-                why = " ".join(names[k] for k in worth[scene].tolist())
+                why = " ".join(names[k] for k in basis[scene].tolist())
                 turns = [(IMAGE * 3 + words, str(answer).lower()), (WHY, why)]
                 rows.append(Example(list(pictures[scene]), turns, family))
         return rows[:n]
@@ -80,10 +84,8 @@ class World:
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         """The same 1,200 sentences, whatever the run's seed, without the second turn."""
         pools, r = self._scenes(600, "heldout", split)
-        return [
-            replace(example, turns=example.turns[:1])
-            for example in self._sentences(pools, r, 1200)[:limit]
-        ]
+        examples = self._sentences(pools, r, 1200)[:limit]
+        return [replace(example, turns=example.turns[:1]) for example in examples]
 
 
 if __name__ == "__main__":
@@ -102,5 +104,5 @@ if __name__ == "__main__":
     if args.png:
         from torchvision.utils import save_image
 
-        some = [image for e in world.draw("pt", 0, 12, 4, 0) for image in e.images]
-        save_image(torch.stack(some).float() / 255, args.png, nrow=6, pad_value=0.5)
+        pictures = [image for e in world.draw("pt", 0, 12, 4, 0) for image in e.images]
+        save_image(torch.stack(pictures).float() / 255, args.png, nrow=6, pad_value=0.5)

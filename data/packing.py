@@ -27,12 +27,12 @@ def first_fit(rows: list[Row], length: int) -> list[Row]:
     """Rows of at most `length` tokens, each dialogue in the first that has room for it."""
     packed = []
     for row in sorted(rows, key=lambda row: -len(row.ids)):
-        fitting = (other for other in packed if len(other.ids) + len(row.ids) <= length)
-        into = next(fitting, None)
-        if into is None:
-            packed.append(into := Row())
-        document = into.document[-1] + 1 if into.document else 0
-        into.document += [document] * len(row.ids)
+        with_room = (other for other in packed if len(other.ids) + len(row.ids) <= length)
+        target = next(with_room, None)
+        if target is None:
+            packed.append(target := Row())
+        document = target.document[-1] + 1 if target.document else 0
+        target.document += [document] * len(row.ids)
         for name in ("ids", "role", "turn", "images"):
-            getattr(into, name).extend(getattr(row, name))
+            getattr(target, name).extend(getattr(row, name))
     return packed

@@ -18,12 +18,13 @@ from data.errors import DataError
 CACHED_PICTURES = 8192
 MAX_PIXELS = 50_000_000  # of a picture's file
 GREY = (128, 128, 128)  # beside a picture that is not square, behind a transparent one
+UNREADABLE = "unreadable picture"  # the kind of a DataError
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of a picture's file: left, top, right, bottom in pixels. whole: the width and height
-    that the file must have."""
+    """A part of a picture's file. box: left, top, right, bottom in pixels. whole: the width and
+    height that the file must have."""
 
     path: Path
     box: tuple[int, int, int, int]
@@ -38,7 +39,7 @@ def pixels_of(image: Tensor | Path | bytes | Crop, size: int, where: str) -> Ten
             return read_picture(image, size)
     except DataError as error:
         why = f"{where}: {error}" if where else str(error)
-        raise DataError(why, "unreadable picture") from None
+        raise DataError(why, UNREADABLE) from None
     if image.shape[-1] == size:
         return image
     scaled = F.interpolate(image[None].float(), size=(size, size), mode="area")[0]
@@ -52,11 +53,8 @@ def read_picture(image: Path | bytes | Crop, size: int) -> Tensor:
     picture = open_picture(image.path if isinstance(image, Crop) else image)
     if isinstance(image, Crop):
         if picture.size != image.whole:
-            (width, height), expected = picture.size, image.whole
-            raise DataError(
-                f"{image.path}: expected a picture of {expected[0]} x {expected[1]} pixels, got "
-                f"{width} x {height}"
-            )
+            expected, found = (f"{w} x {h}" for w, h in (image.whole, picture.size))
+            raise DataError(f"{image.path}: expected a picture of {expected} pixels, got {found}")
         picture = picture.crop(image.box)
     if picture.size != (size, size):
         scale = size / max(picture.size)
@@ -70,26 +68,24 @@ def read_picture(image: Path | bytes | Crop, size: int) -> Tensor:
 
 
 def check_size(file: Image.Image, where: str) -> None:
-    """A small file can unpack to more than the memory holds."""
+    """Raises DataError if there are too many pixels: a small file can unpack to more than the
+    memory holds."""
     if file.width * file.height > MAX_PIXELS:
-        raise DataError(
-            f"{where}: {file.width} x {file.height} pixels are more than the {MAX_PIXELS:,} that "
-            "are read",
-            "unreadable picture",
-        )
+        pixels = f"{file.width} x {file.height} pixels"
+        why = f"{where}: {pixels} are more than the {MAX_PIXELS:,} that are read"
+        raise DataError(why, UNREADABLE)
 
 
 def check_head(path: Path, where: str) -> None:
-    """Is this a picture of a size that is read? Its pixels are not looked at."""
+    """Raises DataError if this is no picture, or one too large. Its pixels are not read."""
     try:
         with Image.open(path) as file:
             check_size(file, f"{where}: {path}")
     except DataError:
         raise
     except Exception as error:  # see open_picture
-        raise DataError(
-            f"{where}: {path}: not a readable picture ({error})", "unreadable picture"
-        ) from None
+        why = f"{where}: {path}: not a readable picture ({error})"
+        raise DataError(why, UNREADABLE) from None
 
 
 @lru_cache(maxsize=8)  # the parts of a picture are read one after the other

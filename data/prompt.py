@@ -62,7 +62,7 @@ class Row:
 
     def cut(self, max_tokens: int, turn_start: int) -> bool:
         """Cut the row at its end, but never inside a picture: then the whole turn that begins at
-        turn_start goes. Are the turn's pictures still there?"""
+        turn_start goes. Returns whether the turn's pictures are still there."""
         turn = range(turn_start, len(self.ids))
         last_image = max((i for i in turn if self.role[i] == Role.IMAGE), default=-1)
         keep = max_tokens if last_image < max_tokens else turn_start
@@ -122,10 +122,8 @@ class Tokenizer:
                 **special,
             )
         except RuntimeError as error:  # no text, or more characters than vocab_size has room for
-            why = str(error).splitlines()[-1]
-            raise DataError(
-                f"no tokenizer can be trained on this text; raise --vocab-size ({why})"
-            ) from None
+            advice = "no tokenizer can be trained on this text; raise --vocab-size"
+            raise DataError(f"{advice} ({str(error).splitlines()[-1]})") from None
         return cls(model.getvalue())
 
 
@@ -139,19 +137,20 @@ def encode(
     A row longer than max_tokens is cut at its end, but never inside a picture: then the picture's
     whole turn goes. Raises DataError if pictures and placeholders disagree.
     """
-    places = sum(message.count(IMAGE) for message, _ in example.turns)
-    if places != len(example.images):
-        found = f"{places} {IMAGE} in the messages, but {len(example.images)} pictures"
+    n_places = sum(message.count(IMAGE) for message, _ in example.turns)
+    if n_places != len(example.images):
+        found = f"{n_places} {IMAGE} in the messages, but {len(example.images)} pictures"
         raise DataError(f"{example.id}: {found}".removeprefix(": "))
     row, images = Row(id=example.id), iter(example.images)
     row.add(tokenizer.start, Role.TEXT, 0)
     for t, (message, answer) in enumerate(example.turns):
-        turn_start, (first, *others) = len(row.ids), message.split(IMAGE)
+        turn_start = len(row.ids)
         row.add(tokenizer.next if t else [], Role.TEXT, t + 1)
+        before, *after = message.split(IMAGE)  # the text before the first picture, after each
         # A picture alone asks nothing and opens nothing; nor does a message without a picture.
-        asks = others and any(piece.strip() for piece in (first, *others))
+        asks = after and any(text.strip() for text in (before, *after))
         text_role = Role.QUESTION if asks else Role.TEXT
-        parts = [first] + [part for piece in others for part in (IMAGE, piece)]
+        parts = [before] + [part for text in after for part in (IMAGE, text)]
         for part in tokenizer.arrange(parts):
             if part is IMAGE:
                 row.add([tokenizer.image] * n_image_tokens, Role.IMAGE, t + 1)
@@ -162,7 +161,7 @@ def encode(
             row.add([*tokenizer.encode(answer.strip()), *tokenizer.end], Role.ANSWER, t + 1)
         too_long = max_tokens is not None and len(row.ids) > max_tokens
         if not too_long or row.cut(max_tokens, turn_start):
-            row.images += [next(images) for _ in others]
+            row.images += [next(images) for _ in after]
         if too_long or upto == t:
             break
     return row
@@ -171,7 +170,7 @@ def encode(
 def collate(rows: list[Row], pad: int, image_size: int) -> dict[str, Tensor]:
     """Rows padded on the right to the longest, as keyword arguments of the model: ids, role, turn
     and, of packed rows, document, int64 [B, T]; images uint8 [N, 3, size, size] (each distinct
-    picture once), picture int64 [P]."""
+    picture once), picture int64 [P]: which of these stands at each place."""
     T = max(len(row.ids) for row in rows)
 
     def padded(name: str, fill: int) -> Tensor:
@@ -181,13 +180,13 @@ def collate(rows: list[Row], pad: int, image_size: int) -> dict[str, Tensor]:
     batch["turn"] = padded("turn", 0)
     if rows[0].document:
         batch["document"] = padded("document", -1)
-    distinct, picture = {}, []  # distinct: key of a picture -> (index, pixels)
+    distinct, image_index = {}, []  # distinct: key of a picture -> (index, pixels)
     for image, row_id in ((image, row.id) for row in rows for image in row.images):
         key = image.data_ptr() if isinstance(image, Tensor) else image
         if key not in distinct:
             distinct[key] = len(distinct), pixels_of(image, image_size, row_id)
-        picture.append(distinct[key][0])
-    if picture:
+        image_index.append(distinct[key][0])
+    if image_index:
         batch["images"] = torch.stack([pixels for _, pixels in distinct.values()])
-        batch["picture"] = torch.tensor(picture)
+        batch["picture"] = torch.tensor(image_index)
     return batch

@@ -18,7 +18,8 @@ from collections import Counter, defaultdict
 import torch
 from torch import Tensor
 
-from data import IMAGE, Example, seed_of
+from data.folder import seed_of
+from data.prompt import IMAGE, Example
 from data.shapes_questions import FAMILIES, asked_about, caption, known_answers, questions
 from data.shapes_scenes import CELLS, COLOUR, GRID, SHAPE, SPLITS, render, scenes
 
@@ -35,13 +36,14 @@ class Shapes:
     def split_names(self) -> list[str]:
         return list(SPLITS)
 
-    def _world(self, split: str, S: int, *key: int) -> tuple[Tensor, Tensor, torch.Generator]:
+    def _scenes(self, split: str, S: int, *key: int) -> tuple[Tensor, Tensor, torch.Generator]:
+        """S scenes drawn for the key: layout, pictures, the generator to go on with."""
         g = torch.Generator().manual_seed(seed_of(split, *key))
         layout = scenes(S, split, g)
         return layout, render(layout, g), g
 
     def texts(self):
-        layout, _, g = self._world("train", 2000, 0)
+        layout, _, g = self._scenes("train", 2000, 0)
         for cells, asked in zip(layout.tolist(), questions(layout, 10, g)):
             yield caption(cells)
             for _, question, answer in asked:
@@ -49,7 +51,7 @@ class Shapes:
                 yield answer
 
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
-        layout, images, g = self._world("train", pictures, seed, step, stage == "pt")
+        layout, images, g = self._scenes("train", pictures, seed, step, stage == "pt")
         if stage == "pt":
             return [
                 Example([image], [(IMAGE, caption(cells))], "caption")
@@ -63,11 +65,11 @@ class Shapes:
 
     def layouts(self, split: str) -> list[list[int]]:
         """The layout of each scene of `heldout`, five questions a scene."""
-        return self._world(split, 1000, 0)[0].tolist()
+        return self._scenes(split, 1000, 0)[0].tolist()
 
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         """The same 1,000 scenes with five questions each, whatever the run's seed."""
-        layout, images, g = self._world(split, 1000, 0)
+        layout, images, g = self._scenes(split, 1000, 0)
         return [
             Example([image], [(IMAGE + question, answer)], family, f"{split}-{i}")
             for i, (image, asked) in enumerate(zip(images, questions(layout, 5, g)))
@@ -80,10 +82,10 @@ def question_only(n_scenes: int = 20_000) -> dict[str, tuple[float, float]]:
     the other half; chance)."""
     g = torch.Generator().manual_seed(1)
     asked = questions(scenes(n_scenes, "train", g), 5, g)
-    known, ceilings = defaultdict(Counter), {}
+    answer_counts, ceilings = defaultdict(Counter), {}
     for family, question, answer in (row for rows in asked[::2] for row in rows):
-        known[family, question][answer] += 1
-    best = {key: counts.most_common(1)[0][0] for key, counts in known.items()}
+        answer_counts[family, question][answer] += 1
+    best = {key: counts.most_common(1)[0][0] for key, counts in answer_counts.items()}
     for family in FAMILIES:
         rows = [row for rows in asked[1::2] for row in rows if row[0] == family]
         right = sum(best.get((family, question)) == answer for _, question, answer in rows)
@@ -93,9 +95,8 @@ def question_only(n_scenes: int = 20_000) -> dict[str, tuple[float, float]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="The built-in world: question-only ceilings, speed, a sheet of pictures."
-    )
+    about = "The built-in world: question-only ceilings, speed, a sheet of pictures."
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--png", metavar="FILE", help="write 32 pictures here")
     args = parser.parse_args()
     print(f"{'family':<12}{'question only':>14}{'chance':>8}")

@@ -1,13 +1,20 @@
-"""What is said about the scenes of the built-in world: captions, and questions in five families.
+"""What is said about the scenes of the built-in world: captions, and questions in families.
 
 Answers are balanced by construction: for each question the answer is drawn first, uniformly, then a
 question about the scene that has it. The rules are symmetric in colours, shapes and places, so the
 words of a question tell nothing about its answer.
 
+    python -m data.shapes      some questions, and what the question alone tells of its answer
+
+A new family is a function of Facts and its name in FAMILIES; what answers it may have is added to
+`known_answers`, and to Shapes.answers if they are new.
+
 Shapes:  S scenes   CELLS = 16 cells in reading order   KINDS = 24 kinds (colour x shape)
 """
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,110 +31,134 @@ def name_of(kind: int) -> str:
     return f"{COLOUR[kind // len(SHAPE)]} {SHAPE[kind % len(SHAPE)]}"
 
 
-def _pick(ok: Tensor, g: torch.Generator) -> Tensor:
-    """Index [S] of a random True of each row of ok [S, X]; each row must have one."""
-    return (torch.rand(ok.shape, generator=g) + ok).argmax(1)
-
-
+@dataclass
 class Facts:
-    """What is true of S scenes, and the random numbers with which questions about them are drawn.
-    A family of questions is a method: (question, answer) for each scene."""
+    """What is true of S scenes, and the generator with which questions about them are drawn."""
 
-    def __init__(self, layout: Tensor, g: torch.Generator):
-        self.S, self.g = len(layout), g
-        count = torch.zeros(self.S, KINDS + 1, dtype=torch.int64)
-        count.scatter_add_(1, layout % (KINDS + 1), torch.ones_like(layout))
-        self.count = count[:, :KINDS]  # [S, KINDS]: objects of each kind
-        self.table = self.count.view(self.S, len(COLOUR), len(SHAPE))
-        self.of_colour, self.of_shape = self.table.sum(2), self.table.sum(1)  # [S, 6], [S, 4]
-        both = (self.of_colour > 0)[:, :, None] & (self.of_shape > 0)[:, None, :]
-        self.possible = both.view(self.S, KINDS)  # its colour is there, and its shape
+    generator: torch.Generator
+    count: Tensor  # int64 [S, KINDS]: objects of each kind
+    table: Tensor  # the same as [S, colours, shapes]
+    of_colour: Tensor  # int64 [S, colours]: objects of each colour
+    of_shape: Tensor  # int64 [S, shapes]
+    possible: Tensor  # bool [S, KINDS]: the kind's colour is there, and its shape
+    cell: Tensor  # int64 [S, KINDS]: the cell of a kind that stands once
+
+    @classmethod
+    def of(cls, layout: Tensor, generator: torch.Generator) -> "Facts":
+        """layout: int64 [S, CELLS], see shapes_scenes.layouts."""
+        S = len(layout)
         stands = layout[:, :, None] == torch.arange(KINDS)  # [S, CELLS, KINDS]
-        # [S, KINDS]: the cell of a kind that stands once
-        self.cell = torch.where(stands, torch.arange(CELLS)[:, None], 0).sum(1)
+        count = stands.sum(1)
+        table = count.view(S, len(COLOUR), len(SHAPE))
+        of_colour, of_shape = table.sum(2), table.sum(1)
+        possible = (of_colour > 0)[:, :, None] & (of_shape > 0)[:, None, :]
+        cell = torch.where(stands, torch.arange(CELLS)[:, None], 0).sum(1)
+        return cls(generator, count, table, of_colour, of_shape, possible.view(S, KINDS), cell)
 
-    def pick(self, ok: Tensor) -> Tensor:
-        return _pick(ok, self.g)
+    def pick(self, allowed: Tensor) -> Tensor:
+        """int64 [S]: the index of a random True in each row of allowed [S, X]; each has one."""
+        return (torch.rand(allowed.shape, generator=self.generator) + allowed).argmax(1)
 
     def coin(self) -> Tensor:
-        return torch.rand(self.S, generator=self.g) < 0.5
-
-    def existence(self):
-        yes = self.coin()
-        absent = self.possible & (self.count == 0)
-        kind = self.pick(torch.where(yes[:, None], self.count > 0, absent))
-        return [
-            (f"is there a {name_of(k)}?", "yes" if y else "no")
-            for k, y in zip(kind.tolist(), yes.tolist())
-        ]
-
-    def counting(self):
-        n = torch.randint(4, (self.S,), generator=self.g)
-        kind = self.pick(self.possible & (self.count == n[:, None]))
-        return [
-            (f"how many {name_of(k)}s are there?", str(n))
-            for k, n in zip(kind.tolist(), n.tolist())
-        ]
-
-    def attribute(self):
-        colour, shape = self.pick(self.of_colour == 1), self.pick(self.of_shape == 1)
-        scene = torch.arange(self.S)
-        its_shape = self.table[scene, colour].argmax(1)
-        its_colour = self.table[scene, :, shape].argmax(1)
-        columns = (self.coin(), colour, its_shape, shape, its_colour)
-        return [
-            (f"what shape is the {COLOUR[c]} object?", SHAPE[its_shape])
-            if by_colour
-            else (f"what color is the {SHAPE[s]}?", COLOUR[its_colour])
-            for by_colour, c, its_shape, s, its_colour in zip(*(x.tolist() for x in columns))
-        ]
-
-    def comparison(self):
-        def pairs(n: Tensor) -> Tensor:
-            """Of two that are there and differ in number: more * len + less."""
-            return self.pick(((n[:, :, None] > n[:, None, :]) & (n[:, None, :] > 0)).flatten(1))
-
-        columns = (self.coin(), self.coin(), pairs(self.of_colour), pairs(self.of_shape))
-        asked = []
-        for yes, by_colour, colours, shapes in zip(*(x.tolist() for x in columns)):
-            names, noun = (COLOUR, " objects") if by_colour else (SHAPE, "s")
-            more, less = divmod(colours if by_colour else shapes, len(names))
-            a, b = (more, less) if yes else (less, more)
-            question = f"are there more {names[a]}{noun} than {names[b]}{noun}?"
-            asked.append((question, "yes" if yes else "no"))
-        return asked
-
-    def spatial(self):
-        once, down = self.count == 1, self.coin()
-        before = [
-            once[:, :, None] & once[:, None, :] & (at[:, :, None] < at[:, None, :])
-            for at in (self.cell % GRID, self.cell // GRID)
-        ]
-        # All in one row: then they are not all in one column, and the other way round
-        down ^= ~torch.where(down, before[1].any((1, 2)), before[0].any((1, 2)))
-        pair = self.pick(torch.where(down[:, None, None], before[1], before[0]).flatten(1))
-        columns = (pair, self.coin(), down, self.coin())
-        asked = []
-        for pair, yes, down, turned in zip(*(x.tolist() for x in columns)):
-            first, second = divmod(pair, KINDS)
-            word = WORDS[down][turned]
-            a, b = (first, second) if yes != turned else (second, first)
-            asked.append((f"is the {name_of(a)} {word} the {name_of(b)}?", "yes" if yes else "no"))
-        return asked
+        """bool [S]: a fair coin for each scene."""
+        return torch.rand(len(self.count), generator=self.generator) < 0.5
 
 
-WORDS = (("left of", "right of"), ("above", "below"))
-FAMILIES = ["existence", "counting", "attribute", "comparison", "spatial"]
+QA = tuple[str, str]  # a question and its answer
+
+
+def yes_no(yes: bool) -> str:
+    return "yes" if yes else "no"
+
+
+def rows(*columns: Tensor):
+    """The values [S] of each column, scene by scene."""
+    return zip(*(column.tolist() for column in columns))
+
+
+def existence(facts: Facts) -> list[QA]:
+    yes = facts.coin()
+    absent = facts.possible & (facts.count == 0)
+    kind = facts.pick(torch.where(yes[:, None], facts.count > 0, absent))
+    return [(f"is there a {name_of(k)}?", yes_no(y)) for k, y in rows(kind, yes)]
+
+
+def counting(facts: Facts) -> list[QA]:
+    number = torch.randint(4, (len(facts.count),), generator=facts.generator)
+    kind = facts.pick(facts.possible & (facts.count == number[:, None]))
+    return [(f"how many {name_of(k)}s are there?", str(n)) for k, n in rows(kind, number)]
+
+
+def attribute(facts: Facts) -> list[QA]:
+    """The shape of the only object of a colour, or the colour of the only object of a shape."""
+    colour, shape = facts.pick(facts.of_colour == 1), facts.pick(facts.of_shape == 1)
+    scene = torch.arange(len(colour))
+    shape_there = facts.table[scene, colour].argmax(1)
+    colour_there = facts.table[scene, :, shape].argmax(1)
+    columns, asked = (facts.coin(), colour, shape_there, shape, colour_there), []
+    for by_colour, c, s_there, s, c_there in rows(*columns):
+        if by_colour:
+            asked.append((f"what shape is the {COLOUR[c]} object?", SHAPE[s_there]))
+        else:
+            asked.append((f"what color is the {SHAPE[s]}?", COLOUR[c_there]))
+    return asked
+
+
+def comparison(facts: Facts) -> list[QA]:
+    """Two colours, or two shapes, that are there and differ in number."""
+
+    def pairs(n: Tensor) -> Tensor:
+        """more * X + less: a pair of indices of n [S, X]."""
+        return facts.pick(((n[:, :, None] > n[:, None, :]) & (n[:, None, :] > 0)).flatten(1))
+
+    asked = []
+    columns = (facts.coin(), facts.coin(), pairs(facts.of_colour), pairs(facts.of_shape))
+    for yes, by_colour, colour_pair, shape_pair in rows(*columns):
+        names, noun = (COLOUR, " objects") if by_colour else (SHAPE, "s")
+        more, less = divmod(colour_pair if by_colour else shape_pair, len(names))
+        a, b = (more, less) if yes else (less, more)
+        asked.append((f"are there more {names[a]}{noun} than {names[b]}{noun}?", yes_no(yes)))
+    return asked
+
+
+def spatial(facts: Facts) -> list[QA]:
+    """How two objects, each the only one of its kind, stand to each other."""
+    once, vertical = facts.count == 1, facts.coin()
+    column, row = facts.cell % GRID, facts.cell // GRID
+    left_of, above = (
+        once[:, :, None] & once[:, None, :] & (place[:, :, None] < place[:, None, :])
+        for place in (column, row)
+    )  # [S, KINDS, KINDS]
+    # All in one row: then they are not all in one column, and the other way round
+    vertical ^= ~torch.where(vertical, above.any((1, 2)), left_of.any((1, 2)))
+    pair = facts.pick(torch.where(vertical[:, None, None], above, left_of).flatten(1))
+    asked = []
+    for pair_index, yes, down, turned in rows(pair, facts.coin(), vertical, facts.coin()):
+        first, second = divmod(pair_index, KINDS)
+        relation = RELATIONS[down][turned]
+        a, b = (first, second) if yes != turned else (second, first)
+        asked.append((f"is the {name_of(a)} {relation} the {name_of(b)}?", yes_no(yes)))
+    return asked
+
+
+RELATIONS = (("left of", "right of"), ("above", "below"))
+FAMILIES: dict[str, Callable[[Facts], list[QA]]] = {
+    "existence": existence,
+    "counting": counting,
+    "attribute": attribute,
+    "comparison": comparison,
+    "spatial": spatial,
+}
 
 
 def questions(layout: Tensor, per_scene: int, g: torch.Generator):
     """[(family, question, answer), ...], per_scene for each scene: the families in turn, starting
     at a random one."""
-    facts, rounds = Facts(layout, g), -(-per_scene // len(FAMILIES))
+    facts, rounds = Facts.of(layout, g), -(-per_scene // len(FAMILIES))
     asked = [
-        [(family, *row) for row in getattr(facts, family)()]
+        [(family, *qa) for qa in ask(facts)]
         for _ in range(rounds)
-        for family in FAMILIES
+        for family, ask in FAMILIES.items()
     ]
     starts = torch.randint(len(FAMILIES), (len(layout),), generator=g).tolist()
     return [

@@ -1,5 +1,7 @@
 """The scenes of the built-in world: layouts, the splits they belong to, and their pictures.
 
+    python -m data.shapes --png FILE      a sheet of pictures
+
 Shapes:  S scenes   CELLS = 16 cells in reading order   KINDS = 24 kinds (colour x shape)
 """
 
@@ -31,8 +33,8 @@ MULTIPLICITY = torch.tensor(
 
 def sprites() -> Tensor:
     """bool [shape, size, CELL, CELL]: each shape in three sizes, centred."""
-    at = torch.arange(CELL) - (CELL - 1) / 2
-    y, x = at[:, None], at[None, :]
+    offset = torch.arange(CELL) - (CELL - 1) / 2  # from the middle of the cell
+    y, x = offset[:, None], offset[None, :]
     inks = {name: [] for name in SHAPE}
     for r in (4.0, 4.75, 5.5):
         inks["circle"].append(x * x + y * y <= (r + 0.3) ** 2)
@@ -59,9 +61,9 @@ def layouts(S: int, g: torch.Generator) -> Tensor:
     c = torch.cat([main // 3, torch.full((S, 1), 3), torch.randint(3, (S, 1), generator=g)], 1)
     s = torch.cat([main % 3, torch.randint(3, (S, 1), generator=g), torch.full((S, 1), 3)], 1)
     kind = colour.gather(1, c) * len(SHAPE) + shape.gather(1, s)  # [S, 6]
-    many = MULTIPLICITY[torch.randint(len(MULTIPLICITY), (S,), generator=g)]  # [S, 6]
+    repeats = MULTIPLICITY[torch.randint(len(MULTIPLICITY), (S,), generator=g)]  # [S, 6]
     slot = torch.arange(CELLS)[None, :, None]
-    owner = (slot >= many.cumsum(1)[:, None]).sum(-1)  # [S, CELLS]: 6 = nobody
+    owner = (slot >= repeats.cumsum(1)[:, None]).sum(-1)  # [S, CELLS]: 6 = nobody
     objects = torch.cat([kind, torch.full((S, 1), EMPTY)], 1).gather(1, owner)
     return objects.gather(1, _permutation(S, CELLS, g))
 
@@ -91,16 +93,16 @@ def render(layout: Tensor, g: torch.Generator) -> Tensor:
     S, side = len(layout), GRID * CELL
     size = torch.randint(3, (S, CELLS), generator=g)
     shift = torch.randint(-2, 3, (S, CELLS, 2), generator=g)
-    at = torch.arange(CELL)
-    y = (at - shift[..., :1]).clamp(0, CELL - 1)  # [S, CELLS, CELL]
-    x = (at - shift[..., 1:]).clamp(0, CELL - 1)
+    pixel = torch.arange(CELL)
+    y = (pixel - shift[..., :1]).clamp(0, CELL - 1)  # [S, CELLS, CELL]
+    x = (pixel - shift[..., 1:]).clamp(0, CELL - 1)
     shape, colour = layout.clamp(min=0) % len(SHAPE), layout.clamp(min=0) // len(SHAPE)
     sprite = shape[..., None, None], size[..., None, None]
     ink = SPRITES[(*sprite, y[..., :, None], x[..., None, :])]  # [S, CELLS, CELL, CELL]
     ink = (ink & (layout >= 0)[..., None, None])[:, :, None]
-    light = 0.85 + 0.15 * torch.rand(S, CELLS, 1, generator=g)
-    back = torch.randint(20, 60, (S, 1, 1, 1, 1), generator=g)
-    pixels = torch.where(ink, (PALETTE[colour] * light)[..., None, None], back)
+    brightness = 0.85 + 0.15 * torch.rand(S, CELLS, 1, generator=g)
+    background = torch.randint(20, 60, (S, 1, 1, 1, 1), generator=g)
+    pixels = torch.where(ink, (PALETTE[colour] * brightness)[..., None, None], background)
     noise = torch.randint(-8, 9, (S, 1, 1, side, side), generator=g)
     pixels = pixels + noise.view(S, CELLS, 1, CELL, CELL)  # [S, CELLS, 3, CELL, CELL]
     pixels = pixels.view(S, GRID, GRID, 3, CELL, CELL).permute(0, 3, 1, 4, 2, 5)

@@ -69,7 +69,7 @@ def test_the_check_of_imports_can_fail():
 
 
 def test_no_circles_within_a_floor():
-    """Every module can be imported first, in a process of its own; here a representative of each."""
+    """A module of each floor can be imported first, in a process of its own."""
     for module in ("engine.run", "data.shapes", "lab.variants", "eval"):
         done = subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT)
         assert done.returncode == 0, module

@@ -47,7 +47,7 @@ def test_a_command_parses(command, monkeypatch):
         return
     module = importlib.import_module(script.removesuffix(".py"))
     monkeypatch.setattr(sys, "argv", [script, *args])
-    module.arguments(args)
+    getattr(module, "options", module.arguments)(args)  # bridge.finetune adds its own
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -98,70 +98,60 @@ done(out);
 """
 
 
+def expected_values(look, row) -> list[float]:
+    """What the token looked at reads of each token, or each token of it; mean over the layers and
+    heads that were picked."""
+    _, weights = unpack(row)
+    w = weights if look["layer"] == "mean" else weights[[look["layer"]]]
+    w = (w if look["head"] == "mean" else w[:, [look["head"]]]).mean((0, 1))
+    return (w[look["i"]] if look["direction"] == "reads" else w[:, look["i"]]).tolist()
+
+
+def check_panel(look, row, panel) -> list[float]:
+    """One run's tokens, as the page shows them, against the data in the page; returns the values."""
+    (mask, _), values, i = unpack(row), expected_values(look, row), look["i"]
+    is_patch = [role == Role.IMAGE for role in row["role"]]
+    strongest = {
+        patch: max(1 / len(values), *(x for x, p in zip(values, is_patch) if p == patch))
+        for patch in (True, False)
+    }
+    for j, (value, kind, alpha, here) in enumerate(panel):
+        a, b = (i, j) if look["direction"] == "reads" else (j, i)
+        assert kind == ("shut" if not mask[a, b] else "opened" if b > a else "past")
+        assert here == (i == j) and abs(value - values[j]) < 1e-4
+        shade = value / strongest[is_patch[j]]
+        if is_patch[j]:
+            assert abs(alpha - (0.7 - 0.7 * shade)) < 0.01
+        elif kind != "shut":
+            assert abs(alpha - 0.55 * shade) < 0.01
+    return values
+
+
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")
 def test_in_a_browser(page, tmp_path):
     out, console = browse(page, LOOK, tmp_path, "--window-size=1280,900")
     assert console == [] and out is not None
-    content = contents(page)
-    for look in out["looks"]:
-        question, values = content["examples"][look["example"]]["questions"][look["question"]], {}
-        for r, (row, panel) in enumerate(zip(question["rows"], look["panels"])):
-            mask, weights = unpack(row)
-            w = weights if look["layer"] == "mean" else weights[[look["layer"]]]
-            w = (w if look["head"] == "mean" else w[:, [look["head"]]]).mean((0, 1))
-            i = look["i"]  # the prompts are alike, so the same token is looked at in both runs
-            values[r] = [
-                w[i, j].item() if look["direction"] == "reads" else w[j, i].item()
-                for j in range(len(w))
-            ]
-            strongest = {
-                patch: max(
-                    1 / len(w),
-                    *(
-                        x
-                        for x, role in zip(values[r], row["role"])
-                        if (role == Role.IMAGE) == patch
-                    ),
-                )
-                for patch in (True, False)
-            }
-            for j, (value, kind, alpha, here) in enumerate(panel):
-                a, b = (i, j) if look["direction"] == "reads" else (j, i)
-                assert kind == (
-                    "blocked" if not mask[a, b] else "opened" if b > a else "past"
-                ).replace("blocked", "shut")
-                assert here == (i == j) and abs(value - values[r][j]) < 1e-4
-                patch = row["role"][j] == Role.IMAGE
-                shade = value / strongest[patch]
-                if patch or kind != "shut":
-                    assert abs(alpha - (0.7 - 0.7 * shade if patch else 0.55 * shade)) < 0.01
-        assert (
-            look["i"] != 8 or values[0] != values[1]
-        )  # a patch; the weights are alike, so some words read alike in the first layer
-    assert (
-        len({json.dumps(look["panels"]) for look in out["looks"]}) == len(out["looks"]) // 2
-    )  # once from each run
+    examples = contents(page)["examples"]
+    for look in out["looks"]:  # the prompts are alike, so both runs show the same token
+        rows = examples[look["example"]]["questions"][look["question"]]["rows"]
+        shown = [check_panel(look, row, panel) for row, panel in zip(rows, look["panels"])]
+        # Patch 8; the weights are alike, so some words read alike in the first layer
+        assert look["i"] != 8 or shown[0] != shown[1]
+    different = {json.dumps(look["panels"]) for look in out["looks"]}
+    assert len(different) == len(out["looks"]) // 2  # once from each run
     for drawn in out["masks"]:
-        for row, pixels in zip(
-            content["examples"][drawn["example"]]["questions"][drawn["question"]]["rows"],
-            drawn["panels"],
-        ):
+        rows = examples[drawn["example"]]["questions"][drawn["question"]]["rows"]
+        for row, pixels in zip(rows, drawn["panels"]):
             mask, _ = unpack(row)
-            red, green, blue, _ = torch.tensor(pixels).view(*mask.shape, 4).unbind(-1)
-            assert torch.equal(red > blue + 20, mask.triu(1)) and torch.equal(
-                blue > red + 20, mask.tril()
-            )
-    assert all(
-        set(causal) == {0} and min(mma) > 0 and len(mma) == len(causal) == 16 * L
-        for causal, mma in out["changes"]
-    )
-    T = len(content["examples"][4]["questions"][0]["rows"][1]["tokens"])
+            red, _, blue, _ = torch.tensor(pixels).view(*mask.shape, 4).unbind(-1)
+            assert torch.equal(red > blue + 20, mask.triu(1))
+            assert torch.equal(blue > red + 20, mask.tril())
+    for causal, mma in out["changes"]:
+        assert set(causal) == {0} and min(mma) > 0 and len(mma) == len(causal) == 16 * L
+    T = len(examples[4]["questions"][0]["rows"][1]["tokens"])
     assert out["keys"] == [[1, 7], [1, 11], [1, 7], [1, 6], [1, T - 1], [1, T - 1], [1, 0]]
-    assert (
-        set(out["stops"]) == {1}
-        and out["unnamed"] == 0
-        and all(said.startswith("answers “") for said in out["said"])
-    )
+    assert set(out["stops"]) == {1} and out["unnamed"] == 0
+    assert all(said.startswith("answers “") for said in out["said"])
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")
