@@ -14,6 +14,7 @@ from PIL import Image
 import data
 import train
 from data.shapes import Shapes
+from lab import watch
 from model import MLLM, Config
 
 torch.set_num_threads(1)  # for tensors as small as these, threads cost more than they give
@@ -161,3 +162,10 @@ def whole(tokenizer, tmp_path_factory):
     with small_world(tokenizer):
         train.main([*RUN, "--out", str(out)])
     return result_of(out)
+
+
+@pytest.fixture
+def no_drawing(monkeypatch):
+    """For runs whose pictures nobody looks at; fixtures of a module still draw."""
+    monkeypatch.setattr(watch, "write_curves", lambda path, records: None)
+    monkeypatch.setattr(watch, "write_sheet", lambda *args, **kwargs: None)

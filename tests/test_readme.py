@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -98,3 +99,14 @@ def test_the_numbers_in_its_sentences_are_in_the_results():
 def test_the_lines_of_the_files_are_counted_anew():
     for name, lines in re.findall(r"^\| \[[\w/.]+\]\(([\w/.]+)\) \| (\d+) \|", README, re.M):
         assert len((ROOT / name).read_text("utf-8").splitlines()) == int(lines), name
+
+
+def test_the_world_of_fork_md_trains():
+    """The example runs as it stands."""
+    text = (ROOT / "docs" / "fork.md").read_text("utf-8")
+    (code,) = re.findall(r"<!-- run: world -->\n```python\n(.*?)```", text, re.S)
+    assert len(code.splitlines()) <= 40
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "accuracy:" in done.stdout, done.stderr

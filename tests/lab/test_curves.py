@@ -1,15 +1,19 @@
 """Charts and pictures show what they are given."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import data
 from data import shapes
-from lab import curves, figures, tables, watch
+from lab import arms, curves, figures, look, tables, watch
 
+ROOT = Path(__file__).parent.parent.parent
 ORANGE, BLUE = (240, 140, 40), (74, 111, 181)
 RECORDS = [
     {"stage": "pt", "step": 10, "loss": 2.0},
@@ -25,9 +29,14 @@ def test_the_figure_shows_the_masks(tmp_path):
     cell = 13
     figures.write_figure(tmp_path / "f.png", cell)
     picture = Image.open(tmp_path / "f.png").convert("RGB")
+    world = shapes.Shapes()
+    counted = (e for e in world.heldout("test") if e.family == "counting")
+    message = next(e.turns[0][0] for e in counted if e.turns[0][1] == "2")
+    tokenizer = data.Tokenizer.train(world.texts(), 4096)
+    question = len(tokenizer.encode(message.replace(data.IMAGE, ""))) + 1
     counts = {colour: n for n, colour in picture.getcolors(2**24)}
-    opened = counts[ORANGE] / (cell - 1) ** 2  # patches x question, once: under mma alone
-    assert opened % 16 == 0 and opened >= 16 * 4
+    # Patches x question, once: under mma alone
+    assert counts[ORANGE] == 16 * question * (cell - 1) ** 2
     left = picture.crop((0, 0, picture.width // 2, picture.height))
     assert ORANGE not in colours_in(left) and BLUE in colours_in(left)
 
@@ -37,21 +46,49 @@ def test_the_masks_are_all_there(tmp_path):
     assert {ORANGE, BLUE} <= colours_in(Image.open(tmp_path / "m.png"))
 
 
-def test_the_curves_of_a_training(tmp_path):
-    for upto in (1, 2):
-        curves.write_training(tmp_path / "c.png", RECORDS[:upto])
-        assert Image.open(tmp_path / "c.png").width > 800
-
-
-def test_curves_have_axes_and_a_legend(tmp_path, monkeypatch):
-    drawn, figure = [], curves.figure
+@pytest.fixture
+def drawn(monkeypatch):
+    """The axes of the charts that a test draws."""
+    axes_of_all, figure = [], curves.figure
 
     def keep(*args, **options):
         fig, axes = figure(*args, **options)
-        drawn.extend(axes)
+        axes_of_all.extend(axes)
         return fig, axes
 
     monkeypatch.setattr(curves, "figure", keep)
+    return axes_of_all
+
+
+def points_of(ax):
+    return {line.get_label(): list(map(tuple, line.get_xydata())) for line in ax.lines}
+
+
+def test_the_curves_of_a_training(tmp_path, drawn):
+    for upto in (0, 1, 2):
+        curves.write_training(tmp_path / "c.png", RECORDS[:upto])
+        assert Image.open(tmp_path / "c.png").size == (990, 374)
+    left, right = drawn[-2:]
+    assert points_of(left) == {"stage 1: captions": [(10, 2)], "stage 2: questions": [(10, 1)]}
+    assert points_of(right) == {"last: 50.0 %": [(10, 50)]}
+    for ax in (left, right):
+        assert ax.get_xlabel() and ax.get_ylabel() and ax.get_legend()
+        assert all(line.get_marker() == "o" for line in ax.lines)  # one point alone is no line
+    assert not {ORANGE, BLUE} & colours_in(Image.open(tmp_path / "c.png"))  # those are mma, causal
+
+
+def test_the_ends_of_both_stages_are_in_the_chart(tmp_path, drawn):
+    def losses(stage, values):
+        return [{"stage": stage, "step": k, "loss": loss} for k, loss in enumerate(values, 1)]
+
+    for pt, sft in (([9, 5], [4, 0.5, 0.4, 0.3]), ([9, 1], [4, 0.5]), ([0.2, 0.1], [])):
+        curves.write_training(tmp_path / "c.png", losses("pt", pt) + losses("sft", sft))
+        top, last = drawn[-2].get_ylim()[1], max(values[-1] for values in (pt, sft) if values)
+        assert last < top <= max(3, 1.1 * last)  # and the first steps flatten nothing
+        assert drawn[-2].get_xlim()[0] == 0 and drawn[-2].get_xlim()[1] >= max(len(pt), len(sft))
+
+
+def test_curves_have_axes_and_a_legend(tmp_path, drawn):
     runs = {"mma (2 seeds)": [{1: 0.5, 2: 0.9}, {1: 0.6, 2: 0.8}], "causal": [{1: 0.4, 2: 0.5}]}
     curves.write_curves(tmp_path / "c.png", runs)
     (ax,) = drawn
@@ -63,11 +100,16 @@ def test_curves_have_axes_and_a_legend(tmp_path, monkeypatch):
 
 
 def test_mma_is_orange_and_causal_is_blue():
-    for labels in (["causal", "mma"], ["mma (3 seeds)", "causal (3 seeds)"], ["new", "mma@4"]):
+    for labels in (
+        ["causal", "mma"],
+        ["mma (3 seeds)", "causal (3 seeds)"],
+        ["new", "mma@4"],
+        ["shapes-causal-0 (3 seeds)", "shapes-mma-0", "new"],
+    ):
         found = curves.colours_of(labels)
-        for label, (red, _, blue) in found.items():
-            assert not label.startswith("mma") or red > blue
-            assert not label.startswith("causal") or blue > red
+        for label, colour in found.items():
+            rgb = tuple(round(255 * c) for c in colour)
+            assert ("mma" in label) == (rgb == ORANGE) and ("causal" in label) == (rgb == BLUE)
     shades = curves.colours_of(["mma@2", "mma@4"])
     assert sum(shades["mma@2"]) > sum(shades["mma@4"])
 
@@ -85,8 +127,29 @@ def test_without_matplotlib_training_goes_on(tmp_path, monkeypatch, capsys):
 
 def test_training_and_answering_import_no_matplotlib():
     code = "import train, eval, lab.watch, lab.variants, sys; print('matplotlib' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_every_arm_has_a_colour_of_its_own():
+    alone = {arm: curves.colours_of([arm])[arm] for arm in arms.ARMS}
+    assert len(set(alone.values())) == len(arms.ARMS)
+    assert curves.colours_of(["new", *arms.ARMS]) == {**curves.colours_of(["new"]), **alone}
+
+
+def test_the_command_draws_finished_runs(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text('{"args": {}, "mask": "mma", "seed": 0}')
+    png = tmp_path / "new" / "c.png"
+    with pytest.raises(SystemExit, match="metrics.jsonl is missing"):
+        curves.main([str(run), "--png", str(png)])
+    looks = ({"step": step, "val": {"accuracy": step / 10}} for step in (1, 2))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
+    curves.main([str(run), "--png", str(png)])
+    assert ORANGE in colours_in(Image.open(png)) and str(png) in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="belong together"):
+        curves.main([str(run)])
 
 
 def test_patches_are_framed(tmp_path):
@@ -98,6 +161,31 @@ def test_patches_are_framed(tmp_path):
     assert picture.getpixel((6 + 40 + 2, 4 + 40 + 20)) == (255, 255, 255)
     text = colours_in(picture.crop((0, 166, 160, 226)))
     assert any(r > 150 and max(g, b) < 100 for r, g, b in text)  # wrong answers are red
+
+
+def test_a_sheet_is_spread_over_all_answers(tmp_path, model, tokenizer, pictures, monkeypatch):
+    """24 of them, evenly, each framed where the model looks; the first of their pictures is left to
+    ask about. Who does not write takes part in the forward passes."""
+    framed, sheets = [], []
+    real = look.attended
+    monkeypatch.setattr(look, "attended", lambda *a: framed.append(a[2]) or real(*a))
+    monkeypatch.setattr(figures, "write_sheet", lambda *args: sheets.append(args))
+    results = [
+        {"prompt": (data.Example([pictures[k % 4]] if k else [], [("<image>" * (k > 0), "")]), 0)}
+        for k in range(60)
+    ]
+    for write in (False, True):
+        watch.write_sheet(tmp_path, model, tokenizer, results, write)
+        assert len(framed) == 24 and all(
+            e is results[k * 60 // 24]["prompt"][0] for k, e in enumerate(framed)
+        )
+        assert list(tmp_path.iterdir()) == ([tmp_path / "example.png"] if write else [])
+        framed.clear()
+    ((_, some, size, frames),) = sheets
+    assert len(some) == 24 and size == 16 and frames[0] == []
+    assert frames[1] == real(model, tokenizer, *some[1]["prompt"])
+    shown = data.pixels_of(tmp_path / "example.png", 16, "")
+    assert torch.equal(shown, pictures[60 // 24 % 4])  # the very first answer has no picture
 
 
 def test_an_example_is_left_to_ask_about(tmp_path):

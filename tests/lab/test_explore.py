@@ -14,6 +14,7 @@ import eval as evaluation
 from data.shapes import Shapes
 from lab import explore
 from lab.recording import recorded
+from lab.variants import ring_positions
 from mma import Role, attention_mask
 
 pytestmark = pytest.mark.usefixtures("short_answers")
@@ -133,8 +134,9 @@ def test_pictures_of_ones_own_and_text_that_looks_like_a_tag(runs, tmp_path, cap
 
 
 def test_any_data_set_any_prompt(few, tokenizer, tmp_path):
-    """Rows of several turns, two pictures and none; text first; another mask for the test."""
-    usual = make_run(tmp_path / "a", tokenizer, "llava", few)
+    """Rows of several turns, two pictures and none; rings; text first; another mask for the
+    test."""
+    rings = make_run(tmp_path / "a", tokenizer, "llava", few, variant="cca", mask="causal")
     other = make_run(
         tmp_path / "b",
         tokenizer,
@@ -146,19 +148,21 @@ def test_any_data_set_any_prompt(few, tokenizer, tmp_path):
         n_layer=2,
         n_head=2,
     )
-    write(usual, other, "--out", tmp_path / "page.html", "--split", "all", "--mask", "f")
+    write(rings, other, "--out", tmp_path / "page.html", "--split", "all", "--mask", "mma")
     content, pictures = contents(tmp_path / "page.html"), set()
     assert [(run["mask"], run["layers"], run["grid"]) for run in content["runs"]] == [
-        ("f", 3, 4),
-        ("f", 2, 4),
+        ("mma", 3, 4),
+        ("mma", 2, 4),
     ]
+    assert [run["text_first"] for run in content["runs"]] == [False, True]
     for example, question, r, row in rows_of(content):
         n = len(example["pictures"])
         pictures.add(n)
         assert row["role"].count(Role.IMAGE) == 16 * n and (row["change"] is None) == (n == 0)
         role, turn = torch.tensor([row["role"]]), torch.tensor([row["turn"]])
         mask, weights = unpack(row, *((L, H), (2, 2))[r])
-        assert torch.equal(mask, attention_mask("f", role, turn)[0, 0])
+        order = None if r else ring_positions(role, None, 4)
+        assert torch.equal(mask, attention_mask("mma", role, turn, order=order)[0, 0])
         assert (weights.sum(-1) - 1).abs().max() < 0.51 / 255 * len(mask)
         assert (
             question["text"] == "Really?"
@@ -213,5 +217,24 @@ def test_bad_input_is_one_clear_error(runs, tmp_path, monkeypatch, args, message
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=f"^error: .*{re.escape(message)}"):
         write(runs[0], "--out", "page.html", "--limit", "1", *args)
-    page = tmp_path / "page.html"
-    assert not page.exists() or not page.read_text()
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_no_pictures_are_no_page(runs, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        write(runs[0], "--out", tmp_path / "page.html", "--limit", "0")
+    assert "--limit" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_text_first_is_seen_in_a_row_that_has_both(runs):
+    model, _ = opened(runs[0])
+    no_picture, picture_first, question_first = [1, 3, 3, 4], [1, 2, 2, 3, 4], [1, 3, 2, 2, 4]
+    for roles, expected in (
+        ([no_picture], False),
+        ([picture_first], False),
+        ([question_first], True),
+        ([no_picture, question_first], True),  # a page may begin with a talk without a picture
+        ([picture_first, question_first], False),
+    ):
+        examples = [{"questions": [{"rows": [{"role": row}]}]} for row in roles]
+        assert explore.about_run("a", model, examples, 0)["text_first"] == expected

@@ -108,7 +108,7 @@ def expected_values(look, row) -> list[float]:
 
 
 def check_panel(look, row, panel) -> list[float]:
-    """One run's tokens, as the page shows them, against the data in the page; returns the values."""
+    """One run's tokens, as the page shows them, against its data; returns the values."""
     (mask, _), values, i = unpack(row), expected_values(look, row), look["i"]
     is_patch = [role == Role.IMAGE for role in row["role"]]
     strongest = {

@@ -1,11 +1,14 @@
 """What the model looks at, and which cells of a picture a question asks about."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from trials import TINY
 
+import data
 import train
 from data import shapes
 from lab import look
@@ -55,7 +58,23 @@ def test_look_measures_and_draws(runs, tmp_path, capsys):
         shares = zip(record["answer_to_asked"], record["answer_to_picture"])
         assert all(0 <= asked <= picture <= 1 for asked, picture in shares)
     assert capsys.readouterr().out == (tmp_path / "look.md").read_text(encoding="utf-8")
-    assert (tmp_path / "look.png").stat().st_size > 5000
+    picture = Image.open(tmp_path / "look.png")
+    assert picture.size == (990, 924)  # the two charts, and a row of pictures for each mask
+    example = shapes.Shapes().heldout("test", 1)[0].images[0]
+    brightest = tuple(example.flatten(1)[:, example.sum(0).argmax()].tolist())
+    for top in (400, 660):  # of a row: the pictures stand there as they are
+        row = picture.convert("RGB").crop((0, top, 990, top + 260))
+        assert brightest in {colour for _, colour in row.getcolors(2**24)}
+    with pytest.raises(SystemExit, match="cannot be written"):
+        look.main([names[0], "--results", str(tmp_path / "look.md"), "--questions", "40"])
+
+
+def test_a_picture_is_dark_where_nothing_looks():
+    pixels, shares = torch.full((64, 64, 3), 200, dtype=torch.uint8).numpy(), torch.zeros(16)
+    shares[6] = 0.5
+    dark = look.darken(pixels, shares)
+    assert (dark[16:32, 32:48] == 200).all() and (dark == 200).sum() == 16 * 16 * 3
+    assert dark.min() == dark[0, 0, 0] == int(0.14 * 200)
 
 
 def test_to_picture_is_the_row_that_produces_the_answer():
@@ -63,6 +82,21 @@ def test_to_picture_is_the_row_that_produces_the_answer():
     weights = torch.arange(2 * 2 * 36).view(2, 2, 6, 6).float()
     expected = [[[25, 26], [67, 68]], [[97, 98], [139, 140]]]
     assert look.to_picture(weights, role).tolist() == expected
+
+
+def test_attended_is_twice_the_mean_share_of_the_first_picture(monkeypatch):
+    """The shares by hand: of four patches; those of a second picture, larger, do not count."""
+    role = torch.tensor([[1, 2, 2, 2, 2, 2, 2, 2, 2, 3]])
+    weights = torch.zeros(2, 1, 10, 10)
+    for layer, shares in enumerate(([0.0, 0.3, 0.1, 0.1], [0.1, 0.1, 0.2, 0.1])):
+        weights[layer, 0, 9, 1:5], weights[layer, 0, 9, 5:9] = torch.tensor(shares), 0.9
+    monkeypatch.setattr(look, "attention", lambda *args: (weights, {"role": role}))
+    model = SimpleNamespace(config=SimpleNamespace(n_image_tokens=4, grid=2))
+    # Means over the layers: 0.05, 0.2, 0.15, 0.1; twice their mean is 0.25
+    assert look.attended(model, None, data.Example([1, 2], []), 0) == []
+    weights[:, 0, 9, 2] += 0.2  # 0.05, 0.4, 0.15, 0.1: the mean is 0.175
+    assert look.attended(model, None, data.Example([1, 2], []), 0) == [(2, 1)]
+    assert look.attended(model, None, data.Example([], []), 0) == []
 
 
 def test_look_wants_runs_of_the_built_in_world(easy_vqa, tmp_path):

@@ -19,6 +19,7 @@ from lab.variants import DualOrder, TextFirstTokenizer, text_first
 from mma import Role
 from model import Config
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
 TWO = Example(["a", "b"], [("is <image> the <image> red?", "no")])
 
 

@@ -94,6 +94,15 @@ def test_ctrl_c_and_ctrl_d_end_it(run, monkeypatch, capsys, end):
     assert say(run, monkeypatch, capsys, end) == [""]
 
 
+def test_ctrl_c_ends_an_answer_too(run, monkeypatch, capsys):
+    def interrupted(*args):
+        yield "ye"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Conversation, "ask", interrupted)
+    assert say(run, monkeypatch, capsys, "why?", "never asked") == ["ye"]
+
+
 def test_a_full_conversation_ends_once(run, monkeypatch, capsys):
     full = lambda *args: (_ for _ in ()).throw(data.DataError("no room for more: 9 of 9"))
     monkeypatch.setattr(Conversation, "ask", full)

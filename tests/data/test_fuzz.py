@@ -1,4 +1,5 @@
-"""Damaged files, by the thousand: a result or one readable error, never another exception, a hang or silent garbage."""
+"""Damaged files, by the thousand: a result or one readable error, never another exception, a hang
+or silent garbage."""
 
 import io
 import json
@@ -10,8 +11,8 @@ import zlib
 import pytest
 from PIL import Image
 
-import data
 from data import DataError, easy_vqa, llava, nlvr
+from data.pictures import read_picture
 
 
 def mutated(original: bytes, r: random.Random) -> bytes:
@@ -23,13 +24,13 @@ def mutated(original: bytes, r: random.Random) -> bytes:
         if how == 0:
             out[at] = r.randrange(256)
         elif how == 1:
-            del out[at:at + n]
+            del out[at : at + n]
         elif how == 2:
-            out[at:at] = out[at:at + n]
+            out[at:at] = out[at : at + n]
         elif how == 3:
-            out[at:at + n] = bytes(r.choice((0, 255, 127, 128)) for _ in range(n))
+            out[at : at + n] = bytes(r.choice((0, 255, 127, 128)) for _ in range(n))
         else:
-            del out[max(8, at):]
+            del out[max(8, at) :]
         if not out:
             return b"x"
     return bytes(out)
@@ -41,8 +42,10 @@ def picture(kind: str, mode: str) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("kind,mode", [("PNG", "RGB"), ("PNG", "P"), ("PNG", "LA"), ("JPEG", "RGB"), ("GIF", "P"), ("BMP", "RGB"),
-                                       ("TIFF", "RGB"), ("WEBP", "RGB")])
+@pytest.mark.parametrize("kind,mode", [
+    ("PNG", "RGB"), ("PNG", "P"), ("PNG", "LA"), ("JPEG", "RGB"), ("GIF", "P"), ("BMP", "RGB"),
+    ("TIFF", "RGB"), ("WEBP", "RGB"),
+])  # fmt: skip
 def test_damaged_pictures(kind, mode, tmp_path):
     r, original, bad = random.Random(kind + mode), picture(kind, mode), 0
     for i in range(250):
@@ -51,7 +54,7 @@ def test_damaged_pictures(kind, mode, tmp_path):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                pixels = data.read_picture(path, 32)
+                pixels = read_picture(path, 32)
             assert pixels.shape == (3, 32, 32)
         except DataError as error:
             bad += 1
@@ -61,32 +64,41 @@ def test_damaged_pictures(kind, mode, tmp_path):
 
 def test_a_picture_that_unpacks_to_too_much_is_refused(tmp_path):
     """A PNG of a few bytes whose header says 100,000 x 100,000."""
+
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        length, checksum = len(content), zlib.crc32(kind + content)
+        return struct.pack(">I", length) + kind + content + struct.pack(">I", checksum)
+
     for side in (8_000, 100_000):
         path = tmp_path / f"bomb{side}.png"
-        path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-                         + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
-        with pytest.raises(DataError, match=f"bomb{side}.png: .*(more than the 50,000,000|exceeds limit)"):
-            data.read_picture(path, 32)
+        head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+        body = chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + body)
+        message = f"bomb{side}.png: .*(more than the 50,000,000|exceeds limit)"
+        with pytest.raises(DataError, match=message):
+            read_picture(path, 32)
 
 
 def parts(value):
     """Every place in a JSON value, as (container, key)."""
-    for key in (value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()):
+    keys = range(len(value)) if isinstance(value, list) else ()
+    for key in value if isinstance(value, dict) else keys:
         yield value, key
         yield from parts(value[key])
 
 
-STRANGE = [None, True, 0, -1, 1e308, "", "x", "<image>", "<image><image>", "../../etc/passwd", "/etc/passwd", "a\x00b", "\ud800",
-           "a" * 5000, [], {}, [[]], {"from": "human"}, ["a.png", "a.png"], "human"]
+STRANGE = [
+    None, True, 0, -1, 1e308, "", "x", "<image>", "<image><image>", "../../etc/passwd",
+    "/etc/passwd", "a\x00b", "\ud800", "a" * 5000, [], {}, [[]], {"from": "human"},
+    ["a.png", "a.png"], "human",
+]  # fmt: skip
 
 
 def test_damaged_entries_of_a_llava_file(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    entry = {"id": "1", "image": "a.png", "category": "c", "conversations": [
-        {"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "red"},
-        {"from": "human", "value": "sure?"}, {"from": "gpt", "value": "yes"}]}
+    said = zip(("human", "gpt") * 2, ("<image>\nwhat?", "red", "sure?", "yes"))
+    talk = [{"from": speaker, "value": value} for speaker, value in said]
+    entry = {"id": "1", "image": "a.png", "category": "c", "conversations": talk}
     r, good, bad = random.Random(0), 0, 0
     for _ in range(3000):
         changed = json.loads(json.dumps(entry))
@@ -107,16 +119,21 @@ def test_damaged_entries_of_a_llava_file(tmp_path):
     assert good > 100 and bad > 1000
 
 
-@pytest.mark.parametrize("read", [llava.load, nlvr.read_split, lambda file: easy_vqa.read_split(file.parent)])
+@pytest.mark.parametrize(
+    "read", [llava.load, nlvr.read_split, lambda file: easy_vqa.read_split(file.parent)]
+)
 def test_damaged_json_files(read, tmp_path):
     (tmp_path / "images").mkdir()
     Image.new("RGB", (400, 100)).save(tmp_path / "images" / f"{tmp_path.name}-1-0-0.png")
     for name in ("a.png", "images/0.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     talk = [{"from": "human", "value": "<image>é?"}, {"from": "gpt", "value": "b"}]
-    texts = [json.dumps([{"id": "1", "image": "a.png", "conversations": talk}]),
-             json.dumps({"sentence": "é is there", "label": "true", "identifier": "1-0", "directory": "0"}) + "\n",
-             json.dumps([["é?", "red", 0], ["is there?", "yes", 0]])]
+    sentence = {"sentence": "é is there", "label": "true", "identifier": "1-0", "directory": "0"}
+    texts = [
+        json.dumps([{"id": "1", "image": "a.png", "conversations": talk}]),
+        json.dumps(sentence) + "\n",
+        json.dumps([["é?", "red", 0], ["is there?", "yes", 0]]),
+    ]
     r, bad = random.Random(1), 0
     for i in range(1500):
         file = tmp_path / "questions.json"

@@ -4,10 +4,12 @@ import random
 
 import pytest
 import torch
+from helpers import KINDS, loss_and_gradients
 
 import data
 from data import Row
-from mma import OPENS, Role, attention_mask, leaks
+from data.packing import first_fit
+from mma import Role, attention_mask, leaks
 
 
 def lengths_of_llava(n: int, seed: int) -> list[Row]:
@@ -22,7 +24,8 @@ def test_packed_rows_are_full():
         rows = lengths_of_llava(64, seed)
         packed = data.pack(rows)
         T = max(len(row.ids) for row in packed)
-        assert sum(len(row.ids) for row in rows) == sum(len(row.ids) for row in packed) >= 0.95 * len(packed) * T
+        tokens, same = (sum(len(row.ids) for row in some) for some in (rows, packed))
+        assert tokens == same >= 0.95 * len(packed) * T
         assert T <= 3 * max(len(row.ids) for row in rows)
 
 
@@ -32,33 +35,32 @@ def test_rows_of_like_length_stay_as_they_are():
     assert data.pack(rows[:1]) == rows[:1]
 
 
-@pytest.mark.parametrize("kind", sorted(OPENS))
+@pytest.mark.parametrize("kind", KINDS)
 def test_packed_is_unpacked_in_loss_and_gradient(kind, model, tokenizer, dialogues):
     rows = [data.encode(e, tokenizer, model.config.n_image_tokens) for e in dialogues]
     packed, both = data.pack(rows), []
     assert len(packed) < len(rows) and any(row.document[-1] for row in packed)
     for some in (rows, packed):
-        model.zero_grad()
-        loss = model.loss(**data.collate(some, tokenizer.pad, model.config.image_size), kind=kind)
-        loss.backward()
-        both.append([loss.detach(), *(p.grad for p in model.parameters())])
-    for alone, together in zip(*both):
-        torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)  # the loss is taken in float32
+        batch = data.collate(some, tokenizer.pad, model.config.image_size)
+        both.append(loss_and_gradients(model, model.loss, **batch, kind=kind))
+    for alone, together in zip(*both):  # the loss is taken in float32
+        torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
 
 
 def test_a_packed_batch_leaks_where_its_rows_do(tokenizer, dialogues):
     rows = [data.encode(e, tokenizer, 4) for e in dialogues]
-    for kind in OPENS:
+    for kind in KINDS:
         sums = []
-        for some in (rows, data.first_fit(rows, 60)):
+        for some in (rows, first_fit(rows, 60)):
             batch = data.collate(some, tokenizer.pad, 16)
             role, document = batch["role"], batch.get("document")
-            sums.append(int(leaks(attention_mask(kind, role, batch["turn"], document, (2, 2)), role, document).sum()))
+            mask = attention_mask(kind, role, batch["turn"], document)
+            sums.append(int(leaks(mask, role, document).sum()))
         assert sums[0] == sums[1] and (sums[0] > 0) == (kind == "leaky")
 
 
 def test_pictures_stay_with_their_dialogues(tokenizer, dialogues):
     rows = [data.encode(e, tokenizer, 4) for e in dialogues]
-    for row in data.first_fit(rows, 60):
+    for row in first_fit(rows, 60):
         assert len(row.images) * 4 == row.role.count(Role.IMAGE)
         assert sorted(set(row.document)) == list(range(row.document[-1] + 1))

@@ -1,0 +1,74 @@
+"""A finite data set: what a step draws, what cannot be used, what is left out and reported."""
+
+import json
+import re
+
+import pytest
+
+import data
+from data import DataError
+from data.shapes_scenes import SPLITS
+
+
+def test_a_finite_set_is_seen_whole_in_each_epoch_in_another_order(easy_vqa):
+    folder = data.load("easy_vqa", easy_vqa)
+    n = len(folder.splits["train"])
+    seen = [e.images[0] for step in range(2 * n) for e in folder.draw("sft", step, 1, 1, 0)]
+    first, second = seen[:n], seen[n:]
+    assert len(set(first)) == len(set(second)) == n and first != second
+    one = folder.draw("sft", 5, 7, 2, 0)  # straddles two epochs
+    assert [e.id for e in one] == [e.id for e in folder.draw("sft", 5, 7, 2, 0)] and len(one) == 14
+
+
+def test_every_question_of_a_picture_gets_its_turn(easy_vqa):
+    folder = data.load("easy_vqa", easy_vqa)
+    n = len(folder.splits["train"])
+    # Two questions each
+    asked = [e.turns[0][0] for step in range(n) for e in folder.draw("sft", step, 1, 1, 0)]
+    assert 0.25 < sum("color" in q for q in asked) / n < 0.75
+
+
+def test_damaged_entries_are_reported_by_number_kind_and_first_examples(llava):
+    entries = json.loads(llava.read_text())
+    for i in (3, 5, 7, 9):
+        entries[i]["image"] = f"missing{i}.png"
+    entries[11]["conversations"].pop()
+    (llava.parent / "2.png").write_bytes(b"broken")  # shown by two entries
+    llava.write_text(json.dumps(entries))
+    folder = data.load("llava", llava)
+    report = folder.read_pictures(32).splitlines()
+    assert report[0].startswith("7 of 32 entries") and len(report) == 1 + 4 + 3 + 2
+    assert report[1] == "  4 missing picture, such as"
+    assert "entry 3 (id '3'): no such picture" in report[2] and "entry 7" in report[4]
+    assert "  2 unreadable picture, such as" in report
+    assert report[-2] == "  1 malformed, such as"
+    left = [e for split in SPLITS for e in folder.heldout(split)]
+    assert len(left) == 25 and not any(path.name == "2.png" for e in left for path in e.images)
+    with pytest.raises(DataError, match="entry 3 "):
+        data.load("llava", llava, strict=True)
+
+
+def test_only_the_heads_of_very_many_pictures_are_read(llava, monkeypatch):
+    monkeypatch.setattr("data.folder.CACHED_PICTURES", 5)
+    good = (llava.parent / "4.png").read_bytes()
+    (llava.parent / "4.png").write_bytes(good[: len(good) - 20])  # its head is whole
+    (llava.parent / "6.png").write_bytes(b"broken")
+    assert data.load("llava", llava).read_pictures(32).startswith("1 of 32 entries")
+
+
+def test_unusable_rows_are_counted_and_left_out(llava, tokenizer):
+    entries = json.loads(llava.read_text())
+    for i in (0, 1, 2, 3, 4):  # a long answer is cut; a long question leaves no answer
+        entries[10 + i]["conversations"][0]["value"] += " word" * 200
+        entries[20 + i]["conversations"][1]["value"] += " word" * 200
+    llava.write_text(json.dumps(entries))
+    folder = data.load("llava", llava)
+    ids = {int(m[1]) for e in folder.heldout("train") if (m := re.search(r"id '(\d+)'", e.id))}
+    long_questions, long_answers = len(ids & set(range(10, 15))), len(ids & set(range(20, 25)))
+    before = len(folder.heldout("train"))
+    cut, dropped = folder.drop_unusable(tokenizer, 4, 128)
+    assert (cut, dropped) == (long_questions + long_answers, long_questions)
+    assert long_questions and long_answers
+    assert len(folder.heldout("train")) == before - long_questions
+    with pytest.raises(DataError, match="raise --max-tokens"):
+        folder.drop_unusable(tokenizer, 4, 3)

@@ -1,0 +1,150 @@
+"""Your own pictures and dialogues: the reader of LLaVA's layout, its splits and its errors."""
+
+import json
+
+import pytest
+
+import data
+from data import DataError
+from data.shapes_scenes import SPLITS
+
+
+def entry(image, message, answer):
+    talk = [{"from": "human", "value": message}, {"from": "gpt", "value": answer}]
+    return {"image": image, "conversations": talk}
+
+
+def test_llava(llava):
+    folder = data.load("llava", llava)
+    groups = [g for split in ("train", "val", "test") for g in folder.splits[split]]
+    assert sum(len(g) for g in groups) == 32
+    where = {}
+    for split in ("train", "val", "test"):
+        assert folder.splits[split]
+        for e in folder.heldout(split):
+            for path in e.images:
+                assert where.setdefault(path, split) == split  # no picture stands in two splits
+    two = next(e for g in groups for e in g if len(e.images) == 2)
+    assert two.turns == [("<image>\n<image>\nAre these the same?", "No.")]
+    again = data.load("llava", llava)
+    assert [e.id for e in again.heldout("test")] == [e.id for e in folder.heldout("test")]
+
+
+def edit(change):
+    """change(entry 4, its messages), then write the file again."""
+
+    def damage(file):
+        entries = json.loads(file.read_text())
+        change(entries[4], entries[4]["conversations"])
+        file.write_text(json.dumps(entries))
+
+    return damage
+
+
+def replaced(file):
+    entries = json.loads(file.read_text())
+    entries[4] = 3
+    file.write_text(json.dumps(entries))
+
+
+@pytest.mark.parametrize("damage,message", [
+    (lambda f: f.write_text("{"), "data.json: not readable as JSON"),
+    (lambda f: f.write_text("{}"), "data.json: expected a list"),
+    (lambda f: f.write_bytes(b"\xff\xfe\x00"), "data.json: not readable as JSON"),
+    (lambda f: f.write_text("[" + "9" * 5000 + "]"), "data.json: not readable as JSON"),
+    (lambda f: f.unlink(), "data.json: no such file"),
+    (replaced, "entry 4: expected an object"),
+    (edit(lambda e, talk: e.pop("conversations")),
+     r"entry 4 \(id '4'\): conversations must be a list"),
+    (edit(lambda e, talk: talk.pop()), "entry 4 .*conversations must be"),
+    (edit(lambda e, talk: talk.reverse()), "entry 4 .*message 0 should be from 'human'"),
+    (edit(lambda e, talk: talk[1].pop("value")), "entry 4 .*message 1 must be"),
+    (edit(lambda e, talk: talk[0].update({"from": ["human"]})),
+     "entry 4 .*message 0 should be from"),
+    (edit(lambda e, talk: talk[0].update(value="<image>\ud83d")), "entry 4 .*surrogate"),
+    (edit(lambda e, talk: talk[1].update(value="<image>")), "entry 4 .*an answer cannot hold"),
+    (edit(lambda e, talk: e.pop("image")), "entry 4 .*1 <image> in the messages, but 0 pictures"),
+    (edit(lambda e, talk: e.update(image="missing.png")),
+     "entry 4 .*no such picture .*missing.png"),
+    (edit(lambda e, talk: e.update(image="../../etc/passwd")), "entry 4 .*outside"),
+    (edit(lambda e, talk: e.update(image=[3])), "entry 4 .*image must be a file name"),
+    (edit(lambda e, talk: e.update(image=0)), "entry 4 .*image must be a file name"),
+    (edit(lambda e, talk: e.update(image="a\0.png")), "entry 4 .*cannot be a file's name"),
+    (edit(lambda e, talk: e.update(image="x" * 300)),
+     "entry 4 .*(cannot be a file's name|no such picture)"),
+])  # fmt: skip
+def test_llava_damaged(llava, damage, message):
+    damage(llava)
+    with pytest.raises(DataError, match=message) as strict:
+        data.load("llava", llava, strict=True)
+    if "entry 4" in message:  # without --strict it is left out, and reported in the same words
+        folder = data.load("llava", llava)
+        report = folder.read_pictures(32)
+        head = "1 of 32 entries are damaged and left out (--strict makes them an error):"
+        assert report.startswith(head) and str(strict.value) in report
+        assert sum(len(folder.heldout(split)) for split in SPLITS) == 31
+
+
+def test_all_damaged_is_an_error(llava):
+    llava.write_text(json.dumps([1, 2]))
+    with pytest.raises(DataError, match="entry 1: expected an object"):
+        data.load("llava", llava)
+
+
+def test_captions_of_their_own_for_stage_1(llava, tokenizer):
+    names = [f"{i}.{'jpg' if i % 2 else 'png'}" for i in range(30)]
+    captions = llava.parent / "captions.json"
+    entries = [entry(name, "<image>", f"a caption of {i}") for i, name in enumerate(names)]
+    captions.write_text(json.dumps(entries))
+    folder = data.load("llava", llava, pt_source=captions)
+    drawn = {
+        stage: [e for step in range(20) for e in folder.draw(stage, step, 4, 2, 0)]
+        for stage in ("pt", "sft")
+    }
+    assert all(e.turns[0][1].startswith("a caption") for e in drawn["pt"])
+    others = drawn["sft"] + folder.heldout("val") + folder.heldout("test")
+    assert not any(e.turns[0][1].startswith("a caption") for e in others)
+    held = {image for split in ("val", "test") for e in folder.heldout(split) for image in e.images}
+    seen = {image for e in drawn["pt"] for image in e.images}
+    assert held and seen and not held & seen and len(held) + len(seen) == 30
+    assert f"{len(held)} captions of pictures that are held out" in folder.read_pictures(32)
+    assert "a caption of" in " ".join(folder.texts())
+    with pytest.raises(DataError, match="no training row keeps an answer"):
+        folder.drop_unusable(tokenizer, 16, 18)
+    with pytest.raises(DataError, match="--pt-source belongs to --data llava"):
+        data.load("shapes", pt_source=captions)
+
+
+def test_the_llava_split_follows_the_names_alone(llava, tmp_path, monkeypatch):
+    def split(source, images=None):
+        folder = data.load("llava", source, images)
+        return {
+            s: {tuple(p.name for p in e.images) + e.turns[0] for e in folder.heldout(s)}
+            for s in SPLITS
+        }
+
+    base = split(llava)
+    entries = json.loads(llava.read_text())
+    (tmp_path / "elsewhere").mkdir()
+    other = tmp_path / "elsewhere" / "other.json"
+    other.write_text(json.dumps(entries[::-1]), encoding="utf-8-sig")
+    assert split(other, llava.parent) == base
+    monkeypatch.chdir(llava.parent)
+    assert split(llava.relative_to(llava.parent)) == base
+    for i in range(15):  # the same picture by another name
+        entries.append({**entries[i], "image": f"../{llava.parent.name}/{entries[i]['image']}"})
+    llava.write_text(json.dumps(entries))
+    folder = data.load("llava", llava)
+    pictures = [{p for e in folder.heldout(s) for p in e.images} for s in SPLITS]
+    assert sum(map(len, pictures)) == len(set().union(*pictures))
+
+
+def test_a_large_group_of_pictures_is_trained_on(llava):
+    entries = json.loads(llava.read_text())
+    for i in range(14):  # 0.png - 1.jpg - ... - 14.png hang together
+        pair = [entries[i]["image"], entries[i + 1]["image"]]
+        entries.append(entry(pair, "<image><image>", "two"))
+    llava.write_text(json.dumps(entries))
+    folder = data.load("llava", llava)
+    n = {s: len({p for e in folder.heldout(s) for p in e.images}) for s in SPLITS}
+    assert n["train"] > 20 and 1 <= n["val"] <= 3 and 1 <= n["test"] <= 3

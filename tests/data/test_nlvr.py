@@ -1,0 +1,197 @@
+"""NLVR's reader, its orders and its splits."""
+
+import json
+import os
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, TINY
+from PIL import Image
+
+import data
+import eval as evaluation
+import train
+from data import IMAGE, Crop, DataError, Example
+from data.nlvr import BOXES, ORDERS, plain
+from data.nlvr_world import FAMILIES
+from data.pictures import read_picture
+
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
+
+def colours_of(example):
+    """The boxes as 'r', 'g', 'b'."""
+    middles = [data.pixels_of(image, 20, "")[:, 10, 10] for image in example.images]
+    return "".join("rgb"[int(middle.argmax())] for middle in middles)
+
+
+@pytest.mark.parametrize("part", ["", "nlvr"])
+def test_every_split_is_read_from_the_clone_or_its_inner_folder(nlvr, part):
+    source = data.load("nlvr", nlvr.parent / part)
+    assert source.split_names() == ["train", "val", "dev", "hidden", "test"]
+    dev = source.heldout("dev")
+    assert len(dev) == 10 * 6
+    assert dev[0].turns == [(IMAGE * 3 + "there are zero black squares", "true")]
+    assert len(source.heldout("test")) == 6 * 6 and len(source.heldout("hidden")) == 6
+
+
+def test_all_six_orders_of_every_example_whatever_files_there_are(nlvr):
+    source = data.load("nlvr", nlvr)
+    everything = {"".join(p) for p in permutations("rgb")}
+    for split in ("val", "dev", "test", "hidden"):
+        orders = {}
+        for example in source.heldout(split):
+            orders.setdefault(example.id, []).append(colours_of(example))
+        assert orders, split
+        for some in orders.values():
+            assert len(some) == 6 and set(some) == everything, split
+    assert colours_of(source.heldout("test")[0]) == "grb"  # the lowest K there is, 2, comes first
+    # A limit takes each example once before any twice
+    assert len({e.id for e in source.heldout("dev", 10)}) == 10
+
+
+def test_training_takes_every_order_and_follows_stage_step_and_seed_alone(nlvr):
+    source, again = data.load("nlvr", nlvr), data.load("nlvr", nlvr)
+    drawn = [e for step in range(60) for e in source.draw("sft", step, 4, 4, 0)]
+    assert {colours_of(e) for e in drawn} == {"".join(p) for p in permutations("rgb")}
+
+    def key(source, *args):
+        return [(e.id, tuple(e.images)) for e in source.draw(*args)]
+
+    assert key(source, "sft", 3, 4, 4, 0) == key(again, "sft", 3, 4, 4, 0)
+    assert key(source, "sft", 3, 4, 4, 0) != key(source, "sft", 3, 4, 4, 1)
+
+
+def test_val_is_a_tenth_of_the_directories_of_train(nlvr):
+    source = data.load("nlvr", nlvr)
+
+    def directories(split):
+        return {e.images[0].path.parent.name for e in source.heldout(split)}
+
+    assert len(directories("val")) == 2 and len(directories("train")) == 18
+    assert not directories("val") & directories("train")
+    lines = (nlvr / "train" / "train.json").read_text().splitlines()
+    (nlvr / "train" / "train.json").write_text("\n".join(lines[::-1]))
+    again, same = (
+        {e.images[0].path for e in some.heldout("val")}
+        for some in (data.load("nlvr", nlvr), source)
+    )
+    assert again == same
+    assert {e.group for e in source.heldout("val")}
+    assert all(len(group) == 4 for group in source.splits["train"])
+
+
+def test_sentences_are_brought_to_one_spelling():
+    assert plain("There are 2 Yellow items.") == "there are two yellow items"
+    assert plain("ll the towers has a black block/") == "all the towers has a black block"
+    mended = plain("t least 1 box has a  circle ,a square")
+    assert mended == "at least one box has a circle, a square"
+
+
+def changed(old, new):
+    return lambda lines: [lines[0].replace(old, new)]
+
+
+@pytest.mark.parametrize("damage,message", [
+    (lambda lines: lines[:2] + ["{oops"], r"train.json: line 3: not readable as JSON"),
+    (lambda lines: [lines[0], "[1]"],
+     r"line 2: expected an object with the texts sentence, label, identifier, got \[1\]"),
+    (changed('"true"', '"maybe"'), r"line 1: the label must be true or false, not 'maybe'"),
+    (changed('"0-0"', '"0"'), r"line 1: the identifier must be like 72-0, not '0'"),
+    (changed('"0-0"', '"999-0"'), r"line 1: no picture train-999-0-K.png below .*images"),
+    (changed("There are 0 Black squares", " "), r"line 1: the sentence is empty"),
+    (lambda lines: [], r"train.json: holds no example"),
+])  # fmt: skip
+def test_what_is_wrong_in_a_file_is_named(nlvr, damage, message):
+    file = nlvr / "train" / "train.json"
+    file.write_text("\n".join(damage(file.read_text().splitlines())))
+    with pytest.raises(DataError, match=message):
+        data.load("nlvr", nlvr).heldout("val")
+
+
+def test_other_trouble_is_named_too(nlvr, tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no such folder \(check --source\)"):
+        data.load("nlvr", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: expected folders such as train"):
+        data.load("nlvr", tmp_path / "empty")
+    with pytest.raises(DataError, match="--data nlvr needs --source"):
+        data.load("nlvr")
+    Image.new("RGB", (100, 400)).save(tmp_path / "x.png")
+    message = "x.png: expected a picture of 400 x 100 pixels, got 100 x 400"
+    with pytest.raises(DataError, match=message):
+        read_picture(Crop(tmp_path / "x.png", BOXES[0], (400, 100)), 100)
+    with pytest.raises(DataError, match="y.png: no such picture"):
+        read_picture(Crop(tmp_path / "y.png", BOXES[0], (400, 100)), 100)
+
+
+def test_a_part_of_a_picture_is_that_part_and_is_read_once_for_a_batch(tmp_path, tokenizer):
+    picture = Image.new("RGB", (400, 100), "white")
+    picture.paste((255, 0, 0), (150, 0, 170, 20))
+    picture.save(tmp_path / "x.png")
+    boxes = [Crop(tmp_path / "x.png", box, (400, 100)) for box in BOXES]
+    red = (read_picture(boxes[1], 100)[1] == 0).nonzero().tolist()
+    assert red == [[y, x] for y in range(20) for x in range(20)]
+    turns = [(IMAGE * 3 + "red?", "yes")]
+    examples = [Example([boxes[k] for k in order], turns) for order in ORDERS]
+    rows = [data.encode(example, tokenizer, 4) for example in examples]
+    batch = data.collate(rows, tokenizer.pad, 100)
+    assert batch["images"].shape == (3, 3, 100, 100)
+    assert batch["picture"].tolist() == [k for order in ORDERS for k in order]
+
+
+def test_consistency_is_the_share_of_sentences_with_every_answer_right():
+    correct = {"1": [True, True], "2": [True, False], "3": [True], "4": [False]}
+    results = [
+        dict(group=group, family="all", correct=c, unparsed=False)
+        for group, some in correct.items()
+        for c in some
+    ]
+    result = evaluation.summarise(results)
+    assert result["consistency"] == 2 / 4 and result["accuracy"] == 4 / 6
+    assert "consistency" not in evaluation.summarise([{**r, "group": ""} for r in results])
+
+
+@pytest.mark.parametrize("name", ["nlvr", "nlvr+world"])
+def test_it_trains_and_evaluates(nlvr, tmp_path, capsys, name):
+    out = tmp_path / "run"
+    options = "--pt-steps 2 --steps 2 --questions 4 --limit 24".split()
+    where = ["--source", str(nlvr.parent), "--out", str(out)]
+    train.main([*TINY, *options, "--data", name, *where])
+    record = json.loads((out / "run.json").read_text())
+    assert record["n"] == 24
+    assert record["args"]["image_size"] == 100 and record["args"]["patch_size"] == 20
+    evaluate = [str(out), "--device", "cpu"]
+    evaluation.main([*evaluate, "--split", "dev", "--json", str(tmp_path / "r.json")])
+    result = json.loads((tmp_path / "r.json").read_text())["runs"][0]
+    assert result["n"] == 60 and 0 <= result["consistency"] <= 1
+    assert "| consistency |" in capsys.readouterr().out
+    evaluation.main([*evaluate, "--limit", "3"])
+    message = "error: .*no split 'hiden'; there are train, val, dev, hidden, test"
+    with pytest.raises(SystemExit, match=message):
+        evaluation.main([*evaluate, "--split", "hiden"])
+
+
+def test_plain_and_mixed_batches(nlvr):
+    assert {e.family for e in data.load("nlvr", nlvr).draw("sft", 0, 8, 4, 0)} == {"all"}
+    mixed = data.load("nlvr+world", nlvr)
+    assert {e.family for e in mixed.draw("sft", 0, 8, 4, 0)} == set(FAMILIES)
+    families = [e.family for e in mixed.draw("sft", mixed.AFTER, 8, 4, 0)]
+    assert families.count("all") == 4 * 4 and len(families) == 8 * 4
+    assert {e.family for e in mixed.heldout("world", 12)} == set(FAMILIES)
+    assert {e.family for e in mixed.heldout("val")} == {"all"}
+
+
+SHARED = Path(os.environ.get("MMA_NLVR", ROOT.parent / "shared" / "data" / "nlvr"))
+
+
+@pytest.mark.skipif(not (SHARED / "dev").is_dir(), reason="no NLVR; set MMA_NLVR to its folder")
+def test_nlvrs_own_six_pictures_are_the_six_orders():
+    for first in sorted((SHARED / "dev" / "images").glob("*/*-0.png"))[::50]:
+        boxes = [read_picture(Crop(first, box, (400, 100)), 100) for box in BOXES]
+        for k, order in enumerate(ORDERS):
+            other = first.with_name(first.name[:-5] + f"{k}.png")
+            theirs = [read_picture(Crop(other, box, (400, 100)), 100) for box in BOXES]
+            differ = [int((boxes[i] != box).any(0).sum()) for i, box in zip(order, theirs)]
+            assert max(differ) <= 4, other

@@ -1,0 +1,64 @@
+"""Pictures from files: read whole, as a viewer shows them, or named."""
+
+import pytest
+from PIL import Image
+
+import data
+from data import DataError
+from data.pictures import read_picture
+from data.shapes import Shapes
+
+
+def test_the_whole_picture_is_kept(tmp_path):
+    picture = Image.new("RGB", (80, 20), "red")
+    picture.paste((0, 0, 255), (0, 0, 20, 20))
+    picture.paste((0, 255, 0), (60, 0, 80, 20))
+    picture.save(tmp_path / "wide.png")
+    read = read_picture(tmp_path / "wide.png", 64)
+    assert read.shape == (3, 64, 64)
+    assert (read[:, :20] == 128).all() and (read[:, -20:] == 128).all()
+    # Blue left, green right: not flipped, not cropped
+    assert read[2, 32, 2] > 200 and read[1, 32, 61] > 200 and read[0, 32, 32] > 200
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGBA", "1", "CMYK", "I;16"])
+def test_pictures_of_any_mode(tmp_path, mode):
+    name = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
+    Image.new(mode, (10, 30)).save(name)
+    assert read_picture(name, 32).shape == (3, 32, 32)
+
+
+def test_a_picture_of_another_size_is_scaled(tmp_path):
+    example = Shapes().heldout("test", 1)[0]
+    assert data.pixels_of(example.images[0], 32, "").shape == (3, 32, 32)
+    assert data.pixels_of(example.images[0], 64, "") is example.images[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\x00" * 40])
+def test_a_broken_picture_is_named(tmp_path, content):
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"x.png: not a readable picture"):
+        read_picture(tmp_path / "x.png", 32)
+
+
+def test_a_truncated_picture_is_named(tmp_path):
+    Image.effect_noise((64, 64), 50).save(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:1500])
+    with pytest.raises(DataError, match=r"x.png: not a readable picture"):
+        read_picture(tmp_path / "x.png", 32)
+    with pytest.raises(DataError, match=r"y.png: no such picture"):
+        read_picture(tmp_path / "y.png", 32)
+
+
+def test_pictures_are_read_as_a_viewer_shows_them(tmp_path):
+    picture = Image.new("RGB", (32, 32), "red")
+    picture.paste((0, 0, 255), (0, 16, 32, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    picture.save(tmp_path / "phone.png", exif=exif)
+    assert read_picture(tmp_path / "phone.png", 32)[2, 4, 16] > 200
+    shades = b"".join((x * 2048).to_bytes(2, "little") for x in range(32))
+    deep = Image.frombytes("I;16", (32, 32), shades * 32)
+    deep.save(tmp_path / "deep.png")
+    row = read_picture(tmp_path / "deep.png", 32)[0, 5].tolist()
+    assert row == sorted(row) and len(set(row)) > 25 and row[16] in range(120, 136)

@@ -1,0 +1,125 @@
+"""Rows, labels and batches: what the prompt format promises."""
+
+import pickle
+
+import pytest
+import torch
+from helpers import LETTERS
+from PIL import Image
+
+from data import DataError, Example, collate, encode
+from data.prompt import Tokenizer
+from mma import Role
+
+LETTER = {int(role): letter for letter, role in LETTERS.items()}
+
+
+def letters(row):
+    return "".join(LETTER[r] for r in row.role)
+
+
+def test_roles_and_turns_of_a_dialogue(tokenizer):
+    example = Example(["p"], [("<image>\nis there a red circle?", "yes"), ("blue?", "no")])
+    row = encode(example, tokenizer, 4)
+    assert letters(row) == "tVVVVQQQQQQQAAtttAA"
+    assert "".join(map(str, row.turn)) == "0" + "1" * 13 + "2" * 5
+    assert row.ids[0] == tokenizer.bos and row.ids[1:5] == [tokenizer.image] * 4
+    assert row.ids[11] == row.ids[16] == tokenizer.answer
+    assert row.ids[13] == row.ids[18] == tokenizer.eos
+    assert tokenizer.decode(row.ids[5:11]) == "is there a red circle?"
+    assert tokenizer.decode(row.ids[12:13]) == "yes"
+    assert len(row.ids) == len(row.role) == len(row.turn)
+
+
+def test_a_caption_asks_nothing(tokenizer):
+    for message in ("<image>", "<image>\n"):
+        row = encode(Example(["p"], [(message, "red circle")]), tokenizer, 4)
+        assert letters(row) == "tVVVVtAAA"
+
+
+def test_a_turn_without_a_picture_opens_nothing_and_a_later_picture_does(tokenizer):
+    row = encode(Example(["p"], [("is nothing?", "no"), ("<image>red?", "yes")]), tokenizer, 2)
+    assert letters(row) == "ttttt" + "AA" + "VVQQQ" + "AA"
+
+
+def test_several_pictures_stand_where_their_placeholders_do(tokenizer):
+    row = encode(Example(["a", "b"], [("is <image> the <image> red?", "no")]), tokenizer, 2)
+    assert letters(row) == "tQVVQVVQQQAA" and row.images == ["a", "b"]
+
+
+def test_a_prompt_is_the_row_up_to_the_answer(tokenizer):
+    example = Example(["a", "b"], [("<image>red?", "yes"), ("<image>blue?", "no"), ("is?", "yes")])
+    full = encode(example, tokenizer, 3)
+    for turn, n_images in ((0, 1), (1, 2), (2, 2)):
+        prompt = encode(example, tokenizer, 3, upto=turn)
+        n = len(prompt.ids)
+        assert prompt.ids == full.ids[:n] and prompt.role == full.role[:n]
+        assert full.role[n] == Role.ANSWER and prompt.ids[-1] == tokenizer.answer
+        assert len(prompt.images) == n_images
+
+
+def test_pictures_and_placeholders_must_agree(tokenizer):
+    for images, message in (([], "<image>red?"), (["a"], "red?")):
+        example = Example(images, [(message, "yes")], id="x")
+        with pytest.raises(DataError, match="x: . <image> in the messages, but . pictures"):
+            encode(example, tokenizer, 4)
+
+
+def test_text_cannot_pose_as_a_special_token(tokenizer):
+    row = encode(Example([], [("say <answer> yes <eos> now", "</s> <bos>")]), tokenizer, 2)
+    special = {tokenizer.bos, tokenizer.eos, tokenizer.answer, tokenizer.image, tokenizer.pad}
+    assert [i for i in row.ids if i in special] == [tokenizer.bos, tokenizer.answer, tokenizer.eos]
+
+
+def test_tokenizer_loses_no_text_and_travels(tokenizer):
+    texts = ["is there a red circle?", "Ünïcode ☂ and Zeichen 42", "two\nlines", "¿dónde  está?"]
+    for text in (*texts, "5 m², ½ ① ﬁ", "色は？"):
+        assert tokenizer.decode(list(tokenizer.encode(text))) == text
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.encode("a red diamond") == tokenizer.encode("a red diamond")
+    # A word of the data is one token
+    assert len(tokenizer.encode("how many purple triangles are there?")) == 7
+
+
+def test_labels_survive_truncation(tokenizer):
+    example = Example(
+        ["a", "b"],
+        [("<image>is there a red circle?", "yes"), ("blue?", "no"), ("<image>how many?", "2")],
+    )
+    full = encode(example, tokenizer, 4)
+    for limit in range(6, len(full.ids) + 2):
+        row = encode(example, tokenizer, 4, max_tokens=limit)
+        n = len(row.ids)
+        assert n <= limit and len(row.role) == len(row.turn) == n
+        prefix = full.ids[:n], full.role[:n], full.turn[:n]  # labels stay with their tokens
+        assert (row.ids, row.role, row.turn) == prefix
+        assert row.role.count(Role.IMAGE) == 4 * len(row.images)  # no picture is cut
+        if limit >= 4 + 9 + 1:
+            assert Role.ANSWER in row.role
+    # Not even the picture fits: its turn is gone
+    assert encode(example, tokenizer, 4, max_tokens=4).ids == [tokenizer.bos]
+
+
+def test_collate_pads_on_the_right_and_reads_each_picture_once(tokenizer, tmp_path):
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
+    tensor = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    asked = ("red?", "blue circle?", "is?", "?")
+    rows = [
+        encode(Example([image], [("<image>" + question, "yes")]), tokenizer, 2)
+        for image, question in zip((tmp_path / "a.png", tensor[1]) * 2, asked)
+    ]
+    batch = collate(rows, tokenizer.pad, 16)
+    assert batch["picture"].tolist() == [0, 1, 0, 1] and batch["images"].shape == (2, 3, 16, 16)
+    assert batch["images"][0, 0].min() == 255 and batch["images"].dtype == torch.uint8
+    for b, row in enumerate(rows):
+        n = len(row.ids)
+        assert batch["ids"][b, :n].tolist() == row.ids
+        assert (batch["ids"][b, n:] == tokenizer.pad).all()
+        assert (batch["role"][b, n:] == Role.PAD).all()
+
+
+def test_text_that_no_tokenizer_fits_is_one_clear_error():
+    with pytest.raises(DataError, match="raise --vocab-size"):
+        Tokenizer.train(["".join(chr(0x4E00 + i) for i in range(1500))], 1000)
+    with pytest.raises(DataError, match="no tokenizer"):
+        Tokenizer.train([""], 1000)

@@ -1,0 +1,143 @@
+"""The built-in world against a slow reading of its pictures."""
+
+import re
+import time
+
+import torch
+
+from data.shapes import Shapes, question_only
+from data.shapes_questions import FAMILIES, questions
+from data.shapes_scenes import (
+    CELLS,
+    COLOUR,
+    EMPTY,
+    GRID,
+    PALETTE,
+    SHAPE,
+    SPLITS,
+    render,
+    scenes,
+    split_of,
+)
+
+
+def oracle(cells, question):
+    """The answer, by reading the scene cell by cell."""
+    there = [(i, k) for i, k in enumerate(cells) if k != EMPTY]
+    things = [(COLOUR[k // 4], SHAPE[k % 4], i // GRID, i % GRID) for i, k in there]
+
+    def of(colour=None, shape=None):
+        return [t for t in things if colour in (None, t[0]) and shape in (None, t[1])]
+
+    def only(found):
+        assert len(found) == 1, (question, found)
+        return found[0]
+
+    if m := re.fullmatch(r"is there a (\w+) (\w+)\?", question):
+        return "yes" if of(*m.groups()) else "no"
+    if m := re.fullmatch(r"how many (\w+) (\w+)s are there\?", question):
+        return str(len(of(*m.groups())))
+    if m := re.fullmatch(r"what shape is the (\w+) object\?", question):
+        return only(of(colour=m[1]))[1]
+    if m := re.fullmatch(r"what color is the (\w+)\?", question):
+        return only(of(shape=m[1]))[0]
+    if m := re.fullmatch(r"are there more (\w+) objects than (\w+) objects\?", question):
+        return "yes" if len(of(colour=m[1])) > len(of(colour=m[2])) else "no"
+    if m := re.fullmatch(r"are there more (\w+)s than (\w+)s\?", question):
+        return "yes" if len(of(shape=m[1])) > len(of(shape=m[2])) else "no"
+    if m := re.fullmatch(
+        r"is the (\w+) (\w+) (left of|right of|above|below) the (\w+) (\w+)\?", question
+    ):
+        a, b = only(of(m[1], m[2])), only(of(m[4], m[5]))
+        left, above = a[3] - b[3], a[2] - b[2]
+        holds = {"left of": left < 0, "right of": left > 0, "above": above < 0, "below": above > 0}
+        return "yes" if holds[m[3]] else "no"
+    raise AssertionError(question)
+
+
+def test_every_answer_of_the_world_is_exact():
+    g = torch.Generator().manual_seed(5)
+    layout = scenes(400, "train", g)
+    seen = set()
+    for cells, asked in zip(layout.tolist(), questions(layout, 10, g)):
+        assert len(asked) == 10
+        for family, question, answer in asked:
+            assert oracle(cells, question) == answer, question
+            seen.add((family, answer))
+    assert {f for f, _ in seen} == set(FAMILIES)
+    assert {a for f, a in seen if f == "counting"} == set("0123")
+    assert {a for f, a in seen if f == "attribute"} == set(COLOUR + SHAPE)
+    assert {a for _, a in seen} == Shapes.answers
+
+
+def test_pictures_show_their_layout_and_captions_say_it():
+    world = Shapes()
+    for example in world.draw("pt", 3, 50, 1, 0):
+        message, caption = example.turns[0]
+        words, cells = caption.split(), []
+        while words:
+            if words[0] == "nothing":
+                cells.append(EMPTY)
+                words = words[1:]
+            else:
+                cells.append(COLOUR.index(words[0]) * 4 + SHAPE.index(words[1]))
+                words = words[2:]
+        assert message == "<image>" and len(cells) == CELLS
+        for i, kind in enumerate(cells):
+            y, x = i // GRID * 16, i % GRID * 16
+            cell = example.images[0][:, y : y + 16, x : x + 16].flatten(1).float()
+            bright = cell[:, cell.max(0).values > 100]
+            if kind == EMPTY:
+                assert bright.shape[1] == 0
+            else:
+                colours = PALETTE / PALETTE.float().norm(dim=1, keepdim=True)
+                assert (colours @ bright.mean(1)).argmax() == kind // 4
+
+
+def test_the_shapes_look_different():
+    layout = torch.full((4, CELLS), EMPTY)
+    layout[:, 5] = torch.arange(4)
+    pictures = render(layout, torch.Generator().manual_seed(0))
+    assert len({int((p[0] > 120).sum()) for p in pictures}) == 4
+
+
+def test_splits_are_disjoint_by_construction():
+    g = torch.Generator().manual_seed(0)
+    layouts = {}
+    for split, residues in SPLITS.items():
+        some = scenes(2000, split, g)
+        assert len(some) == 2000 and set(split_of(some).tolist()) == set(residues)
+        layouts[split] = {tuple(row) for row in some.tolist()}
+    assert sum(map(len, layouts.values())) == len(set().union(*layouts.values()))
+
+
+def test_draws_follow_stage_step_and_seed_alone():
+    world = Shapes()
+
+    def key(*args):
+        return [(e.turns, e.images[0].sum().item()) for e in world.draw(*args)]
+
+    base = key("sft", 7, 5, 4, 0)
+    assert base == key("sft", 7, 5, 4, 0) and len(base) == 20
+    assert base != key("sft", 8, 5, 4, 0) and base != key("sft", 7, 5, 4, 1)
+    heldout = Shapes.heldout.__wrapped__  # around the cache of conftest.py
+    once, again = (
+        [(e.id, e.turns, e.images[0].sum()) for e in heldout(Shapes(), "test", 100)]
+        for _ in range(2)
+    )
+    assert once == again
+
+
+def test_the_question_alone_tells_little():
+    for family, (ceiling, chance) in question_only(8000).items():
+        assert ceiling < chance + 0.03, family
+
+
+def test_generating_is_much_faster_than_training():
+    world = Shapes()
+    world.draw("sft", 0, 32, 4, 0)
+    start = time.perf_counter()
+    for step in range(10):
+        world.draw("sft", step, 32, 4, 0)
+    # A training step of these 128 questions takes about 0.2 s on 2 cores
+    assert (time.perf_counter() - start) / 10 < 0.1

@@ -1,0 +1,252 @@
+"""A run that is stopped anywhere and goes on equals the run that was not; what is damaged or full
+loses nothing."""
+
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import (
+    ROOT,
+    RUN,
+    Crash,
+    at_steps,
+    crash,
+    result_of,
+    same,
+    train_and_crash,
+)
+
+import eval as evaluation
+import train
+from engine import checkpoint
+from engine.checkpoint import load_model, save_model
+from lab import watch
+from model import MLLM, Config
+
+pytestmark = pytest.mark.usefixtures("small")
+
+
+def resume(out, *options):
+    train.main([*RUN, *options, "--out", str(out), "--resume"])
+
+
+def state_of(out):
+    return torch.load(out / checkpoint.NAME, weights_only=True)
+
+
+# --- A model's file
+
+
+def test_a_model_is_saved_and_loaded(model, tmp_path):
+    with open(tmp_path / "model.pt", "wb") as file:
+        save_model(file, model)
+    saved = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert saved["config"]["n_layer"] == 3
+    again = load_model(tmp_path / "model.pt", MLLM).double()
+    assert again.config == model.config and not again.training
+    for (name, a), b in zip(model.state_dict().items(), again.state_dict().values()):
+        assert torch.allclose(a, b.to(a.dtype), atol=1e-6), name
+
+
+def test_an_untied_head_is_saved_and_loaded(tmp_path):
+    model = MLLM(Config(vocab_size=50, tied=False))
+    with open(tmp_path / "model.pt", "wb") as file:
+        save_model(file, model)
+    again = load_model(tmp_path / "model.pt", MLLM)
+    assert torch.equal(again.unembed.weight, model.unembed.weight)
+
+
+# --- Stopped and gone on
+
+
+# Before the first checkpoint, within both stages, right after stage 1
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 6, 8, 10])
+def test_a_crash_at_any_step_changes_nothing(whole, tmp_path, step):
+    train_and_crash(tmp_path, step)
+    torch.manual_seed(99)
+    resume(tmp_path)
+    assert same(result_of(tmp_path), whole)
+
+
+def test_ctrl_c_again_and_again_changes_nothing(whole, tmp_path, capsys):
+    def interrupt(model):  # the step is finished, then saved
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        at_steps(patch, lambda step: True, interrupt)
+        for _ in range(6):
+            with pytest.raises(SystemExit) as stop:
+                resume(tmp_path)
+            assert stop.value.code == 130
+    err = capsys.readouterr().err
+    assert err.count("stopped; the same command with --resume goes on") == 6
+    assert "Traceback" not in err and not (tmp_path / "run.json").exists()
+    resume(tmp_path)
+    assert same(result_of(tmp_path), whole)
+    with pytest.raises(SystemExit) as stop:
+        resume(tmp_path)
+    assert stop.value.code == 0 and "nothing to go on with" in capsys.readouterr().out
+    assert same(result_of(tmp_path), whole)
+
+
+def test_a_crash_during_the_last_answers_changes_nothing(whole, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "write_sheet", crash)
+        with pytest.raises(Crash):
+            train.main([*RUN, "--out", str(tmp_path)])
+    resume(tmp_path)
+    assert same(result_of(tmp_path), whole)
+
+
+class DiesAt:
+    """A module in whose place it stands, but for one function, which dies at its n-th call."""
+
+    def __init__(self, module, name, call):
+        self.module, self.name, self.left = module, name, call
+
+    def __getattr__(self, name):
+        return self.counted if name == self.name else getattr(self.module, name)
+
+    def counted(self, *args, **kwargs):
+        self.left -= 1
+        if self.left:
+            return getattr(self.module, self.name)(*args, **kwargs)
+        if self.name == "save":
+            args[1].write(b"half of a checkpoint")
+        raise Crash
+
+
+@pytest.mark.parametrize("module,name,call", [
+    (torch, "save", 3), (os, "fsync", 6), (os, "fsync", 7), (os, "replace", 4),
+])  # fmt: skip
+def test_a_crash_while_saving_leaves_the_previous_checkpoint(whole, tmp_path, module, name, call):
+    """In the third checkpoint: while it is written, flushed (first metrics.jsonl, then itself),
+    renamed. The tokenizer's file was flushed and renamed before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, module.__name__, DiesAt(module, name, call))
+        with pytest.raises(Crash):
+            train.main([*RUN, "--out", str(tmp_path)])
+    state = state_of(tmp_path)
+    assert (state["stage"], state["step"]) == ("pt", 4)
+    resume(tmp_path)
+    assert same(result_of(tmp_path), whole)
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_one_clear_error_and_the_last_good_checkpoint_stays(whole, tmp_path):
+    write_file = checkpoint.write_file
+
+    def full(path, save):
+        if path.exists() and path.name == checkpoint.NAME:  # the second checkpoint meets it
+            path.with_name(path.name + ".part").symlink_to("/dev/full")
+        write_file(path, save)
+
+    message = (
+        "checkpoint.pt could not be written: No space left on device; "
+        "checkpoint.pt is still the one from before"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "write_file", full)
+        with pytest.raises(SystemExit, match=message):
+            train.main([*RUN, "--out", str(tmp_path)])
+    resume(tmp_path)
+    assert same(result_of(tmp_path), whole)
+
+
+class Evil:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.trace}",)
+
+
+def test_a_pickle_with_code_in_it_is_refused(tmp_path):
+    out, trace = tmp_path / "run", tmp_path / "evil-was-here"
+    train_and_crash(out, 8)
+    for name in (checkpoint.NAME, "model.pt"):
+        (out / name).write_bytes(pickle.dumps({"config": {}, "weights": Evil(trace)}))
+    with pytest.raises(SystemExit, match="cannot be read as a checkpoint"):
+        resume(out)
+    for name, record in (("model.pt", '{"args": {}}'), ("tokenizer.model", '{"args": {}}'),
+                         ("run.json", "{")):  # fmt: skip
+        (out / "run.json").write_text(record)
+        if name == "tokenizer.model":
+            (out / name).write_bytes(b"broken")
+        with pytest.raises(SystemExit, match=f"{name} cannot be read: "):
+            evaluation.main([str(out)])
+    assert not trace.exists()
+
+
+# --- Killed
+
+
+def wait_and_kill(process, out, r) -> None:
+    """One time in four at once, else after it has saved and gone on for a random moment, or while
+    it is saving again."""
+
+    def saved():
+        file = out / checkpoint.NAME
+        return file.stat().st_mtime_ns if file.exists() else 0
+
+    before, early, saving = saved(), r.random() < 0.25, r.random() < 0.5
+    end = time.time() + r.uniform(0, 10)
+    while process.poll() is None:
+        if early and time.time() > end:
+            process.kill()
+        if not early and saved() != before:
+            end, part = time.time() + r.uniform(0, 0.5), out / (checkpoint.NAME + ".part")
+            while time.time() < end and not (saving and part.exists()):
+                time.sleep(0.0002)
+            process.kill()
+        time.sleep(0.001)
+
+
+@pytest.mark.slow
+def test_kill_and_resume_storm(tmp_path):
+    """SIGKILL at random moments, while saving too, with a loader's worker: the result is that of
+    the run nobody killed."""
+    options = (
+        "--preset tiny --device cpu --workers 1 --pt-pictures 4 --pictures 4 --questions 2 "
+        "--pt-steps 60 --steps 120 --eval-every 60 --save-every 3 --limit 100 --val-limit 50"
+    ).split()
+    base, r, kills = [sys.executable, "train.py", *options], random.Random(0), 0
+    whole, storm = tmp_path / "whole", tmp_path / "storm"
+    run = dict(cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([*base, "--out", str(whole)], **run)
+    stormy = [*base, "--out", str(storm), "--resume"]
+    quiet = dict(cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while kills < 40:
+        process = subprocess.Popen(stormy, **quiet)
+        wait_and_kill(process, storm, r)
+        if process.returncode != -signal.SIGKILL:
+            break
+        kills += 1
+    subprocess.run(stormy, **run)
+    print(f"survived {kills} kills")
+    assert kills >= 10 and same(result_of(storm), result_of(whole))
+
+
+@pytest.mark.slow
+def test_a_sigterm_to_the_whole_group_saves(tmp_path):
+    """As a cluster sends it: the loader's worker gets it too."""
+    line = f"train.py --preset tiny --device cpu --workers 1 --pt-steps 10000 --out {tmp_path}"
+    process = subprocess.Popen(
+        [sys.executable, *line.split()], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    metrics = tmp_path / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_bytes()):
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGTERM)
+    err = process.communicate(timeout=60)[1]
+    assert "the same command with --resume goes on" in err and process.returncode == 130
+    assert (tmp_path / checkpoint.NAME).exists()

@@ -1,0 +1,190 @@
+"""Two processes train the run that one trains, each with the whole model or with a part of it; one
+that dies ends the job; resume crosses over."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, lines_of, train_and_crash, weights_of
+from PIL import Image
+
+import data
+import train
+from engine import checkpoint
+from engine.batches import StepBatches
+from engine.last_layer import answer_loss
+from engine.options import arguments
+from model import MLLM, Config
+
+RUN = (
+    "--preset tiny --device cpu --workers 0 --pt-pictures 5 --pictures 3 --questions 3 "
+    "--pt-steps 4 --steps 6 --eval-every 100 --save-every 2 --limit 21 --val-limit 10"
+).split()
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+TWO = [*TORCHRUN, "--nproc_per_node=2", "train.py", *RUN]
+QUIET = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+PLACE = dict(cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def finished(command, out=()):
+    done = subprocess.run(
+        [*command, *map(str, out)], **PLACE, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def when_saved(job, out):
+    """Wait for its first checkpoint."""
+    while not (out / checkpoint.NAME).exists():
+        assert job.poll() is None
+        time.sleep(0.01)
+
+
+def result(out):
+    losses = [line["loss"] for line in lines_of(out)]
+    return weights_of(out), losses, json.loads((out / "run.json").read_text())
+
+
+def assert_close(a, b):
+    """Equal up to the order of sums: losses, parameters after ten steps of Muon and Adam, the
+    number of questions."""
+    assert a[0].keys() == b[0].keys() and len(a[1]) == len(b[1]) > 1
+    assert max(abs(x - y) for x, y in zip(a[1], b[1])) < 1e-4
+    assert max((a[0][name] - b[0][name]).abs().max() for name in b[0]) < 2e-3
+    assert a[2]["n"] == b[2]["n"] >= 1 and a[2]["families"].keys() == b[2]["families"].keys()
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    out = tmp_path_factory.mktemp("one") / "run"
+    train.main([*RUN, "--out", str(out)])
+    return result(out)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """A folder in LLaVA's format; every other dialogue is text alone, so that a process may have a
+    batch without any picture."""
+    folder, rows = tmp_path_factory.mktemp("mixed"), []
+    for i in range(24):
+        message = f"what is {i} ?" if i % 2 else f"<image>what is {i} ?"
+        said = (("human", message), ("gpt", f"it is {i % 3}"))
+        talk = [{"from": speaker, "value": value} for speaker, value in said]
+        rows.append({"id": str(i), "conversations": talk})
+        if i % 2 == 0:
+            name, k = f"{i // 2 % 4}.png", i // 2
+            Image.new("RGB", (16, 16), (20 * k, 255 - 20 * k, 0)).save(folder / name)
+            rows[-1]["image"] = name
+    (folder / "mixed.json").write_text(json.dumps(rows))
+    source = ["--data", "llava", "--source", str(folder / "mixed.json")]
+    return [*RUN, *source, "--pictures", "2", "--pt-pictures", "2", "--questions", "1"]
+
+
+def test_two_processes_are_one_with_the_whole_model_and_with_parts_of_it(mixed, tmp_path):
+    one, whole, parts, runs = (tmp_path / name for name in ("one", "whole", "parts", "runs.json"))
+    commands = [[*mixed, "--out", str(whole)], [*mixed, "--fsdp", "--out", str(parts)]]
+    runs.write_text(json.dumps(commands))
+    said = finished([*TORCHRUN, "--nproc_per_node=2", "tests/several.py", str(runs)])
+    assert said.count("Held-out answers") == 2  # the first process alone speaks and writes
+    assert {file.name for file in parts.iterdir()} == {file.name for file in whole.iterdir()}
+    train.main([*mixed, "--out", str(one)])
+    for two in (whole, parts):
+        assert_close(result(two), result(one))
+
+
+def test_parts_of_a_model_need_several_processes(tmp_path):
+    with pytest.raises(SystemExit, match="torchrun --nproc_per_node=N"):
+        train.main([*RUN, "--fsdp", "--out", str(tmp_path)])
+
+
+def test_parts_of_a_step_are_the_step(tokenizer):
+    args, config = arguments(RUN), Config(vocab_size=len(tokenizer))
+    batches = StepBatches(data.load("shapes"), tokenizer, config, "sft", args)
+    torch.manual_seed(0)
+    model, losses = MLLM(config).double(), []
+    whole = answer_loss(model, **batches[0])
+    for rank in range(4):
+        batches.rank, batches.world_size = rank, 4
+        losses.append(answer_loss(model, **batches[0]))
+    assert torch.allclose(sum(losses) / 4, whole, atol=1e-9)
+    batches.world_size = 10
+    assert "9 rows for 10 processes" in str(batches[0])
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(one, tmp_path):
+    said = finished(TWO, ["--out", tmp_path])
+    assert said.count("Held-out answers") == 1
+    assert_close(result(tmp_path), one)
+
+
+@pytest.mark.slow
+def test_from_one_process_to_two(one, tmp_path):
+    train_and_crash(tmp_path, 8, *RUN)
+    said = finished(TWO, ["--out", tmp_path, "--resume"])
+    assert "going on after step 2 of stage sft" in said
+    assert_close(result(tmp_path), one)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_parts_of_a_model_go_on_with_another_number_of_processes(one, tmp_path):
+    command = [*TWO, "--fsdp", "--out", str(tmp_path)]
+    job = subprocess.Popen(command, **PLACE, **QUIET, start_new_session=True)
+    when_saved(job, tmp_path)
+    os.killpg(job.pid, signal.SIGINT)
+    assert job.wait(timeout=120) != 0
+    parts = torch.load(tmp_path / checkpoint.NAME, weights_only=True)["parts"]
+    files = {file.name for file in (tmp_path / parts).iterdir()}
+    assert files == {".metadata", "__0_0.distcp", "__1_0.distcp"}
+    with pytest.raises(SystemExit, match="--fsdp is False and was True"):
+        train.main([*RUN, "--out", str(tmp_path), "--resume"])
+    three = [*TORCHRUN, "--nproc_per_node=3", "train.py", *RUN, "--fsdp"]
+    assert "going on after step" in finished(three, ["--out", tmp_path, "--resume"])
+    assert_close(result(tmp_path), one)
+
+
+def ranks_of(job) -> dict[str, int]:
+    """Rank -> process id of a torchrun's processes."""
+    ranks = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = (entry / "stat").read_text().split()[3]
+            lines = (entry / "environ").read_text().split("\0") if parent == str(job.pid) else []
+        except OSError:
+            continue
+        environment = dict(line.split("=", 1) for line in lines if "=" in line)
+        ranks[environment.get("RANK")] = int(entry.name)
+    return ranks
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
+def test_one_that_dies_ends_the_job_and_one_process_goes_on(one, tmp_path):
+    job = subprocess.Popen([*TWO, "--out", str(tmp_path)], **PLACE, **QUIET)
+    when_saved(job, tmp_path)
+    os.kill(ranks_of(job)["1"], signal.SIGKILL)
+    assert job.wait(timeout=120) != 0
+    train.main([*RUN, "--out", str(tmp_path), "--resume"])
+    assert_close(result(tmp_path), one)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_stops_all_at_the_same_step_and_saves(one, tmp_path):
+    options = ["--save-every", "1000", "--out", str(tmp_path)]
+    job = subprocess.Popen([*TWO, *options], **PLACE, **QUIET, start_new_session=True)
+    when_saved(job, tmp_path)  # the end of stage 1
+    os.killpg(job.pid, signal.SIGINT)  # as a terminal does
+    assert job.wait(timeout=120) != 0
+    state = torch.load(tmp_path / checkpoint.NAME, weights_only=True)
+    assert state["stage"] == "sft" and 1 <= state["step"] <= 6
+    train.main([*RUN, *options, "--resume"])
+    assert_close(result(tmp_path), one)

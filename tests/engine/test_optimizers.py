@@ -1,0 +1,87 @@
+"""Muon and AdamW: who trains what, and that Muon is torch's without the rounding."""
+
+import pytest
+import torch
+
+from engine import optimizers
+from engine.optimizers import Muon, make_optimizers, orthogonalise
+from engine.options import arguments
+
+SHAPES = ((24, 16), (16, 40), (24, 16), (8, 8))
+
+
+def parameters():
+    torch.manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(*shape)) for shape in SHAPES]
+
+
+def test_muon_is_torchs_muon_without_the_rounding():
+    a = parameters()
+    b = [torch.nn.Parameter(p.detach().clone()) for p in a]
+    ours, theirs = Muon(a, lr=0.1), torch.optim.Muon(b, lr=0.1, weight_decay=0.0)
+    for step in range(3):
+        for p, q in zip(a, b):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        before = [p.detach().clone() for p in a]
+        ours.step(), theirs.step()
+        for p, q, old in zip(a, b, before):  # theirs runs in bfloat16
+            assert (p - q).norm() < 0.02 * (step + 1) * (p - old).norm()
+
+
+def test_orthogonalise():
+    m = torch.randn(3, 20, 50, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalise(m))
+    assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_muon_creates_its_momentum_once(monkeypatch):
+    params, made, plain = parameters(), [], torch.zeros_like
+    muon = Muon(params, lr=0.1)
+    monkeypatch.setattr(
+        optimizers.torch, "zeros_like", lambda x, **kw: made.append(x) or plain(x, **kw)
+    )
+    places = []
+    for _ in range(4):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        muon.step()
+        places.append([muon.state[p]["momentum"].data_ptr() for p in params])
+    assert len(made) == len(params) and all(place == places[0] for place in places)
+
+
+def test_a_batch_of_matrices_that_does_not_fit_is_taken_in_parts(monkeypatch):
+    whole, parts = parameters(), parameters()
+    for params, at_once in ((whole, 2**26), (parts, 24 * 16)):
+        monkeypatch.setattr(Muon, "NUMBERS_AT_ONCE", at_once)
+        muon = Muon(params, lr=0.1)
+        for p in params:
+            p.grad = p.detach().clone()
+        muon.step()
+    for a, b in zip(whole, parts):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def names_of(model, optimizer):
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return {name for name, p in model.named_parameters() if id(p) in trained}
+
+
+@pytest.mark.parametrize("stage,rate", [("pt", 0.3), ("sft", 0.2)])
+def test_who_trains_what(model, stage, rate):
+    args = arguments(["--preset", "tiny", "--device", "cpu", "--lr", "0.1", "--adam-lr", "0.2"])
+    args.pt_adam_lr = 0.3
+    model.encoder.requires_grad_(False)
+    muon, adam = make_optimizers(model, args, stage)
+    assert isinstance(muon, Muon) and isinstance(adam, torch.optim.AdamW)
+    assert [o.param_groups[0]["lr"] for o in (muon, adam)] == [0.1, rate]
+    first, second = names_of(model, muon), names_of(model, adam)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert first | second == trained and not first & second
+    shape = dict(model.named_parameters())
+    assert all(shape[name].dim() == 2 for name in first)
+    assert "embed.weight" in second and "blocks.0.attention.q.weight" in first
+    args.optimizer = "adamw"
+    others, projector = make_optimizers(model, args, stage)
+    assert names_of(model, projector) == {n for n in trained if n.startswith("projector")}
+    assert names_of(model, others) == trained - names_of(model, projector)

@@ -1,0 +1,122 @@
+"""Number formats: float16 with a scaled loss, where a step that overflows changes nothing; steps
+that never wait for a GPU; compiled layers."""
+
+import contextlib
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+from helpers import ROOT, TINY, lines_of
+
+import data
+import train
+from engine.batches import StepBatches
+from engine.last_layer import answer_loss, find_loss_positions
+from engine.optimizers import make_optimizers
+from engine.options import arguments
+from engine.precision import scaler_of
+from lab import variants
+from model import Config
+
+
+@pytest.fixture
+def half(model, batch_of, dialogues):
+    """A float16 training of the small model on one batch: half(steps) -> its losses and norms."""
+    model.float().train()
+    args = arguments([*TINY, "--lr", "0.01", "--adam-lr", "0.01"])
+    batch = batch_of(dialogues)
+    batch["rows"], batch["valid_index"] = find_loss_positions(batch["role"])
+
+    class Half:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        optimizers = make_optimizers(model, args, "sft")
+
+        def __call__(self, steps):
+            seen = []
+
+            def record(step, loss, norm):
+                seen.append((loss.item(), norm.item()))
+
+            train.train_stage(
+                model, partial(answer_loss, model), self.optimizers, self.scaler, [batch] * steps,
+                0, steps, "mma", record,
+                schedule=lambda step, steps: 1.0,
+            )  # fmt: skip
+            return seen
+
+    return Half()
+
+
+def test_float16_gradients_are_scaled(half, model):
+    """On a GPU without bfloat16; here the same code on the CPU."""
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    losses = [loss for loss, _ in half(5)]
+    assert losses[-1] < losses[0]
+    assert any(not torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert not scaler_of("cpu").is_enabled()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["blocks.1.up.weight", "norm.weight"])  # Muon's, AdamW's
+def test_a_float16_overflow_in_one_optimizer_changes_no_parameter_of_either(half, model, name, bad):
+    def state():
+        tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+        for n, optimizer in enumerate(half.optimizers):
+            for p, values in optimizer.state_dict()["state"].items():
+                tensors |= {f"{n}.{p}.{k}": v for k, v in values.items()}
+        return {k: v.clone() for k, v in tensors.items()}
+
+    half(2)
+    parameter, before = dict(model.named_parameters())[name], state()
+    scale = half.scaler.get_scale()
+    hook = parameter.register_hook(lambda gradient: gradient * bad)
+    [(loss, norm)] = half(1)
+    hook.remove()
+    after = state()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[k], before[k]) for k in before)
+    assert half.scaler.get_scale() == scale / 2
+    assert norm == loss < 100  # it is no reason to stop: the run goes on with a smaller scale
+    half(1)
+    moved = [k for k, v in state().items() if k.startswith("model.") and not v.equal(before[k])]
+    assert len(moved) > len(list(model.parameters())) - 3
+
+
+@pytest.mark.parametrize("options", [
+    ["--mask", "mma"], ["--mask", "causal"], ["--mask", "causal", "--variant", "cca"],
+    ["--mask", "mma", "--variant", "rave"],
+])  # fmt: skip
+def test_the_host_never_waits_for_a_step(tokenizer, monkeypatch, options):
+    """Meta tensors have no values: whatever would fetch one from a GPU fails on them."""
+    monkeypatch.setattr(train, "autocast_of", lambda *args: contextlib.nullcontext())
+    args = arguments([*TINY, *options])
+    config = Config(vocab_size=len(tokenizer), mask=args.mask)
+    batch = StepBatches(data.load("shapes"), tokenizer, config, "sft", args)[0]
+    with torch.device("meta"):
+        model = variants.get(args).model_class(config)
+    with pytest.raises(RuntimeError):
+        torch.ones(1, device="meta").item()
+    seen = []
+    train.train_stage(
+        model, partial(answer_loss, model), make_optimizers(model, args, "sft"), scaler_of("cpu"),
+        [{name: x.to("meta") for name, x in batch.items()}], 0, 1, args.mask,
+        lambda step, loss, norm: seen.append(loss.device.type),
+    )  # fmt: skip
+    assert seen == ["meta"]
+
+
+@pytest.mark.slow
+def test_compiled_layers_learn_the_same(tmp_path):
+    """In a process of its own: what the compiler keeps would stay."""
+    command = [sys.executable, "train.py", *TINY, "--compile", "--out", str(tmp_path / "compiled")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if "No C++ compiler" in done.stderr or "InvalidCxxCompiler" in done.stderr:
+        pytest.skip("no C++ compiler")
+    assert done.returncode == 0, done.stderr
+    train.main([*TINY, "--out", str(tmp_path / "plain")])
+    compiled, plain = (
+        [line["loss"] for line in lines_of(tmp_path / name)] for name in ("compiled", "plain")
+    )
+    assert compiled == pytest.approx(plain, abs=1e-4)

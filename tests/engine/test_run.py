@@ -1,0 +1,191 @@
+"""The folder of a run: what may go on, what is not overwritten, what stops it, and what it keeps in
+memory."""
+
+import errno
+import gc
+import os
+import signal
+import subprocess
+import sys
+import weakref
+
+import pytest
+import torch
+from helpers import ROOT, RUN, at_steps, result_of, same, train_and_crash
+
+import train
+from data import shapes_scenes
+from engine import checkpoint
+from engine.lock import run_lock
+from engine.run import Run
+
+pytestmark = pytest.mark.usefixtures("small")
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    out = tmp_path / "stopped"
+    train_and_crash(out, 8)
+    return out
+
+
+def resume(out, *options):
+    train.main([*RUN, *options, "--out", str(out), "--resume"])
+
+
+# --- What goes on
+
+
+def test_torn_and_later_lines_of_metrics_are_written_again(whole, tmp_path):
+    train_and_crash(tmp_path, 9)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "sft", "st')
+    resume(tmp_path)
+    assert same(result_of(tmp_path), whole)
+
+
+@pytest.mark.parametrize("change,says", [
+    (["--mask", "causal"], "--mask is 'causal' and was 'mma'"),
+    (["--n-layer", "2"], "--n-layer is 2 and was 3"),
+    (["--seed", "1"], "--seed is 1 and was 0"),
+    (["--steps", "9"], "--steps is 9 and was 6"),
+    (["--variant", "cca"], "--variant is 'cca' and was None"),
+])  # fmt: skip
+def test_what_is_not_the_same_run_does_not_go_on(stopped, change, says):
+    before = (stopped / checkpoint.NAME).read_bytes()
+    with pytest.raises(SystemExit, match=f"cannot go on: .*{says}"):
+        resume(stopped, *change)
+    assert (stopped / checkpoint.NAME).read_bytes() == before
+
+
+def test_changed_data_do_not_go_on(stopped, monkeypatch):
+    palette = shapes_scenes.PALETTE.clone()
+    palette[0] = torch.tensor([1, 2, 3])
+    monkeypatch.setattr(shapes_scenes, "PALETTE", palette)
+    with pytest.raises(SystemExit, match="the data are not those it was trained on"):
+        resume(stopped)
+
+
+def test_data_errors_are_not_resumed_into(tmp_path):
+    with pytest.raises(SystemExit, match="--source"):
+        resume(tmp_path, "--data", "llava")
+
+
+def test_a_stopped_run_is_not_overwritten_by_accident(stopped):
+    message = "holds a run that was stopped; go on with it by --resume, or say --overwrite"
+    with pytest.raises(SystemExit, match=message):
+        train.main([*RUN, "--out", str(stopped)])
+
+
+def test_damaged_files_are_named(stopped):
+    metrics, file = stopped / "metrics.jsonl", stopped / checkpoint.NAME
+
+    def refused(message):
+        with pytest.raises(SystemExit, match=message):
+            resume(stopped)
+
+    metrics.write_bytes(metrics.read_bytes()[:5])
+    refused("metrics.jsonl is shorter than")
+    metrics.unlink()
+    refused("metrics.jsonl belongs to the checkpoint")
+    file.write_bytes(file.read_bytes()[:1000])
+    refused("cannot be read as a checkpoint")
+
+
+@pytest.mark.parametrize("step,stage", [(4, "pt"), (8, "sft")])
+def test_after_a_resume_no_second_copy_of_the_state_is_kept(tmp_path, monkeypatch, step, stage):
+    train_and_crash(tmp_path, step)
+    load, begin_stage, tensors, seen = checkpoint.load, Run.begin_stage, [], []
+
+    def spy(*args):
+        state = load(*args)
+        tensors.extend(map(weakref.ref, state["model"].values()))
+        return state
+
+    def begun(run, name, model, *args):
+        done = begin_stage(run, name, model, *args)
+        gc.collect()
+        left = sum(tensor() is not None for tensor in tensors)
+        seen.append((name, done, run.state, left))
+        return done
+
+    monkeypatch.setattr(checkpoint, "load", spy)
+    monkeypatch.setattr(Run, "begin_stage", begun)
+    resume(tmp_path)
+    assert len(tensors) > 50 and seen[0] == (stage, 2, None, 0)
+    assert [name for name, *_ in seen] == ["pt", "sft"][stage == "sft" :]
+
+
+# --- What stops it
+
+
+def test_full_while_writing_metrics(tmp_path, monkeypatch):
+    class Full:
+        calls = 0
+
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+        def fsync(self, file):
+            self.calls += 1
+            if self.calls == 2:  # the first is that of tokenizer.model
+                raise OSError(errno.ENOSPC, "No space left on device")
+            os.fsync(file)
+
+    monkeypatch.setattr(checkpoint, "os", Full())
+    with pytest.raises(SystemExit, match="error: .*: no space left on the disk"):
+        train.main([*RUN, "--out", str(tmp_path)])
+
+
+def poison(model):
+    with torch.no_grad():
+        model.norm.weight.fill_(torch.nan)
+
+
+@pytest.mark.parametrize("step", [3, 8])
+def test_a_loss_that_is_not_a_number_stops_the_run_and_spoils_no_checkpoint(
+    tmp_path, monkeypatch, step
+):
+    at_steps(monkeypatch, lambda s: s == step, poison)
+    stage, n = ("pt", step) if step <= 4 else ("sft", step - 4)
+    message = (
+        f"loss nan, gradient norm nan at step {n} of stage {stage}: .* before and good.*Its rows: "
+    )
+    with pytest.raises(SystemExit, match=message):
+        train.main([*RUN, "--out", str(tmp_path)])
+    state = torch.load(tmp_path / checkpoint.NAME, weights_only=True)
+    assert all(p.isfinite().all() for p in state["model"].values())
+    assert (state["stage"], state["step"]) == (stage, 2)
+
+
+def test_the_rows_of_a_bad_step_are_named(llava, tmp_path, monkeypatch):
+    at_steps(monkeypatch, lambda step: step == 1, poison)
+    options = ["--data", "llava", "--source", str(llava), "--image-size", "32"]
+    message = (
+        r"at step 1 of stage pt: no checkpoint was written yet. "
+        r"Its rows: .*data.json: entry \d+ \(id '"
+    )
+    with pytest.raises(SystemExit, match=message):
+        train.main([*RUN, *options, "--out", str(tmp_path / "run")])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_worker_that_outlives_a_killed_training_does_not_hold_its_folder(tmp_path):
+    program = (
+        "import os, time; from pathlib import Path; from engine.lock import run_lock\n"
+        f"with run_lock(Path({str(tmp_path)!r})):\n"
+        "    worker = os.fork() or time.sleep(60)\n"
+        "    print(worker, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", program]
+    job = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    worker = int(job.stdout.readline())
+    job.kill()
+    job.wait()
+    try:
+        said = []
+        with run_lock(tmp_path, said.append):
+            assert "is gone without an end" in said[0]
+    finally:
+        os.kill(worker, signal.SIGKILL)

@@ -1,0 +1,234 @@
+"""What several test files use and pytest need not make: options of short runs, layouts of rows, the
+leak table, ways to stop a run."""
+
+import contextlib
+import itertools
+import json
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import data
+import lab.variants  # noqa: F401 - registers the kind "leaky"
+import train
+from data import shapes
+from data.nlvr import BOXES
+from engine.tables import table
+from lab import watch
+from mma import EXTRA_PAIRS, IMAGE, PAD, QUESTION, Role
+
+ROOT = Path(__file__).parent.parent
+KINDS = list(EXTRA_PAIRS)
+LETTERS = dict(zip("-tVQA", Role))
+
+# A run of a few steps on the built-in world
+TINY = (
+    "--preset tiny --device cpu --workers 0 --pt-pictures 4 --pictures 4 --questions 2 "
+    "--pt-steps 2 --steps 3 --eval-every 2 --limit 100 --val-limit 40"
+).split()
+# One that saves often; see `small_world`
+RUN = (
+    "--preset tiny --device cpu --workers 0 --pt-pictures 2 --pictures 2 --questions 2 "
+    "--pt-steps 4 --steps 6 --eval-every 3 --save-every 2 --limit 20"
+).split()
+
+
+def enlarge(model):
+    """float64 weights twice as large, so that every input matters."""
+    model = model.double().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(2)
+    return model
+
+
+# --- Rows and leaks
+
+
+def row(letters: str, turns: str | None = None):
+    """role and turn, int64 [1, T], from a letter and a digit for each token."""
+    role = torch.tensor([[int(LETTERS[c]) for c in letters]])
+    return role, None if turns is None else torch.tensor([[int(c) for c in turns]])
+
+
+# [BOS, image, q1, a1, q2, a2]. Does q1 leak, does a1 read q2, does a1 read itself, does a2? The
+# last two are no kinds: what goes wrong without turns.
+DIALOGUE, TURNS = "tVVQQAAttAA", "01111112222"
+Q1, A1, Q2, A2 = (3, 4), (5, 6), (7, 8), (9, 10)
+QUESTION_READ = (True, False, False, False)
+NO_LEAK = {
+    "causal": (False,) * 4, "v2v": (False,) * 4, "mma": QUESTION_READ, "f": QUESTION_READ,
+    "prefix": QUESTION_READ, "mutual": QUESTION_READ,
+}  # fmt: skip
+LEAK_TABLE = {
+    **{(kind, "own turn"): leaks for kind, leaks in NO_LEAK.items()},
+    ("mma", "every user turn"): (True, True, True, False),
+    ("all later text", "every user turn"): (True, True, True, True),
+}
+
+
+def leak_layout(kind: str, reach: str, monkeypatch):
+    """role and turn of a row of the leak table; its kind is registered."""
+    role, turn = row(DIALOGUE, TURNS)
+    if reach == "every user turn":
+        turn = None
+        role[:, list(Q2)] = QUESTION
+    if kind == "all later text":
+        later = lambda q, k: (q == IMAGE) & (k != IMAGE) & (k != PAD)
+        monkeypatch.setitem(EXTRA_PAIRS, kind, later)
+    return role, turn
+
+
+# --- Data
+
+
+def write_nlvr_split(root, split, identifiers, flat=False, directory=lambda n: n % 20, orders=(0,)):
+    """A split in NLVR's layout: its boxes are red, green, blue in the order K of `orders`; the
+    label is true for even m."""
+    colours, lines = [(255, 0, 0), (0, 255, 0), (0, 0, 255)], []
+    for n, m in identifiers:
+        folder = root / split / "images" / ("" if flat else str(directory(n)))
+        folder.mkdir(parents=True, exist_ok=True)
+        for k in orders:
+            picture = Image.new("RGB", (400, 100), (128, 128, 128))
+            for box, colour in zip(BOXES, list(permutations(colours))[k]):
+                picture.paste(colour, box)
+            picture.convert("P").save(folder / f"{split}-{n}-{m}-{k}.png")
+        sentence, label = f"There are {n} Black squares.", ("true", "false")[m % 2]
+        line = {"sentence": sentence, "label": label, "identifier": f"{n}-{m}"}
+        lines.append(line | ({} if flat else {"directory": str(directory(n))}))
+    (root / split / f"{split}.json").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+
+
+# --- Runs
+
+
+@contextlib.contextmanager
+def small_world(tokenizer):
+    """Twenty held-out questions, a tokenizer that is there already, no curves: for tests that start
+    many runs."""
+    heldout = shapes.Shapes.heldout
+    with pytest.MonkeyPatch.context() as patch:
+        twenty = lambda self, split, limit=None: heldout(self, split, 20)
+        patch.setattr(shapes.Shapes, "heldout", twenty)
+        there = classmethod(lambda cls, texts, vocab_size: tokenizer)
+        patch.setattr(data.Tokenizer, "train", there)
+        draw = lambda path, records: path.write_bytes(b"drawn")
+        patch.setattr(watch, "write_curves", draw)  # what it draws is looked at elsewhere
+        yield
+
+
+def weights_of(out) -> dict:
+    return torch.load(out / "model.pt", weights_only=True)["weights"]
+
+
+def lines_of(out) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def result_of(out):
+    """What must be equal, bit for bit: parameters, metrics.jsonl, the final table."""
+    record = json.loads((out / "run.json").read_text())
+    return weights_of(out), (out / "metrics.jsonl").read_bytes(), table({"run": [record]})
+
+
+def same(a, b) -> bool:
+    equal = all(torch.equal(a[0][name], b[0][name]) for name in b[0])
+    return equal and a[0].keys() == b[0].keys() and a[1:] == b[1:]
+
+
+class Crash(BaseException):
+    pass
+
+
+def crash(*args, **kwargs):
+    raise Crash
+
+
+def at_steps(monkeypatch, which, what) -> None:
+    """Call what(model) before the forward pass of those of the process's training steps, counted
+    from 1 over both stages, for which which(step) is true."""
+    steps, train_stage = itertools.count(1), train.train_stage
+
+    def counted(model, loss_function, *rest, **options):
+        def loss(**batch):
+            if which(next(steps)):
+                what(model)
+            return loss_function(**batch)
+
+        return train_stage(model, loss, *rest, **options)
+
+    monkeypatch.setattr(train, "train_stage", counted)
+
+
+def train_and_crash(out, step: int, *options) -> None:
+    """RUN until just before the given step."""
+    with pytest.MonkeyPatch.context() as patch:
+        at_steps(patch, lambda s: s == step, crash)
+        with pytest.raises(Crash):
+            train.main([*RUN, *options, "--out", str(out)])
+
+
+# --- The model
+
+
+def hidden_of(model, batch, kind):
+    with torch.no_grad():
+        return model(**batch, kind=kind)
+
+
+def without_cache(model, batch, kind, n, eos) -> list[int]:
+    """The greedy answer to a batch of one row, by full forward passes over the growing row."""
+    ids, role, turn = (batch[name] for name in ("ids", "role", "turn"))
+    out = []
+    for _ in range(n):
+        with torch.no_grad():
+            hidden = model(ids, role, batch.get("images"), batch.get("picture"), turn, kind=kind)
+        out.append(int(model.head(hidden[0, -1]).argmax()))
+        if out[-1] == eos:
+            break
+        ids = torch.cat([ids, torch.tensor([[out[-1]]])], 1)
+        role = torch.cat([role, torch.tensor([[int(Role.ANSWER)]])], 1)
+        turn = torch.cat([turn, turn[:, -1:]], 1)
+    return out
+
+
+def loss_and_gradients(model, loss_function, *args, **batch) -> list:
+    """loss_function(*args, **batch) and the gradient of every parameter (zeros where none)."""
+    model.zero_grad()
+    loss = loss_function(*args, **batch)
+    loss.backward()
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return [loss.detach(), *gradients]
+
+
+def leaks_by_gradient(model, pictures, kind, role, turn) -> tuple:
+    """A line of the leak table: what an answer's loss does to later tokens is exactly zero, or is
+    not. The model's pictures have 4 tokens, those of role and turn (leak_layout) 2."""
+    role = torch.cat([role[:, :1], torch.full((1, 2), IMAGE), role[:, 1:]], 1)
+    if turn is not None:
+        turn = torch.cat([turn[:, :1], turn[:, 1:2].repeat(1, 2), turn[:, 1:]], 1)
+    q1, a1, q2, a2 = ([t + 2 for t in group] for group in (Q1, A1, Q2, A2))
+    ids = torch.randint(300, (1, role.shape[1]), generator=torch.Generator().manual_seed(0))
+    kept = []
+
+    def keep(module, args, out):
+        out.retain_grad()
+        kept.append(out)
+
+    def learns(targets, later) -> bool:
+        """Does predicting `targets` from the rows before them depend on the tokens `later`?"""
+        kept.clear()
+        hidden = model(ids, role, pictures[:1], torch.tensor([0]), turn, kind=kind)
+        logits = model.head(hidden[0, [t - 1 for t in targets]])
+        F.cross_entropy(logits, ids[0, targets], reduction="sum").backward()
+        return bool((kept[0].grad[0, later] != 0).any())
+
+    with model.embed.register_forward_hook(keep):
+        assert learns(a1[1:], q1)  # the check itself can fail: an answer does learn its question
+        pairs = (q1[:1], q1[1:]), (a1[:1], q2), (a1[:1], a1[1:]), (a2[:1], a2[1:])
+        return tuple(learns(*pair) for pair in pairs)

@@ -1,0 +1,131 @@
+"""Evaluation: tables and JSON of runs, one question about one picture, scores by hand."""
+
+import json
+
+import pytest
+import torch
+from helpers import TINY, enlarge
+from PIL import Image
+
+import eval as evaluation
+from engine.checkpoint import save_model
+from engine.options import arguments
+from engine.tables import markdown, pool, spread, table
+from eval import normalise, score, summarise
+from model import MLLM, Config
+
+
+def make_run(out, tokenizer, mask="mma", seed=0):
+    """A finished run's folder, of random weights."""
+    torch.manual_seed(seed)
+    model = enlarge(MLLM(Config(vocab_size=len(tokenizer), mask=mask, n_layer=1)))
+    args = arguments([*TINY, "--mask", mask, "--seed", str(seed), "--out", str(out)])
+    out.mkdir(parents=True)
+    with open(out / "model.pt", "wb") as file:
+        save_model(file, model.float())
+    (out / "tokenizer.model").write_bytes(tokenizer.model)
+    params = sum(p.numel() for p in model.parameters())
+    record = {"run": str(out), "params": params, "mask": mask, "seed": seed}
+    record["args"] = {k: v if isinstance(v, (int, float, list)) else v and str(v)
+                      for k, v in vars(args).items()}  # fmt: skip
+    (out / "run.json").write_text(json.dumps(record))
+    return out
+
+
+@pytest.fixture(scope="module")
+def runs(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluated")
+    for mask, seed in (("mma", 0), ("mma", 1), ("causal", 0)):
+        make_run(folder / f"{mask}-{seed}", tokenizer, mask, seed)
+    return folder
+
+
+def test_table_and_json(runs, tmp_path, capsys):
+    names = [str(runs / name) for name in ("mma-0", "mma-1", "causal-0")]
+    files = ["--json", str(tmp_path / "r.json"), "--md", str(tmp_path / "r.md")]
+    evaluation.main([*names, "--device", "cpu", "--limit", "60", *files])
+    printed = capsys.readouterr().out
+    assert (tmp_path / "r.md").read_text(encoding="utf-8").strip() in printed
+    assert "mma (2 seeds)" in printed and "±" in printed and " causal |" in printed
+    assert "**overall**" in printed
+    result = json.loads((tmp_path / "r.json").read_text())["runs"]
+    promised = {"run", "accuracy", "families", "n", "unparsed", "params", "mask", "seed", "args"}
+    for r, name in zip(result, names, strict=True):
+        assert promised <= set(r)
+        assert r["run"] == name and r["n"] == 60 == sum(f["n"] for f in r["families"].values())
+    assert [r["mask"] for r in result] == ["mma", "mma", "causal"]
+
+
+def test_another_split_another_mask_and_one_picture(runs, tmp_path, capsys):
+    run, file = str(runs / "mma-0"), tmp_path / "r.json"
+    options = ["--split", "val", "--mask", "v2v", "--limit", "50", "--json", str(file)]
+    evaluation.main([run, "--device", "cpu", *options])
+    assert json.loads(file.read_text())["runs"][0]["mask"] == "v2v"
+    capsys.readouterr()
+    Image.new("RGB", (100, 50), "red").save(tmp_path / "x.jpg")
+    picture = ["--image", str(tmp_path / "x.jpg")]
+    evaluation.main([run, "--device", "cpu", *picture, "--question", "is there a red circle?"])
+    assert capsys.readouterr().out.count("\n") == 1
+    with pytest.raises(SystemExit, match="--image and --question belong together"):
+        evaluation.main([run, "--device", "cpu", *picture])
+
+
+def test_what_is_not_a_run_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="not a finished run, run.json is missing"):
+        evaluation.main([str(tmp_path)])
+
+
+def test_normalise():
+    same = [(" The  red, circle. ", "red circle"), ("Yes!", "yes"), ("An apple", "apple")]
+    for one, other in (*same, ("A.", "a"), ("It is 3.5.", "it is 3.5")):
+        assert normalise(one) == normalise(other)
+    different = [("A", ""), ("-1", "1"), ("+", "-"), ("C++", "C"), ("<", ">"), ("3.5", "35")]
+    for one, other in (*different, ("?", ""), ("m²", "m2")):
+        assert normalise(one) != normalise(other)
+
+
+def test_an_answer_is_scored_by_hand(tokenizer, dialogues):
+    eos = tokenizer.eos
+
+    def judged(said, known=None, end=(eos,)):
+        ids = [*tokenizer.encode(said), *end]
+        result = score(dialogues[0], 0, ids, tokenizer, known)
+        return result["correct"], result["unparsed"]
+
+    assert judged("Yes.") == (True, False) and judged("no") == (False, False)
+    assert judged("") == (False, True) and judged("no", end=()) == (False, True)
+    closed = {"yes", "no"}
+    assert judged("no", closed, ()) == (False, False) and judged("red", closed) == (False, True)
+
+
+def test_a_summary_by_hand():
+    def r(family, correct, unparsed=False):
+        return dict(family=family, correct=correct, unparsed=unparsed, group="")
+
+    s = summarise([r("a", True), r("a", False), r("a", True), r("b", False, True)])
+    families = {"a": {"accuracy": 2 / 3, "n": 3}, "b": {"accuracy": 0.0, "n": 1}}
+    assert s == {"accuracy": 0.5, "n": 4, "unparsed": 1, "families": families}
+
+
+def summary(name, mask, seed, accuracy):
+    return {
+        "run": name, "accuracy": accuracy, "families": {"a": {"accuracy": accuracy, "n": 10}},
+        "n": 10, "unparsed": 0, "params": 1234, "mask": mask, "seed": seed,
+        "args": {"mask": mask, "seed": seed, "out": name, "lr": 0.1},
+    }  # fmt: skip
+
+
+def test_pooled_seeds_by_hand():
+    a, b = summary("x", "mma", 0, 0.8), summary("y", "mma", 1, 0.9)
+    text = table(pool([a, b, summary("z", "causal", 0, 0.5)]))
+    assert "85.0 ± 7.1" in text and "50.0" in text and "1,234" in text
+    assert "seeds" not in table(pool([a, dict(a)]))  # the same seed twice is one seed
+    families = {"b": {"accuracy": 0.4, "n": 10}}
+    other = {**summary("w", "mma", 0, 0.4), "families": families, "args": {"lr": 0.2}}
+    assert "| -" in " ".join(table(pool([a, other])).split())
+
+
+def test_spread_and_markdown():
+    assert spread([]) == "-" and spread([1.0]) == "1.0" and spread([1.0, 3.0]) == "2.0 ± 1.4"
+    lines = markdown([["a", "bb"], ["ccc", "1"]]).splitlines()
+    assert lines == ["| a   | bb |", "|-----|---:|", "| ccc |  1 |"]

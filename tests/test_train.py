@@ -1,0 +1,221 @@
+"""Training as a user runs it, on small things."""
+
+import json
+
+import pytest
+import torch
+from helpers import TINY, lines_of, weights_of
+from PIL import Image
+
+import data
+import eval as evaluation
+import train
+from data.pictures import read_picture
+from engine.options import arguments
+from mma import EXTRA_PAIRS, Role
+from model import MLLM, Config
+
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three runs of the built-in world: two seeds of mma and one causal."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, args in (("mma-0", []), ("mma-1", ["--seed", "1"]), ("causal-0", ["--mask=causal"])):
+        train.main([*TINY, *args, "--out", str(folder / name)])
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(runs):
+    out = runs / "mma-0"
+    promised = {"model.pt", "tokenizer.model", "run.json", "metrics.jsonl"}
+    drawn = {"curves.png", "sheet.png", "example.png"}
+    assert {path.name for path in out.iterdir()} == promised | drawn
+    record = json.loads((out / "run.json").read_text())
+    families = {"existence", "counting", "attribute", "comparison", "spatial"}
+    assert record["n"] == 100 and set(record["families"]) == families
+    assert 0 <= record["accuracy"] <= 1 and record["mask"] == "mma" and record["seed"] == 0
+    assert record["args"]["lr"] and [step for step, _ in record["clock"]] == [2, 3]
+    looks = lines_of(out)
+    assert [(r["stage"], r["step"]) for r in looks] == [("pt", 2), ("sft", 2), ("sft", 3)]
+    assert looks[1]["val"]["n"] == 40
+    assert Image.open(out / "sheet.png").size > (900, 600)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(runs, tmp_path):
+    train.main([*TINY, "--workers", "1", "--out", str(tmp_path / "again")])
+    first, again, other = (
+        weights_of(out) for out in (runs / "mma-0", tmp_path / "again", runs / "mma-1")
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["embed.weight"], other["embed.weight"])
+
+
+def test_the_arms_differ_by_the_mask_alone(runs):
+    a, b = (json.loads((runs / name / "run.json").read_text()) for name in ("mma-0", "causal-0"))
+    assert a["params"] == b["params"]
+    assert {k for k in a["args"] if a["args"][k] != b["args"][k]} == {"mask", "out"}
+    first, second = (lines_of(runs / name)[0]["loss"] for name in ("mma-0", "causal-0"))
+    assert first == second  # stage 1 is the same
+
+
+def test_the_encoder_is_frozen_in_stage_2_unless_thawed(tmp_path):
+    def encoder(*args):
+        out = tmp_path / "-".join(args).replace("--", "")
+        train.main([*TINY, *args, "--out", str(out)])
+        return {k: w for k, w in weights_of(out).items() if k.startswith("encoder.blocks")}
+
+    short, long = encoder("--steps", "1"), encoder("--steps", "4")
+    thawed = encoder("--steps", "4", "--freeze")
+    assert all(torch.equal(short[name], long[name]) for name in short)
+    assert not all(torch.equal(short[name], thawed[name]) for name in short)
+
+
+def test_evaluation_says_what_training_said(runs, tmp_path):
+    names = [str(runs / name) for name in ("mma-0", "mma-1", "causal-0")]
+    file = tmp_path / "r.json"
+    evaluation.main([*names, "--device", "cpu", "--limit", "100", "--json", str(file)])
+    for name, result in zip(names, json.loads(file.read_text())["runs"], strict=True):
+        record = json.loads((runs / name / "run.json").read_text())
+        for key in ("run", "accuracy", "families", "n", "unparsed", "params", "mask", "seed"):
+            assert result[key] == record[key]
+
+
+def test_any_part_can_be_frozen_in_stage_1(tmp_path):
+    def parts(*args):
+        out = tmp_path / "-".join(args).replace("--", "")
+        train.main(
+            [*TINY, "--steps", "0", "--pt-freeze", "blocks", "embed", *args, "--out", str(out)]
+        )
+        return weights_of(out)
+
+    short, long = parts("--pt-steps", "1"), parts("--pt-steps", "3")
+    moved = {name.split(".")[0] for name in short if not torch.equal(short[name], long[name])}
+    assert moved == {"encoder", "projector", "norm"}
+
+
+def test_easy_vqa_trains_and_evaluates(easy_vqa, tmp_path, capsys):
+    source = ["--data", "easy_vqa", "--source", str(easy_vqa)]
+    train.main([*TINY, *source, "--out", str(tmp_path / "run")])
+    evaluation.main([str(tmp_path / "run"), "--device", "cpu"])
+    out = capsys.readouterr().out
+    assert "0 training rows are longer" in out and "yes/no" in out and "color" in out
+
+
+def test_your_own_folder_trains_and_evaluates(llava, tmp_path):
+    out, result = str(tmp_path / "run"), tmp_path / "r.json"
+    source = ["--data", "llava", "--source", str(llava), "--images", str(llava.parent)]
+    train.main([*TINY, *source, "--image-size", "32", "--out", out])
+    evaluation.main([out, "--device", "cpu", "--split", "all", "--json", str(result)])
+    assert json.loads(result.read_text())["runs"][0]["n"] == 30 * 2 + 2
+
+
+def test_two_pictures_are_enough_to_evaluate_but_not_to_train(llava, runs, tmp_path):
+    llava.write_text(json.dumps(json.loads(llava.read_text())[:2]))
+    source = ["--data", "llava", "--source", str(llava)]
+    with pytest.raises(SystemExit, match="too few pictures"):
+        train.main([*TINY, *source, "--out", str(tmp_path / "run")])
+    evaluate = [str(runs / "mma-0"), "--device", "cpu", *source]
+    with pytest.raises(SystemExit, match="try --split all"):
+        evaluation.main(evaluate)
+    evaluation.main([*evaluate, "--split", "all", "--json", str(tmp_path / "r.json")])
+    assert json.loads((tmp_path / "r.json").read_text())["runs"][0]["n"] == 4
+
+
+@pytest.mark.parametrize("args,message", [
+    (["--data", "easy_vqa"], "error: --data easy_vqa needs --source"),
+    (["--data", "llava", "--source", "/nowhere.json"], "error: .*nowhere.json: no such file"),
+    (["--max-tokens", "10"], "error: .*--max-tokens"),
+    (["--image-size", "60"], "error: image_size=60 must be a multiple of patch_size=16"),
+    (["--device", "nonsense"], "error: .*--device"),
+    (["--variant", "nonsense"], "error: no variant 'nonsense'; there are "),
+])  # fmt: skip
+def test_bad_input_is_one_clear_error(args, message, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        train.main([*TINY, *args, "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_picture_that_breaks_under_way_is_one_clear_error(llava, tmp_path, monkeypatch, workers):
+    # As for a set too large to read at the start
+    monkeypatch.setattr(data.Folder, "read_pictures", lambda *args: None)
+    read_picture.cache_clear()
+    for i in range(1, 30, 2):
+        (llava.parent / f"{i}.jpg").write_bytes(b"broken")
+    options = ["--data", "llava", "--source", str(llava), "--workers", workers, "--steps", "30"]
+    with pytest.raises(SystemExit, match=r"entry \d+ \(id '\d+'\): .*jpg: not a readable picture"):
+        train.main([*TINY, *options, "--out", str(tmp_path / "run")])
+
+
+def test_a_failed_overwrite_leaves_no_mixture(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    train.main([*TINY, "--out", str(out)])
+    kept = {path.name: path.read_bytes() for path in out.iterdir()}
+    again = [*TINY, "--out", str(out), "--overwrite"]
+    with pytest.raises(SystemExit, match="--max-tokens"):
+        train.main([*again, "--vocab-size", "300", "--max-tokens", "18"])
+    # Refused before anything was touched
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == kept
+    monkeypatch.setattr(train, "train_stage", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train.main(again)
+    with pytest.raises(SystemExit, match="not a finished run"):
+        evaluation.main([str(out)])
+
+
+def test_cut_rows_of_the_built_in_world_are_reported(tmp_path, capsys):
+    train.main([*TINY, "--max-tokens", "27", "--out", str(tmp_path / "run")])
+    assert "stage sft: " in capsys.readouterr().out
+
+
+def test_a_finished_run_is_not_overwritten(runs):
+    with pytest.raises(SystemExit, match="holds a finished run"):
+        train.main([*TINY, "--out", str(runs / "mma-0")])
+
+
+def test_training_refuses_a_leaking_mask(tokenizer, tmp_path, monkeypatch):
+    reads_answers = lambda i, j: (i == Role.IMAGE) & (j == Role.ANSWER)
+    monkeypatch.setitem(EXTRA_PAIRS, "mine", reads_answers)
+    message = "'mine' .* answer tokens .* instead of predicted"
+    with pytest.raises(SystemExit, match=message):
+        train.main([*TINY, "--mask", "mine", "--out", str(tmp_path / "run")])
+    args = arguments([*TINY, "--out", str(tmp_path / "run")])
+    args.pt_mask = "mine"  # and in stage 1, for who calls fit
+    model = MLLM(Config(vocab_size=len(tokenizer)))
+    with pytest.raises(data.DataError, match=message):
+        train.fit(model, tokenizer, data.load("shapes"), args)
+
+
+def test_fit_trains_a_given_model_and_needs_nobody_who_draws(tokenizer, tmp_path):
+    args = arguments([*TINY, "--out", str(tmp_path / "run")])
+    model = MLLM(Config(vocab_size=len(tokenizer), n_layer=1))
+    before = model.embed.weight.detach().clone()
+    train.fit(model, tokenizer, data.load("shapes"), args)
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files == {"model.pt", "tokenizer.model", "run.json", "metrics.jsonl"}
+    assert not torch.equal(model.embed.weight, before)
+    assert torch.equal(weights_of(tmp_path / "run")["embed.weight"], model.embed.weight)
+
+
+def test_schedule():
+    shares = [train.schedule(step, 100) for step in range(100)]
+    assert shares[0] < 0.05 and max(shares) == 1 and 0 < shares[-1] < 0.05 and shares[50] == 1
+
+
+def test_training_learns(tmp_path):
+    """30 steps of stage 1: well below the loss of the words' frequencies (2.2 nats a token)."""
+    options = "--pt-pictures 32 --pt-steps 30 --lr 0.01 --steps 1".split()
+    train.main([*TINY, *options, "--out", str(tmp_path / "run")])
+    assert lines_of(tmp_path / "run")[2]["loss"] < 1.8
+
+
+@pytest.mark.parametrize("script", [train, evaluation])
+def test_the_scripts_help_themselves(script, capsys):
+    with pytest.raises(SystemExit) as done:
+        script.main(["--help"])
+    out = capsys.readouterr().out
+    about = script.__doc__.strip().splitlines()
+    assert done.value.code == 0 and "--device" in out
+    assert about[0] in out and about[2] in out  # what it is, how to run it
