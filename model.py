@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from engine.checks import check_image, check_pictures, check_sizes
 from engine.last_layer import compute_only_rows
-from engine.sampling import sample
+from engine.sampling import drop_finished, sample
 from mma import IMAGE, PAD, attention_mask, positions, supervised
 
 
@@ -298,8 +298,7 @@ class MLLM(nn.Module):
         """Continue a batch of prompts, padded on the right: prefill under the run's mask, then
         ordinary causal decoding over the KV cache, whose image keys are those of the prefill.
 
-        max_new_tokens: for all rows, or a list. temperature 0 = greedy. Returns the new token ids
-        of each row; a row that finished ends with `eos`.
+        max_new_tokens: one number, or a list. Returns each row's new ids; `eos` ends what finished.
         """
         B, T = ids.shape
         limit = torch.as_tensor(max_new_tokens, device=ids.device).expand(B)
@@ -307,21 +306,23 @@ class MLLM(nn.Module):
         length = (role != PAD).sum(1, keepdim=True)  # [B, 1]
         if not ((role != PAD) == (column[:T] < length)).all() or not length.all():
             raise ValueError("generate needs prompts of one token or more, padded on the right")
-        cache, is_image = KVCache(self, B, len(column)), torch.zeros_like(length, dtype=torch.bool)
+        cache = KVCache(self, B, len(column))
         hidden = self(ids, role, images, picture, turn, rows=length - 1, cache=cache)  # [B, 1, D]
         _, position = self.mask_and_positions(self.config.mask, role, turn)
         position = position.expand(B, T).gather(1, length - 1)  # of each row's last token
-        answers, going = [[] for _ in range(B)], limit > 0
+        answers, rows = [[] for _ in range(B)], torch.arange(B, device=ids.device)
         for step in range(int(limit.max())):
             token = sample(self.head(hidden[:, 0]).float(), temperature, top_p, generator)
-            for answer, new, goes_on in zip(answers, token.tolist(), going.tolist()):
-                answer += [new] if goes_on else []
-            going = going & (token != eos) & (step + 1 < limit)
-            if not going.any():
+            for row, new, most in zip(rows.tolist(), token.tolist(), limit.tolist()):
+                answers[row] += [new][:most]
+            going = (token != eos) & (step + 1 < limit)
+            state = drop_finished(going, cache, rows, token, limit, length, position)
+            rows, token, limit, length, position = state
+            if len(rows) == 0:
                 break
             mask = (column[: T + step + 1] <= length + step)[:, None, None]  # [B, 1, 1, columns]
-            x, position = self.embed(token[:, None]), position + 1
-            hidden = self.decode(x, mask, position, is_image, cache, length + step)
+            x, position, text = self.embed(token[:, None]), position + 1, length < 0
+            hidden = self.decode(x, mask, position, text, cache, length + step)
         return answers
 
 

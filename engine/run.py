@@ -224,7 +224,10 @@ def check_writable(*files: Path | None) -> None:
     for file in filter(None, files):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
+            there = file.exists()
             open(file, "ab").close()
+            if not there:
+                file.unlink()  # a command that fails leaves nothing
         except OSError as error:
             raise DataError(f"{file} cannot be written: {error.strerror}") from None
 

@@ -1,4 +1,4 @@
-"""From logits to the next token.
+"""From logits to the next token, for the rows of a batch that go on.
 
 Shapes:  B rows   V vocabulary
 """
@@ -19,3 +19,12 @@ def sample(logits: Tensor, temperature: float, top_p: float, generator=None) -> 
     dropped[:, 0] = False
     chosen = torch.multinomial(p.masked_fill(dropped, 0), 1, generator=generator)
     return order.gather(1, chosen)[:, 0]
+
+
+def drop_finished(going: Tensor, cache, *per_row: Tensor) -> tuple[Tensor, ...]:
+    """Of each tensor [B, ...] and of the KV cache, the rows that are still `going`, bool [B]: what
+    has finished is not computed any more. docs/speed.md says what this gains."""
+    if going.all():
+        return per_row
+    cache.k, cache.v = cache.k[:, going], cache.v[:, going]
+    return tuple(x[going] for x in per_row)

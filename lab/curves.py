@@ -4,40 +4,57 @@
     python -m lab.curves --figure FILE                causal and mma over one example of the world
     python -m lab.curves --masks FILE                 every mask
 
-mma is orange and causal is blue, in all of them. Training draws its curves where matplotlib is
-installed (lab/watch.py).
+mma is orange and causal is blue, in all of them. FILE of --png may end in .pdf or .svg, too.
+Training draws its curves where matplotlib is installed (lab/watch.py).
 """
 
 import argparse
+import re
 import statistics
 from pathlib import Path
 
 import data
 from engine.options import Parser
-from engine.run import one_line_errors, read_record
+from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import pool
 from lab.tables import curve_of, need
 
 COLOURS = {
     "mma": "#f08c28", "causal": "#4a6fb5", "prefix": "#3c9650", "cca": "#aa3c96", "dot": "#787878",
-    "v2v": "#be2828", "f": "#0096a0", "t&i": "#967828",
+    "v2v": "#be2828", "f": "#0096a0", "t&i": "#967828", "mma+cca": "#d66ba0",
+    "dot-double": "#222222", "rave-style": "#6b4fa0", "mma+rave-style": "#b39ddb",
+    "lora": "#9bbb59", "scalar": "#5f9ea0", "leaky-captions": "#8d6e63",
 }  # fmt: skip
-OTHERS = ["#6b4fa0", "#9bbb59", "#d66ba0", "#5f9ea0", "#b8860b", "#708090"]
+OTHERS = ["#b8860b", "#708090", "#c2185b", "#00695c", "#7cb342", "#455a64"]  # of arms of a fork
+GREY, INK = "#9a9a9a", "#222222"  # of what is no arm: the stages of one training
 
 
 def figure(width: float, height: float, columns: int = 1):
-    """A figure and its axes, drawn without a window. DataError if matplotlib is missing."""
+    """A figure and its axes side by side (columns=0: none yet), drawn without a window. DataError
+    if matplotlib is missing."""
     need("matplotlib", "charts")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(fig)
-    axes = fig.subplots(1, columns, squeeze=False)[0]
+    axes = fig.subplots(1, columns, squeeze=False)[0] if columns else []
     for ax in axes:
-        ax.grid(color="#dddddd", linewidth=0.8)
-        ax.spines[["top", "right"]].set_visible(False)
+        style(ax)
     return fig, axes
+
+
+def style(ax) -> None:
+    ax.grid(color="#dddddd", linewidth=0.8)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def arm_of(label: str) -> str:
+    """The arm that a label begins with. A run is called DATA-ARM-SEED where nothing else tells it
+    apart."""
+    name = label.split(" ")[0].split("@")[0]
+    run = re.fullmatch(r"[^-]+-(.+)-\d+'*", name)
+    return run[1] if run and name not in COLOURS else name
 
 
 def colours_of(labels: list[str]) -> dict[str, tuple]:
@@ -45,7 +62,7 @@ def colours_of(labels: list[str]) -> dict[str, tuple]:
     the last the darkest."""
     from matplotlib.colors import to_rgb
 
-    arms = [label.split(" ")[0].split("@")[0] for label in labels]
+    arms = [arm_of(label) for label in labels]
     unknown = [arm for arm in dict.fromkeys(arms) if arm not in COLOURS]
     base = COLOURS | {arm: OTHERS[k % len(OTHERS)] for k, arm in enumerate(unknown)}
     colours = {}
@@ -93,21 +110,36 @@ def write_training(path, records: list[dict]) -> None:
     """A PNG of the loss of both stages, and of validation accuracy, from the lines of metrics.jsonl
     so far."""
     fig, (left, right) = figure(9, 3.4, columns=2)
-    names = {"pt": "stage 1: captions", "sft": "stage 2: questions"}
-    losses = [r["loss"] for r in records]
-    for (stage, name), colour in zip(names.items(), ("#787878", COLOURS["mma"])):
+    stages = {"pt": ("stage 1: captions", GREY), "sft": ("stage 2: questions", INK)}
+    losses, last = [r["loss"] for r in records], [0.1]
+    for stage, (name, colour) in stages.items():
         points = [(r["step"], r["loss"]) for r in records if r["stage"] == stage]
         if points:
-            left.plot(*zip(*points), color=colour, label=name)
-    left.legend(frameon=False)
-    left.set(xlabel="step of its stage", ylabel="loss, nats an answer token")
-    left.set_ylim(0, min(3, max([*losses, 0.1])))  # the first steps' losses would flatten the rest
+            draw_line(left, points, colour, name)
+            last.append(points[-1][1])
+    # The first steps' losses would flatten the rest, but where a stage has come to is shown
+    top = min(max([*losses, 0.1]), max(3, 1.1 * max(last)))
+    left.set(xlabel="step of its stage", ylabel="loss, nats per answer token", ylim=(0, top))
     accuracy = [(r["step"], 100 * r["val"]["accuracy"]) for r in records if "val" in r]
     if accuracy:
-        right.plot(*zip(*accuracy), color=COLOURS["causal"], label=f"{accuracy[-1][1]:.1f} %")
-        right.legend(frameon=False)
+        draw_line(right, accuracy, INK, f"last: {accuracy[-1][1]:.1f} %")
     right.set(xlabel="step of stage 2", ylabel="validation accuracy, %", ylim=(0, 100))
+    for ax in (left, right):
+        ax.set_xlim(left=0)  # at the end: it fixes the right side as well
     fig.savefig(path)
+
+
+def draw_line(ax, points: list[tuple[int, float]], colour: str, label: str) -> None:
+    """Points (step, value); few of them are marked: one alone is no line."""
+    ax.plot(*zip(*points), color=colour, label=label, marker="o" if len(points) < 6 else None)
+    ax.legend(frameon=False)
+
+
+def read_curve(run: str) -> dict[int, float]:
+    try:
+        return curve_of(run)
+    except FileNotFoundError:
+        raise data.DataError(f"{run}: metrics.jsonl is missing, so it has no curve") from None
 
 
 def arguments(argv=None) -> argparse.Namespace:
@@ -127,11 +159,13 @@ def main(argv=None) -> None:
             raise data.DataError("RUN and --png belong together; else --figure or --masks")
         if args.runs:
             groups = pool([{**read_record(run), "run": str(run)} for run in args.runs])
-            curves = {name: [curve_of(run["run"]) for run in runs] for name, runs in groups.items()}
+            curves = {label: [read_curve(r["run"]) for r in runs] for label, runs in groups.items()}
+            check_writable(args.png)
             write_curves(args.png, curves)
         if args.figure or args.masks:
             from lab import figures
 
+            check_writable(args.figure, args.masks)
             if args.figure:
                 figures.write_figure(args.figure)
             if args.masks:

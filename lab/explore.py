@@ -171,7 +171,7 @@ def write(path: Path, runs: list[tuple[str, MLLM, data.Tokenizer]], groups: list
         if examples and size > LIMIT:
             break
         examples.append(example)
-    about = [about_run(n, model, examples[0], k) for k, (n, model, _) in enumerate(runs)]
+    about = [about_run(name, model, examples, k) for k, (name, model, _) in enumerate(runs)]
     block = json.dumps({"runs": about, "examples": examples}, separators=(",", ":"))
     page = template.replace("{{DATA}}", block.replace("<", "\\u003c"))  # no tag can end it
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,10 +185,13 @@ def write(path: Path, runs: list[tuple[str, MLLM, data.Tokenizer]], groups: list
     return said
 
 
-def about_run(name: str, model: MLLM, example: dict, k: int) -> dict:
-    """What the page says of run k; whether its question comes first is seen in its rows."""
-    config, roles = model.config, example["questions"][0]["rows"][k]["role"]
-    text_first = QUESTION in roles and IMAGE in roles and roles.index(QUESTION) < roles.index(IMAGE)
+def about_run(name: str, model: MLLM, examples: list[dict], k: int) -> dict:
+    """What the page says of run k. Whether its question comes first is seen in the first of its
+    rows that has both a question and a picture."""
+    config = model.config
+    rows = [q["rows"][k]["role"] for example in examples for q in example["questions"]]
+    both = (roles for roles in rows if QUESTION in roles and IMAGE in roles)
+    text_first = any(roles.index(QUESTION) < roles.index(IMAGE) for roles in [*both][:1])
     sizes = {"layers": config.n_layer, "heads": config.n_head, "grid": config.grid}
     return {"name": name, "mask": config.mask, "text_first": text_first, **sizes}
 
@@ -209,7 +212,10 @@ def main(argv=None) -> None:
     args = arguments(argv)
     with one_line_errors():
         check_device(args.device)
+        new = not args.out.exists()
         check_writable(args.out)
+        if new:  # what is wrong with the rest leaves no empty page
+            args.out.unlink()
         if (args.image is None) != (args.question is None):
             raise data.DataError("--image and --question belong together")
         runs, records = [], [read_record(run) for run in args.runs]

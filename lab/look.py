@@ -6,7 +6,8 @@
 Layer by layer, mean over heads and over test questions: the share of attention that image rows give
 to the question's columns (zero under a causal mask, by construction), and the share that the row
 which produces the answer gives to the cells that hold what the question asks about. Runs that
-differ by seed alone are pooled.
+differ by seed alone are pooled. Below the two charts of look.png: one picture, two questions, and
+where that row looks, for each mask's first run.
 
 Shapes:  L layers   B questions   H heads   T columns   n image tokens of a picture
 """
@@ -21,7 +22,7 @@ import data
 from data import shapes
 from engine.options import Parser, positive
 from engine.precision import check_device
-from engine.run import one_line_errors, read_record
+from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import markdown, spread
 from eval import open_run
 from lab.recording import recorded
@@ -91,26 +92,67 @@ def measure(run: Path, n: int, device: str) -> dict:
     }
 
 
-def draw(path: Path, pools: dict[str, list[dict]]) -> None:
-    """The shares over the layers, of each mask: mean and reach over seeds."""
-    from lab.curves import draw_lines, figure
+def draw(path: Path, pools: dict[str, list[dict]], device: str) -> None:
+    """look.png: the shares over the layers, and under them what each mask's first run looks at."""
+    from lab.curves import figure
 
-    fig, axes = figure(9, 3.6, columns=2)
+    fig, _ = figure(9, 3.6 + 2.4 * len(pools), columns=0)
+    charts, pictures = fig.subfigures(2, 1, height_ratios=[3.6, 2.4 * len(pools)])
+    draw_shares(charts, pools)
+    draw_looks(pictures, {mask: Path(runs[0]["run"]) for mask, runs in pools.items()}, device)
+    fig.savefig(path)
+
+
+def draw_shares(fig, pools: dict[str, list[dict]]) -> None:
+    """The shares over the layers, of each mask: mean and reach over seeds."""
+    from lab.curves import draw_lines, style
+
     titles = {
         "image_to_question": "image rows -> the question",
         "answer_to_asked": "answer row -> the objects asked about",
     }
-    for ax, (key, title) in zip(axes, titles.items()):
+    for ax, (key, title) in zip(fig.subplots(1, 2), titles.items()):
+        style(ax)
         lines = {}
         for mask, runs in pools.items():
             layers = range(len(runs[0][key]))
             points = [(layer + 1, [100 * run[key][layer] for run in runs]) for layer in layers]
-            lines[f"{mask} ({len(runs)} seeds)"] = points
+            lines[f"{mask} ({len(runs)} seed{'s' * (len(runs) > 1)})"] = points
         draw_lines(ax, lines)
         ax.set(xlabel="layer", ylabel="share of attention, %", title=title)
         ax.set_xticks([layer + 1 for layer in layers])
         ax.set_ylim(bottom=0)
-    fig.savefig(path)
+
+
+def draw_looks(fig, runs: dict[str, Path], device: str) -> None:
+    """A row for each mask: one picture with two questions, each time as it is, and darkened where
+    the row that produces the answer looks less; mean over layers and heads."""
+    from lab.curves import colours_of
+
+    heldout = shapes.Shapes().heldout("test", 5)
+    examples = [e for e in heldout if e.family in ("counting", "attribute")]
+    colours, grid = colours_of(list(runs)), fig.subplots(len(runs), 4, squeeze=False)
+    for (mask, run), axes in zip(runs.items(), grid):
+        for ax in axes:
+            ax.set_axis_off()
+        model, tokenizer = open_run(run, device, None, *classes_of(read_record(run)["args"]))
+        weights, batch = attention(model, tokenizer, examples)
+        looks = to_picture(weights, batch["role"]).mean(0)  # over the layers
+        for q, (example, look) in enumerate(zip(examples, looks)):
+            question, answer = example.turns[0]
+            pixels = example.images[0].permute(1, 2, 0).numpy()
+            axes[2 * q].imshow(pixels)
+            axes[2 * q + 1].imshow(darken(pixels, look))
+            title = f"{mask}: {question.replace(data.IMAGE, '')} [{answer}]"
+            axes[2 * q].set_title(title, loc="left", fontsize=9, color=colours[mask])
+
+
+def darken(pixels, look: torch.Tensor):
+    """A picture, uint8 [size, size, 3], bright where look [n] is large."""
+    light = (0.14 + 0.86 * look / look.max()).view(shapes.GRID, shapes.GRID)
+    cell = len(pixels) // shapes.GRID
+    light = light.repeat_interleave(cell, 0).repeat_interleave(cell, 1)[:, :, None]
+    return (pixels * light.numpy()).astype("uint8")
 
 
 def pool(records: list[dict]) -> dict[str, list[dict]]:
@@ -151,13 +193,14 @@ def main(argv=None) -> None:
     args = arguments(argv)
     with one_line_errors():
         check_device(args.device)
+        if args.results:
+            check_writable(args.results / "look.md", args.results / "look.json")
         records = [measure(run, args.questions, args.device) for run in args.runs]
         print(text(records))
         if args.results:
-            args.results.mkdir(parents=True, exist_ok=True)
             (args.results / "look.md").write_text(text(records) + "\n", encoding="utf-8")
             (args.results / "look.json").write_text(json.dumps(records, indent=1) + "\n")
-            draw(args.results / "look.png", pool(records))
+            draw(args.results / "look.png", pool(records), args.device)
 
 
 if __name__ == "__main__":

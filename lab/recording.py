@@ -8,13 +8,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from engine.precision import uncompiled
 from model import MLLM
 
 
 @contextmanager
 def recorded(model: MLLM):
     """A list to which every decoder layer adds its attention weights, float32 [B, H, t, T], while
-    the model runs. The function `attend` of each layer is replaced meanwhile."""
+    the model runs. The function `attend` of each layer is replaced meanwhile. Compiled layers run
+    as they are: to compile them anew would take longer than the few passes."""
     weights: list[Tensor] = []
     layers = [block.attention for block in model.blocks]
     before = [layer.attend for layer in layers]
@@ -31,7 +33,9 @@ def recorded(model: MLLM):
     try:
         for layer in layers:
             layer.attend = recording(layer.attend)
-        yield weights
+        compiled = any(block._compiled_call_impl is not None for block in model.blocks)
+        with uncompiled(compiled):
+            yield weights
     finally:
         for layer, attend in zip(layers, before):
             layer.attend = attend
