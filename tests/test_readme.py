@@ -96,6 +96,14 @@ def test_the_numbers_in_its_sentences_are_in_the_results():
         assert spread([100 * run["accuracy"] for run in arms[arm]]).split(" ")[0] in README
 
 
+def test_the_laptops_numbers_are_those_of_its_run():
+    run = result_of("laptop")
+    minutes, seconds = divmod(round(run["wall_seconds"]), 60)
+    assert f"{minutes} minutes {seconds} seconds" in README
+    assert f"{100 * run['accuracy']:.1f} % of the test questions" in README
+    assert f"after {run['seconds_at_80']:.0f} seconds" in README
+
+
 @pytest.mark.skipif(not os.environ.get("CI"), reason="a fork may add a line; CI counts them")
 def test_the_lines_of_the_files_are_counted_anew():
     for name, lines in re.findall(r"^\| \[[\w/.]+\]\(([\w/.]+)\) \| (\d+) \|", README, re.M):
