@@ -244,29 +244,29 @@ class MLLM(nn.Module):
         d = self.config.head_width
         return self.config.rope_theta ** (-torch.arange(0, d, 2, device=position.device) / d)
 
-    def embed_inputs(self, ids, role, images=None, picture=None) -> Tensor:
-        """Token embeddings [B, T, D], with the features of the picture picture[p] in the p-th run
+    def embed_inputs(self, ids, role, images=None, image_index=None) -> Tensor:
+        """Token embeddings [B, T, D], with the features of images[image_index[p]] in the p-th run
         of image tokens. Raises ValueError if pictures and image tokens do not fit."""
         x, is_image = self.embed(ids), role == IMAGE
-        check_pictures(is_image, self.config.n_image_tokens, images, picture)
+        check_pictures(is_image, self.config.n_image_tokens, images, image_index)
         if images is None:
             return x
         features = self.projector(self.encoder(images)).to(x.dtype)  # [N, n, D]
-        return x.masked_scatter(is_image[..., None], features[picture])
+        return x.masked_scatter(is_image[..., None], features[image_index])
 
     def forward(
-        self, ids, role, images=None, picture=None, turn=None, document=None, kind=None, rows=None,
-        cache=None,
+        self, ids, role, images=None, image_index=None, turn=None, document=None, kind=None,
+        rows=None, cache=None,
     ) -> Tensor:  # fmt: skip
         """The decoder's last hidden states [B, T, D]; `head` turns them into logits.
 
         ids, role, turn, document: int64 [B, T], as in mma.py. images: uint8 [N, 3, size, size].
-        picture: int64 [P], which image stands at each run of image tokens, in reading order.
+        image_index: int64 [P], which image stands at each run of image tokens, in reading order.
         kind: a mask of mma.py (default: config.mask). rows: int64 [B, K], the columns whose states
         are wanted (default: all); the result is then [B, K, D].
         """
         mask, position = self.mask_and_positions(kind or self.config.mask, role, turn, document)
-        x = self.embed_inputs(ids, role, images, picture)
+        x = self.embed_inputs(ids, role, images, image_index)
         column = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         return self.decode(x, mask, position, role == IMAGE, cache, column, rows)
 
@@ -283,16 +283,16 @@ class MLLM(nn.Module):
         """Logits [..., V] of hidden states [..., D]."""
         return F.linear(hidden, self.embed.weight if self.config.tied else self.unembed.weight)
 
-    def loss(self, ids, role, images=None, picture=None, turn=None, document=None, kind=None):
+    def loss(self, ids, role, images=None, image_index=None, turn=None, document=None, kind=None):
         """Mean cross-entropy of the answer tokens, each predicted from the row before it."""
         target = supervised(role, document)[:, 1:]  # bool [B, T-1]: row t predicts token t+1
-        hidden = self(ids, role, images, picture, turn, document, kind)[:, :-1][target]
+        hidden = self(ids, role, images, image_index, turn, document, kind)[:, :-1][target]
         loss = F.cross_entropy(self.head(hidden).float(), ids[:, 1:][target], reduction="sum")
         return loss / max(1, len(hidden))
 
     @torch.inference_mode()
     def generate(
-        self, ids, role, images=None, picture=None, turn=None, *, eos: int, max_new_tokens=32,
+        self, ids, role, images=None, image_index=None, turn=None, *, eos: int, max_new_tokens=32,
         temperature: float = 0.0, top_p: float = 1.0, generator: torch.Generator | None = None,
     ) -> list[list[int]]:  # fmt: skip
         """Continue a batch of prompts, padded on the right: prefill under the run's mask, then
@@ -307,7 +307,7 @@ class MLLM(nn.Module):
         if not ((role != PAD) == (column[:T] < length)).all() or not length.all():
             raise ValueError("generate needs prompts of one token or more, padded on the right")
         cache = KVCache(self, B, len(column))
-        hidden = self(ids, role, images, picture, turn, rows=length - 1, cache=cache)  # [B, 1, D]
+        hidden = self(ids, role, images, image_index, turn, rows=length - 1, cache=cache)
         _, position = self.mask_and_positions(self.config.mask, role, turn)
         position = position.expand(B, T).gather(1, length - 1)  # of each row's last token
         answers, rows = [[] for _ in range(B)], torch.arange(B, device=ids.device)

@@ -101,7 +101,7 @@ class PretrainedMLLM(MLLM):
 
     @torch.inference_mode()
     def generate(
-        self, ids, role, images=None, picture=None, turn=None, *, eos: int, max_new_tokens=32,
+        self, ids, role, images=None, image_index=None, turn=None, *, eos: int, max_new_tokens=32,
         **sampling,
     ) -> list[list[int]]:  # fmt: skip
         """As MLLM.generate. With long-rope a short row that goes on past rope_short tokens is, with
@@ -109,7 +109,7 @@ class PretrainedMLLM(MLLM):
 
         def answer(ids, role, turn, limit):  # FSDP cannot gather parameters in inference mode
             generate, options = MLLM.generate.__wrapped__, dict(eos=eos, max_new_tokens=limit)
-            return generate(self, ids, role, images, picture, turn, **options, **sampling)
+            return generate(self, ids, role, images, image_index, turn, **options, **sampling)
 
         if not self.config.rope_factors:
             return answer(ids, role, turn, max_new_tokens)

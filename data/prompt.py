@@ -170,7 +170,7 @@ def encode(
 def collate(rows: list[Row], pad: int, image_size: int) -> dict[str, Tensor]:
     """Rows padded on the right to the longest, as keyword arguments of the model: ids, role, turn
     and, of packed rows, document, int64 [B, T]; images uint8 [N, 3, size, size] (each distinct
-    picture once), picture int64 [P]: which of these stands at each place."""
+    picture once), image_index int64 [P]: which of these stands at each place."""
     T = max(len(row.ids) for row in rows)
 
     def padded(name: str, fill: int) -> Tensor:
@@ -188,5 +188,5 @@ def collate(rows: list[Row], pad: int, image_size: int) -> dict[str, Tensor]:
         image_index.append(distinct[key][0])
     if image_index:
         batch["images"] = torch.stack([pixels for _, pixels in distinct.values()])
-        batch["picture"] = torch.tensor(image_index)
+        batch["image_index"] = torch.tensor(image_index)
     return batch

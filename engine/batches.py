@@ -51,7 +51,7 @@ class StepBatches(Dataset):
         batch = data.collate(pack(local), self.tokenizer.pad, size)
         if "images" not in batch:  # a picture that no row shows: DDP wants all parameters used
             batch["images"] = torch.zeros(1, 3, size, size, dtype=torch.uint8)
-            batch["picture"] = torch.zeros(0, dtype=torch.int64)
+            batch["image_index"] = torch.zeros(0, dtype=torch.int64)
         positions = find_loss_positions(batch["role"], batch.get("document"))
         batch["rows"], batch["valid_index"] = positions
         if self.world_size > 1:  # the processes' mean is then the mean over all answer tokens
@@ -135,7 +135,7 @@ def measure_pixels(encoder, batches: StepBatches) -> None:
     if getattr(encoder, "pretrained", False):
         return
     some = (batches[step] for step in range(20))
-    shown = (b["images"] for b in some if isinstance(b, dict) and len(b["picture"]))
+    shown = (b["images"] for b in some if isinstance(b, dict) and len(b["image_index"]))
     if (images := next(shown, None)) is not None:
         pixels = images.float()
         encoder.pixel_mean.copy_(pixels.mean((0, 2, 3)))

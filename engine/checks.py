@@ -44,10 +44,12 @@ def check(ok: Tensor, message) -> None:
         raise ValueError(message())
 
 
-def check_pictures(is_image: Tensor, n: int, images: Tensor | None, picture: Tensor | None) -> None:
-    """ValueError unless the image tokens of the rows, bool [B, T], are P runs of n, and picture,
-    int64 [P], names only pictures of images [N, ...]."""
-    N, P = (0 if x is None else len(x) for x in (images, picture))
+def check_pictures(
+    is_image: Tensor, n: int, images: Tensor | None, image_index: Tensor | None
+) -> None:
+    """ValueError unless the image tokens of the rows, bool [B, T], are P runs of n, and
+    image_index, int64 [P], names only pictures of images [N, ...]."""
+    N, P = (0 if x is None else len(x) for x in (images, image_index))
     per_row = is_image.sum(1)
     check(
         (per_row.sum() == P * n) & (per_row % n == 0),
@@ -58,6 +60,9 @@ def check_pictures(is_image: Tensor, n: int, images: Tensor | None, picture: Ten
     )
     if P:
         check(
-            (picture >= 0) & (picture < N),
-            lambda: f"picture names the images {sorted(set(picture.tolist()))}, but {N} are given",
+            (image_index >= 0) & (image_index < N),
+            lambda: (
+                f"image_index names the images {sorted(set(image_index.tolist()))}, "
+                f"but {N} are given"
+            ),
         )

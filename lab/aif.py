@@ -50,14 +50,14 @@ def blocked_tokens(model, batch: dict, share: float) -> Tensor:
 def generate(model, batch: dict, blocked: Tensor, eos: int, limit: int) -> list[list[int]]:
     """Greedy answers in which no text row reads the blocked image tokens."""
     ids, role, turn = (batch[name] for name in ("ids", "role", "turn"))
-    images, picture = batch.get("images"), batch.get("picture")
+    images, image_index = batch.get("images"), batch.get("image_index")
     answers, going = [[] for _ in range(len(ids))], list(range(len(ids)))
     for _ in range(limit):
         length = (role != PAD).sum(1, keepdim=True)
         mask, position = model.mask_and_positions(model.config.mask, role, turn)
         closed = F.pad(blocked, (0, ids.shape[1] - blocked.shape[1]))[:, None, None, :]
         mask = mask & ~(closed & (role != IMAGE)[:, None, :, None])
-        x = model.embed_inputs(ids, role, images, picture)
+        x = model.embed_inputs(ids, role, images, image_index)
         hidden = model.decode(x, mask, position, role == IMAGE, rows=length - 1)
         token = model.head(hidden[:, 0]).argmax(-1)
         for row in going:

@@ -18,7 +18,7 @@ from model import KVCache, attention
 
 # rows, image tokens along a side, pictures, tokens of a row; besides the default job's
 LENGTHS = (16, 12, 1, 256), (4, 24, 1, 1024), (1, 28, 4, 4096)
-PROMPT = ("ids", "role", "images", "picture", "turn")
+PROMPT = ("ids", "role", "images", "image_index", "turn")
 
 
 def causal_without_mask(q, k, v, mask):

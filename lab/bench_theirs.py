@@ -56,7 +56,7 @@ def their_batch(batch: dict, image: int) -> dict:
     return {
         "input_ids": ids,
         "attention_mask": (batch["role"] != Role.PAD).long(),
-        "pixel_values": pixels[batch["picture"]],
+        "pixel_values": pixels[batch["image_index"]],
         "labels": ids.masked_fill(batch["role"] != Role.ANSWER, -100),
     }
 

@@ -212,10 +212,7 @@ def main(argv=None) -> None:
     args = arguments(argv)
     with one_line_errors():
         check_device(args.device)
-        new = not args.out.exists()
         check_writable(args.out)
-        if new:  # what is wrong with the rest leaves no empty page
-            args.out.unlink()
         if (args.image is None) != (args.question is None):
             raise data.DataError("--image and --question belong together")
         runs, records = [], [read_record(run) for run in args.runs]

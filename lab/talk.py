@@ -57,7 +57,7 @@ class Conversation:
         return self._stream(data.collate([new], tokenizer.pad, config.image_size), max_new_tokens)
 
     @torch.inference_mode()
-    def _read(self, ids, role, turn=None, images=None, picture=None) -> torch.Tensor:
+    def _read(self, ids, role, turn=None, images=None, image_index=None) -> torch.Tensor:
         """The last hidden state [1, D] after t new tokens, int64 [1, t]."""
         model, t = self.model, ids.shape[1]
         mask, position = model.mask_and_positions(model.config.mask, role, turn)
@@ -65,7 +65,7 @@ class Conversation:
         position = position + self.position
         column = self.T + torch.arange(t, device=ids.device)[None]
         last = torch.full_like(ids[:, :1], t - 1)
-        x = model.embed_inputs(ids, role, images, picture)
+        x = model.embed_inputs(ids, role, images, image_index)
         hidden = model.decode(x, mask, position, role == IMAGE, self.cache, column, last)
         self.T, self.position = self.T + t, int(position[0, -1]) + 1
         return hidden[:, 0]

@@ -72,13 +72,13 @@ class ConcentricMLLM(MLLM):
 
 class WiderAttention(Attention):
     """Scores gain a term on visual keys. A score is a dot product, so what it gains is appended to
-    q and k (`extra` numbers): one call of attention, no bias tensor."""
+    q and k (`bias_dims` numbers): one call of attention, no bias tensor."""
 
-    extra = 0
+    bias_dims = 0
 
     def __init__(self, config, layer: int):
         super().__init__(config, layer)
-        self.key_width = self.head_width + self.extra
+        self.key_width = self.head_width + self.bias_dims
 
     def queries_keys_values(self, x_q: Tensor, x: Tensor, context: AttentionContext):
         q, k, v = (
@@ -86,13 +86,13 @@ class WiderAttention(Attention):
             for y in (self.q(x_q), self.k(x), self.v(x))
         )
         is_image = context.is_image[:, None, :, None].to(k.dtype)  # [B, 1, T, 1]
-        more_q, more_k = self.appended(q, k, is_image)
+        more_q, more_k = self.bias_as_qk(q, k, is_image)
         q, k = rotate(q, *context.q_rotation), rotate(k, *context.k_rotation)
         return torch.cat([q, more_q], -1), torch.cat([k, more_k], -1), v
 
-    def appended(self, q: Tensor, k: Tensor, is_image: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, H, t, extra] and [B, G, T, extra] for q and k before RoPE; the score will be divided
-        by sqrt(d)."""
+    def bias_as_qk(self, q: Tensor, k: Tensor, is_image: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, H, t, bias_dims] and [B, G, T, bias_dims] for q and k before RoPE; the score will be
+        divided by sqrt(d)."""
         raise NotImplementedError
 
 
@@ -100,27 +100,28 @@ class PairGateAttention(WiderAttention):
     """RAVE-style: (Wq^T q_i) . (Wk^T k_j) / sqrt(r), from queries and keys before RoPE. It is a
     reconstruction from the abstract of arXiv 2605.18359, whose formula we do not have."""
 
-    extra = 7  # r; LowRankAttention then has as many parameters where H = 2 G
+    # r; LowRankAttention then has as many parameters where H = 2 G
+    bias_dims = 7
 
     def __init__(self, config, layer: int):
         super().__init__(config, layer)
         heads = {"wq": config.n_head, "wk": config.n_kv_head}
         self.gate = nn.ParameterDict(
-            [(name, torch.zeros(n, self.head_width, self.extra)) for name, n in heads.items()]
+            [(name, torch.zeros(n, self.head_width, self.bias_dims)) for name, n in heads.items()]
         )
 
     def init_gate(self) -> None:
         nn.init.normal_(self.gate.wq, std=self.head_width**-0.5)
 
-    def appended(self, q, k, is_image):
-        scale = self.head_width**0.5 / self.extra**0.5
+    def bias_as_qk(self, q, k, is_image):
+        scale = self.head_width**0.5 / self.bias_dims**0.5
         return q @ self.gate.wq * scale, k @ self.gate.wk * is_image
 
 
 class ScalarGateAttention(WiderAttention):
     """A control: a learned number for each head on visual keys, without a look at query and key."""
 
-    extra = 1
+    bias_dims = 1
 
     def __init__(self, config, layer: int):
         super().__init__(config, layer)
@@ -129,7 +130,7 @@ class ScalarGateAttention(WiderAttention):
     def init_gate(self) -> None:
         pass
 
-    def appended(self, q, k, is_image):
+    def bias_as_qk(self, q, k, is_image):
         bias = self.gate.bias.to(q.dtype) * self.head_width**0.5
         return bias.expand(*q.shape[:-1], 1), is_image.expand(*k.shape[:-1], 1)
 

@@ -187,7 +187,9 @@ def without_cache(model, batch, kind, n, eos) -> list[int]:
     out = []
     for _ in range(n):
         with torch.no_grad():
-            hidden = model(ids, role, batch.get("images"), batch.get("picture"), turn, kind=kind)
+            hidden = model(
+                ids, role, batch.get("images"), batch.get("image_index"), turn, kind=kind
+            )
         out.append(int(model.head(hidden[0, -1]).argmax()))
         if out[-1] == eos:
             break

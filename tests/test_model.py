@@ -119,7 +119,7 @@ def test_packed_documents_equal_separate_rows(model, batch_of, dialogues, kind):
     packed = {name: torch.cat([s[name] for s in singles], 1) for name in ("ids", "role", "turn")}
     numbers = [torch.full_like(s["ids"], d) for d, s in enumerate(singles)]
     before = [sum(len(s["images"]) for s in singles[:d]) for d in range(3)]
-    packed["picture"] = torch.cat([s["picture"] + n for s, n in zip(singles, before)])
+    packed["image_index"] = torch.cat([s["image_index"] + n for s, n in zip(singles, before)])
     packed["images"] = torch.cat([s["images"] for s in singles])
     out = hidden_of(model, {**packed, "document": torch.cat(numbers, 1)}, kind)[0]
     expected = torch.cat([hidden_of(model, s, kind)[0] for s in singles])
@@ -193,25 +193,29 @@ def test_pictures_that_do_not_fit_are_refused(model, batch_of, dialogues):
             model(**{**batch, **change})
 
     one, three = torch.tensor([0]), torch.tensor([0, 1, 1])
-    for change in ({"picture": one}, {"picture": three}, {"images": None, "picture": None}):
+    for change in (
+        {"image_index": one},
+        {"image_index": three},
+        {"images": None, "image_index": None},
+    ):
         refused(change, "pictures of 4 image tokens each do not fit")
     role = batch["role"].clone()  # the sum is right, the rows are not
     role[0, 1], role[1, -1] = int(Role.TEXT), int(Role.IMAGE)
     refused({"role": role}, r"\[3, 5\]")
-    wrong = [{"picture": torch.tensor([0, k])} for k in (2, -1)]
+    wrong = [{"image_index": torch.tensor([0, k])} for k in (2, -1)]
     for change in ({"images": None}, *wrong):
-        refused(change, "picture names the images .* but . are given")
+        refused(change, "image_index names the images .* but . are given")
     refused({"images": batch["images"].float()}, r"uint8 \[N, 3, 16, 16\]")
 
 
 def test_features_stand_where_their_picture_is_named(model, batch_of, dialogues):
     batch = batch_of(dialogues)
-    names = ("ids", "role", "images", "picture")
+    names = ("ids", "role", "images", "image_index")
     with torch.no_grad():
         x = model.embed_inputs(*(batch[name] for name in names))
         features = model.projector(model.encoder(batch["images"]))
-    assert len(batch["images"]) == 4 and batch["picture"].tolist() == [0, 1, 0, 2, 3, 1]
-    order = iter(batch["picture"].tolist())
+    assert len(batch["images"]) == 4 and batch["image_index"].tolist() == [0, 1, 0, 2, 3, 1]
+    order = iter(batch["image_index"].tolist())
     for b in range(len(x)):
         at = (batch["role"][b] == Role.IMAGE).nonzero()[:, 0]
         for run in at.view(-1, 4):

@@ -138,7 +138,7 @@ def test_a_part_of_a_picture_is_that_part_and_is_read_once_for_a_batch(tmp_path,
     rows = [data.encode(example, tokenizer, 4) for example in examples]
     batch = data.collate(rows, tokenizer.pad, 100)
     assert batch["images"].shape == (3, 3, 100, 100)
-    assert batch["picture"].tolist() == [k for order in ORDERS for k in order]
+    assert batch["image_index"].tolist() == [k for order in ORDERS for k in order]
 
 
 def test_consistency_is_the_share_of_sentences_with_every_answer_right():

@@ -109,7 +109,7 @@ def test_collate_pads_on_the_right_and_reads_each_picture_once(tokenizer, tmp_pa
         for image, question in zip((tmp_path / "a.png", tensor[1]) * 2, asked)
     ]
     batch = collate(rows, tokenizer.pad, 16)
-    assert batch["picture"].tolist() == [0, 1, 0, 1] and batch["images"].shape == (2, 3, 16, 16)
+    assert batch["image_index"].tolist() == [0, 1, 0, 1] and batch["images"].shape == (2, 3, 16, 16)
     assert batch["images"][0, 0].min() == 255 and batch["images"].dtype == torch.uint8
     for b, row in enumerate(rows):
         n = len(row.ids)

@@ -102,7 +102,7 @@ def test_change_by_hand(runs):
             model(
                 **{name: seen[name][q][None] for name in ("ids", "role", "turn")},
                 images=asked[0].images[0][None],
-                picture=torch.tensor([0]),
+                image_index=torch.tensor([0]),
             )[0, 1:17]
             for q in range(2)
         )

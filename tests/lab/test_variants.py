@@ -285,7 +285,7 @@ def test_a_gate_is_the_formula(varied, batch24, dialogues, gate):
     k = k.repeat_interleave(2, 1)
     weights = (q @ k.mT / v.shape[-1] ** 0.5).masked_fill(~mask, -torch.inf).softmax(-1)
 
-    names = ("ids", "role", "images", "picture")
+    names = ("ids", "role", "images", "image_index")
     x = model.blocks[0].norm1(model.embed_inputs(*(batch[name] for name in names)))
     T, d = x.shape[1], a.head_width
     q, k = (f(x).unflatten(-1, (-1, d)).transpose(1, 2) for f in (a.q, a.k))
@@ -296,7 +296,7 @@ def test_a_gate_is_the_formula(varied, batch24, dialogues, gate):
     scores = rotate(q, cos, sin) @ rotate(k, cos, sin).mT / d**0.5
     if gate == "rave":
         visual_keys = k @ a.gate.wk.repeat_interleave(2, 0)
-        bias = (q @ a.gate.wq) @ visual_keys.mT / a.extra**0.5
+        bias = (q @ a.gate.wq) @ visual_keys.mT / a.bias_dims**0.5
     else:
         bias = a.gate.bias.expand(-1, T, T)
     visual = (batch["role"] == IMAGE)[:, None, None, :]
