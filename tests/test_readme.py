@@ -77,11 +77,12 @@ def result_of(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in RESULTS.glob("*.json")))
+TRIALS = ["budget", "depth", "easy_vqa", "rates", "shapes"]
+
+
+@pytest.mark.parametrize("name", TRIALS)
 def test_a_trial_says_what_its_runs_say(name):
     result = result_of(name)
-    if not isinstance(result, dict) or "arms" not in result:
-        pytest.skip("not a trial")
     for file, text in publish.report(name, result).items():
         assert (RESULTS / file).read_text("utf-8") == text + "\n", file
     for runs in result["arms"].values():
