@@ -321,8 +321,8 @@ class MLLM(nn.Module):
             if len(rows) == 0:
                 break
             mask = (column[: T + step + 1] <= length + step)[:, None, None]  # [B, 1, 1, columns]
-            x, position, text = self.embed(token[:, None]), position + 1, length < 0
-            hidden = self.decode(x, mask, position, text, cache, length + step)
+            x, position, is_image = self.embed(token[:, None]), position + 1, length < 0  # none is
+            hidden = self.decode(x, mask, position, is_image, cache, length + step)
         return answers
 
 

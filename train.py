@@ -11,7 +11,8 @@ pretrained vision encoder and LLM; ours start from nothing. bridge/finetune.py s
 Stage 2 (SFT): questions and answers under --mask; the vision encoder is frozen, as in the paper.
 Data without captions use questions and answers in stage 1 too.
 
-Written to --out: model.pt, tokenizer.model, run.json, metrics.jsonl, curves.png, sheet.png.
+Written to --out: model.pt, tokenizer.model, run.json, metrics.jsonl; curves.png, if matplotlib is
+installed; sheet.png, test answers; example.png, a picture to ask about.
 """
 
 from functools import partial

@@ -1,7 +1,11 @@
 """The folder of a run: what is written into it while it trains, and how it goes on.
 
-checkpoint.pt      while it is not finished       metrics.jsonl     a line every 10 steps
-tokenizer.model    model.pt, run.json             when it is finished
+    tokenizer.model       from the beginning
+    metrics.jsonl         a line every 10 steps
+    checkpoint.pt, lock   while it is not finished
+    model.pt, run.json    when it is finished
+
+Also the small things that commands around a run share: one-line errors, checks of folders.
 """
 
 import errno
