@@ -27,6 +27,17 @@ def caption(cells: list[int]) -> str:
     return " ".join("nothing" if kind == EMPTY else name_of(kind) for kind in cells)
 
 
+def caption_of_places(cells: list[int], g: torch.Generator) -> str:
+    """Row and column of everything that is the only one of its kind, in random order."""
+    only = [i for i, kind in enumerate(cells) if kind != EMPTY and cells.count(kind) == 1]
+    words = []
+    for n in torch.randperm(len(only), generator=g).tolist():
+        row, column = (f"{name} {n + 1}" for name, n in zip(SIDES, divmod(only[n], GRID)))
+        row_first = torch.rand(1, generator=g) < 0.5
+        words += [name_of(cells[only[n]]), *((row, column) if row_first else (column, row))]
+    return " ".join(words)
+
+
 def name_of(kind: int) -> str:
     return f"{COLOUR[kind // len(SHAPE)]} {SHAPE[kind % len(SHAPE)]}"
 
@@ -41,7 +52,8 @@ class Facts:
     of_colour: Tensor  # int64 [S, colours]: objects of each colour
     of_shape: Tensor  # int64 [S, shapes]
     possible: Tensor  # bool [S, KINDS]: the kind's colour is there, and its shape
-    cell: Tensor  # int64 [S, KINDS]: the cell of a kind that stands once
+    row: Tensor  # int64 [S, KINDS]: the row of a kind that stands once, from 0
+    column: Tensor  # the same of its column
 
     @classmethod
     def of(cls, layout: Tensor, generator: torch.Generator) -> "Facts":
@@ -52,8 +64,10 @@ class Facts:
         table = count.view(S, len(COLOUR), len(SHAPE))
         of_colour, of_shape = table.sum(2), table.sum(1)
         possible = (of_colour > 0)[:, :, None] & (of_shape > 0)[:, None, :]
+        possible = possible.view(S, KINDS)
         cell = torch.where(stands, torch.arange(CELLS)[:, None], 0).sum(1)
-        return cls(generator, count, table, of_colour, of_shape, possible.view(S, KINDS), cell)
+        place = cell // GRID, cell % GRID
+        return cls(generator, count, table, of_colour, of_shape, possible, *place)
 
     def pick(self, allowed: Tensor) -> Tensor:
         """int64 [S]: the index of a random True in each row of allowed [S, X]; each has one."""
@@ -121,46 +135,58 @@ def comparison(facts: Facts) -> list[QA]:
     return asked
 
 
+def place(facts: Facts) -> list[QA]:
+    """The row or the column of an object that is the only one of its kind."""
+    kind, by_column = facts.pick(facts.count == 1), facts.coin()
+    scene = torch.arange(len(kind))
+    columns = (kind, by_column, facts.row[scene, kind], facts.column[scene, kind])
+    return [
+        (f"in which {SIDES[c]} is the {name_of(k)}?", str((across if c else down) + 1))
+        for k, c, down, across in rows(*columns)
+    ]
+
+
 def spatial(facts: Facts) -> list[QA]:
-    """How two objects, each the only one of its kind, stand to each other."""
+    """Which of two objects, each the only one of its kind, is further to one side."""
     once, vertical = facts.count == 1, facts.coin()
-    column, row = facts.cell % GRID, facts.cell // GRID
     left_of, above = (
         once[:, :, None] & once[:, None, :] & (place[:, :, None] < place[:, None, :])
-        for place in (column, row)
+        for place in (facts.column, facts.row)
     )  # [S, KINDS, KINDS]
     # All in one row: then they are not all in one column, and the other way round
     vertical ^= ~torch.where(vertical, above.any((1, 2)), left_of.any((1, 2)))
     pair = facts.pick(torch.where(vertical[:, None, None], above, left_of).flatten(1))
     asked = []
-    for pair_index, yes, down, turned in rows(pair, facts.coin(), vertical, facts.coin()):
-        first, second = divmod(pair_index, KINDS)
-        relation = RELATIONS[down][turned]
-        a, b = (first, second) if yes != turned else (second, first)
-        asked.append((f"is the {name_of(a)} {relation} the {name_of(b)}?", yes_no(yes)))
+    for pair_index, last, down, turned in rows(pair, facts.coin(), vertical, facts.coin()):
+        first, second = (name_of(kind) for kind in divmod(pair_index, KINDS))
+        a, b = (second, first) if turned else (first, second)
+        question = f"which is {RELATIONS[down][last]}, the {a} or the {b}?"
+        asked.append((question, second if last else first))
     return asked
 
 
-RELATIONS = (("left of", "right of"), ("above", "below"))
+SIDES = ("row", "column")
+RELATIONS = (("further left", "further right"), ("higher up", "lower down"))
 FAMILIES: dict[str, Callable[[Facts], list[QA]]] = {
     "existence": existence,
     "counting": counting,
     "attribute": attribute,
     "comparison": comparison,
+    "place": place,
     "spatial": spatial,
 }
 
 
-def questions(layout: Tensor, per_scene: int, g: torch.Generator):
+def questions(layout: Tensor, per_scene: int, g: torch.Generator, families=tuple(FAMILIES)):
     """[(family, question, answer), ...], per_scene for each scene: the families in turn, starting
     at a random one."""
-    facts, rounds = Facts.of(layout, g), -(-per_scene // len(FAMILIES))
+    facts, rounds = Facts.of(layout, g), -(-per_scene // len(families))
     asked = [
-        [(family, *qa) for qa in ask(facts)]
+        [(family, *qa) for qa in FAMILIES[family](facts)]
         for _ in range(rounds)
-        for family, ask in FAMILIES.items()
+        for family in families
     ]
-    starts = torch.randint(len(FAMILIES), (len(layout),), generator=g).tolist()
+    starts = torch.randint(len(families), (len(layout),), generator=g).tolist()
     return [
         [asked[(start + i) % len(asked)][scene] for i in range(per_scene)]
         for scene, start in enumerate(starts)
@@ -173,12 +199,18 @@ def known_answers(question: str):
         return "0", "1", "2", "3"
     if question.startswith("what color"):
         return COLOUR
-    return SHAPE if question.startswith("what shape") else ("yes", "no")
+    if question.startswith("what shape"):
+        return SHAPE
+    if question.startswith("in which"):
+        return "1", "2", "3", "4"
+    if question.startswith("which"):
+        return re.findall("the ([a-z]+ [a-z]+)", question)
+    return "yes", "no"
 
 
 def asked_about(question: str, cells: list[int]) -> list[int]:
     """The cells, in reading order, that hold what the question names; cells: one row of a layout.
-    "right of" names nothing."""
+    "further right" names nothing."""
     words = [word.rstrip("s") for word in re.findall(r"[a-z]+", question)]
     found = set()
     for before, word, after in zip(["", *words], words, [*words[1:], ""]):

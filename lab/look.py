@@ -72,7 +72,10 @@ def measure(run: Path, n: int, device: str) -> dict:
         )
     world = shapes.Shapes()
     examples, layouts = world.heldout("test"), world.layouts("test")
-    named = [shapes.asked_about(e.turns[0][0], layouts[i // 5]) for i, e in enumerate(examples)]
+    named = [
+        shapes.asked_about(e.turns[0][0], layouts[i // shapes.QUESTIONS])
+        for i, e in enumerate(examples)
+    ]
     chosen = [i for i, cells in enumerate(named) if cells][:n]
     weights, batch = attention(model, tokenizer, [examples[i] for i in chosen])
     role, asked = batch["role"], torch.zeros(len(chosen), shapes.CELLS)

@@ -5,13 +5,14 @@ import time
 
 import torch
 
-from data.shapes import Shapes, question_only
-from data.shapes_questions import FAMILIES, questions
+from data.shapes import STEPS_WITHOUT_PLACES, Shapes, question_only
+from data.shapes_questions import FAMILIES, caption_of_places, name_of, questions
 from data.shapes_scenes import (
     CELLS,
     COLOUR,
     EMPTY,
     GRID,
+    KINDS,
     PALETTE,
     SHAPE,
     SPLITS,
@@ -45,13 +46,18 @@ def oracle(cells, question):
         return "yes" if len(of(colour=m[1])) > len(of(colour=m[2])) else "no"
     if m := re.fullmatch(r"are there more (\w+)s than (\w+)s\?", question):
         return "yes" if len(of(shape=m[1])) > len(of(shape=m[2])) else "no"
-    if m := re.fullmatch(
-        r"is the (\w+) (\w+) (left of|right of|above|below) the (\w+) (\w+)\?", question
-    ):
-        a, b = only(of(m[1], m[2])), only(of(m[4], m[5]))
-        left, above = a[3] - b[3], a[2] - b[2]
-        holds = {"left of": left < 0, "right of": left > 0, "above": above < 0, "below": above > 0}
-        return "yes" if holds[m[3]] else "no"
+    if m := re.fullmatch(r"in which (row|column) is the (\w+) (\w+)\?", question):
+        return str(only(of(m[2], m[3]))[2 if m[1] == "row" else 3] + 1)
+    if m := re.fullmatch(r"which is ([a-z ]+), the (\w+) (\w+) or the (\w+) (\w+)\?", question):
+        a, b = only(of(m[2], m[3])), only(of(m[4], m[5]))
+        side, sign = {
+            "further left": (3, 1),
+            "further right": (3, -1),
+            "higher up": (2, 1),
+            "lower down": (2, -1),
+        }[m[1]]
+        assert a[side] != b[side]
+        return " ".join(min(a, b, key=lambda thing: sign * thing[side])[:2])
     raise AssertionError(question)
 
 
@@ -59,13 +65,16 @@ def test_every_answer_of_the_world_is_exact():
     g = torch.Generator().manual_seed(5)
     layout = scenes(400, "train", g)
     seen = set()
-    for cells, asked in zip(layout.tolist(), questions(layout, 10, g)):
-        assert len(asked) == 10
+    for cells, asked in zip(layout.tolist(), questions(layout, 12, g)):
+        assert [f for f, *_ in asked[:6]] == [f for f, *_ in asked[6:]]
+        assert len(asked) == 12 and {f for f, *_ in asked} == set(FAMILIES)
         for family, question, answer in asked:
             assert oracle(cells, question) == answer, question
             seen.add((family, answer))
     assert {f for f, _ in seen} == set(FAMILIES)
     assert {a for f, a in seen if f == "counting"} == set("0123")
+    assert {a for f, a in seen if f == "place"} == set("1234")
+    assert {a for f, a in seen if f == "spatial"} == {name_of(kind) for kind in range(KINDS)}
     assert {a for f, a in seen if f == "attribute"} == set(COLOUR + SHAPE)
     assert {a for _, a in seen} == Shapes.answers
 
@@ -92,6 +101,27 @@ def test_pictures_show_their_layout_and_captions_say_it():
             else:
                 colours = PALETTE / PALETTE.float().norm(dim=1, keepdim=True)
                 assert (colours @ bright.mean(1)).argmax() == kind // 4
+
+
+def test_captions_of_places_name_what_is_the_only_one_of_its_kind():
+    g = torch.Generator().manual_seed(0)
+    for cells in scenes(50, "train", g).tolist():
+        words, named = caption_of_places(cells, g).split(), {}
+        for i in range(0, len(words), 6):
+            colour, shape, *sides = words[i : i + 6]
+            at = dict(zip(sides[::2], map(int, sides[1::2])))
+            named[COLOUR.index(colour) * 4 + SHAPE.index(shape)] = at["row"], at["column"]
+        only = [i for i, kind in enumerate(cells) if kind != EMPTY and cells.count(kind) == 1]
+        assert named == {cells[i]: (i // GRID + 1, i % GRID + 1) for i in only}
+        assert len(words) == 6 * len(only)
+
+
+def test_places_come_into_every_second_caption_after_the_first_steps():
+    def with_places(step: int) -> list[bool]:
+        return ["row" in e.turns[0][1] for e in Shapes().draw("pt", step, 4, 1, 0)]
+
+    assert with_places(STEPS_WITHOUT_PLACES - 1) == [False] * 4
+    assert with_places(STEPS_WITHOUT_PLACES) == [False, True] * 2
 
 
 def test_the_shapes_look_different():

@@ -11,7 +11,7 @@ from PIL import Image
 
 import data
 import eval as evaluation
-from data.shapes import Shapes
+from data.shapes import QUESTIONS, Shapes
 from lab import explore
 from lab.recording import recorded
 from lab.variants import ring_positions
@@ -39,7 +39,7 @@ def test_the_page_needs_nothing_else(page):
 
 def test_its_attention_masks_and_answers_are_the_models(runs, page):
     heldout, content = (
-        {(e.turns[0], k // 5): e for k, e in enumerate(Shapes().heldout("test"))},
+        {(e.turns[0], k // QUESTIONS): e for k, e in enumerate(Shapes().heldout("test"))},
         contents(page),
     )
     models = [opened(run) for run in runs]
