@@ -13,7 +13,8 @@ from engine.distributed import full_tensor, shard_like
 def make_optimizers(model: nn.Module, args, stage: str) -> list[torch.optim.Optimizer]:
     """For the parameters that are trained: Muon at --lr for weight matrices, AdamW at --adam-lr for
     embeddings, norms, biases and positions. With --optimizer adamw: AdamW at --lr for all but the
-    projector, at --adam-lr for the projector. Stage 1 may have a rate of its own, pt_adam_lr."""
+    projector, at --adam-lr for the projector. Stage 1 has pt_lr_times the rate --lr, and may have a
+    second rate of its own, pt_adam_lr."""
     adamw = args.optimizer == "adamw"
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -31,7 +32,7 @@ def make_optimizers(model: nn.Module, args, stage: str) -> list[torch.optim.Opti
     )
     optimizers = []
     if first:
-        lr = args.lr
+        lr = args.lr * (args.pt_lr_times if stage == "pt" else 1)
         optimizers += [torch.optim.AdamW(first, lr, **options) if adamw else Muon(first, lr)]
     if second:
         lr = args.pt_adam_lr if stage == "pt" else args.adam_lr

@@ -44,7 +44,7 @@ RECIPES = {
 # Settings that no recipe or preset names; a variant (lab/variants.py) or another command may.
 DEFAULTS = dict(
     optimizer="muon", schedule="linear", pt_mask="causal", allow_leaks=False,
-    pt_freeze=[], freeze=["encoder"], checkpointing=False, pt_adam_lr=None,
+    pt_freeze=[], freeze=["encoder"], checkpointing=False, pt_adam_lr=None, pt_lr_times=1,
 )  # fmt: skip
 PATHS = ("source", "images", "pt_source", "pt_images")
 

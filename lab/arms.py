@@ -35,7 +35,6 @@ from engine.options import Parser, positive
 from engine.options import arguments as train_arguments
 from engine.run import one_line_errors
 from lab import publish, tables, variants
-from lab.publish import MAIN
 from mma import EXTRA_PAIRS
 
 ARMS = {
@@ -45,19 +44,18 @@ ARMS = {
     "v2v": "--mask v2v",
     "f": "--mask f",
     "cca": "--mask causal --variant cca",
-    "mma+cca": "--mask mma --variant cca",
     "t&i": "--mask causal --variant text-first",
     "dot": "--mask causal --variant dot",
-    "dot-double": "--mask causal --variant dot --steps 2x",
     "rave-style": "--mask causal --variant rave",
     "mma+rave-style": "--mask mma --variant rave",
     "lora": "--mask causal --variant lora",
     "scalar": "--mask causal --variant scalar",
-    "leaky-captions": "--mask mma --variant leaky-captions",
 }
-# Kinds without an arm: where the picture comes before the question, mutual is mma pair by pair
-# (tests/lab/test_arms.py); leaky is a lesson, and its arm is leaky-captions.
-NO_ARM = ("mutual", "leaky")
+# How many seeds an arm of the table has, where more than one
+SEEDS = {"causal": 5, "mma": 5, "prefix": 5, "v2v": 3, "cca": 3, "t&i": 3, "dot": 3}
+# Kinds and methods without an arm: where the picture comes before the question, mutual is mma pair
+# by pair (tests/lab/test_arms.py); leaky and leaky-captions are lessons.
+NO_ARM = ("mutual", "leaky", "leaky-captions")
 # Switched on for the test of what causal and mma trained: name -> options of eval.py, or of AIF's
 TEST_TIME = {
     "v2v": ["--mask", "v2v"],
@@ -75,7 +73,7 @@ def arms_of_the_table() -> dict[str, str]:
     arms = dict(ARMS)
     arms |= {kind: f"--mask {kind}" for kind in EXTRA_PAIRS if kind not in (*arms, *NO_ARM)}
     named = {line.split("--variant ")[-1].split()[0] for line in arms.values()}
-    new = [name for name in variants.VARIANTS if name not in named]
+    new = [name for name in variants.VARIANTS if name not in (*named, *NO_ARM)]
     return arms | {name: f"--mask causal --variant {name}" for name in new}
 
 
@@ -85,16 +83,18 @@ def pairs(option: str, values) -> dict[str, str]:
     return {f"{m}@{value}": f"--mask {m} --{option} {value}" for m in masks for value in values}
 
 
-# name -> the data and the options that all arms share; the arms, or how they are made
+RATES = pairs("lr", (0.002, 0.004, 0.008))
+# name -> the data and the options that all arms share; the arms, or how they are made; how many
+# seeds an arm has, if more than one
 EXPERIMENTS = {
-    "shapes": ("shapes", arms_of_the_table),
-    "depth": ("shapes", pairs("n-layer", (2, 3, 4, 6, 8))),
-    "budget": ("shapes", pairs("steps", TIMES)),
-    "rates": ("shapes", pairs("lr", (0.002, 0.004, 0.008))),
+    "shapes": ("shapes", arms_of_the_table, SEEDS),
+    "depth": ("shapes", pairs("n-layer", (2, 3, 4, 6)), {}),
+    "budget": ("shapes", pairs("steps", TIMES), {"mma@4x": 3, "causal@4x": 3}),
+    "rates": ("shapes", RATES, dict.fromkeys(RATES, 2)),
     # short: with the default budget mma has 98.6 % at its first look
-    "easy_vqa": ("easy_vqa --pt-steps 200 --steps 400", arms_of_the_table),
-    "nlvr": ("nlvr", {arm: ARMS[arm] for arm in ("causal", "mma")}),
-    "nlvr+world": ("nlvr+world", {arm: ARMS[arm] for arm in ("causal", "mma")}),
+    "easy_vqa": ("easy_vqa --pt-steps 200 --steps 400", arms_of_the_table, SEEDS),
+    "nlvr": ("nlvr", {arm: ARMS[arm] for arm in ("causal", "mma")}, {}),
+    "nlvr+world": ("nlvr+world", {arm: ARMS[arm] for arm in ("causal", "mma")}, {}),
 }
 
 
@@ -155,11 +155,12 @@ def wanted(data_options: list[str], options: str, seed: int, extra: list[str]):
 
 def plan(args, arms: dict[str, str], data_options: list[str]) -> list[Trial]:
     """A first seed of everything comes before the second of anything."""
-    trials = []
-    for seed in sorted({*args.seeds, *args.other_seeds}):
+    trials, numbers = [], EXPERIMENTS[args.experiment][2]
+    seeds = args.seeds or range(max([1, *(numbers.get(arm, 1) for arm in arms)]))
+    for seed in seeds:
         for arm, options in arms.items():
             line, settings = wanted(data_options, options, seed, args.extra)
-            asked = seed in (args.seeds if arm in MAIN else args.other_seeds)
+            asked = args.seeds is not None or seed < numbers.get(arm, 1)
             trials.append(Trial(arm, seed, line, vars(settings), asked))
     return trials
 
@@ -301,10 +302,8 @@ def arguments(argv=None):
     add("experiment", choices=[*EXPERIMENTS, "time", "readme"], metavar="EXPERIMENT",
         help=f"{', '.join(EXPERIMENTS)}, time, readme")  # fmt: skip
     add("--only", nargs="+", metavar="ARM", help="these alone: an arm, a variant or MASK+VARIANT")
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N",
-        help=f"of {', '.join(MAIN)} (default: 0 1 2)")  # fmt: skip
-    add("--other-seeds", nargs="+", type=int, default=[0], metavar="N",
-        help="of the other arms (default: 0)")  # fmt: skip
+    add("--seeds", nargs="+", type=int, metavar="N",
+        help="of every arm (default: from 0, as many as EXPERIMENTS says)")  # fmt: skip
     add("--source", type=Path, metavar="DIR", help="easy_vqa, nlvr: the folder of the data")
     add("--runs", type=Path, default=Path("runs/arms"), metavar="DIR", help="default: runs/arms")
     add("--results", type=Path, default=tables.RESULTS, metavar="DIR", help="default: runs/results")

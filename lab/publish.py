@@ -16,8 +16,7 @@ from lab import tables
 from lab.claims import claims
 from lab.tables import arms_table, masks_of, rates_table
 
-# Arms that have three seeds or more, for the short table and the curves
-MAIN = ["causal", "mma", "prefix", "cca", "dot", "v2v"]
+ENOUGH = 3  # seeds with which an arm is in the short table and the curves
 # What the @ in the name of an experiment's arm counts
 COUNTS = {
     "depth": "decoder layers",
@@ -59,7 +58,7 @@ def report(experiment: str, result: dict) -> dict[str, str]:
     files = {f"{experiment}.md": parts}
     if experiment == "shapes":
         rest.append(claims(arms, result["options"]))
-        if short := {arm: arms[arm] for arm in MAIN if arm in arms}:
+        if short := {arm: runs for arm, runs in arms.items() if len(runs) >= ENOUGH}:
             files["shapes_finding.md"] = [arms_table(short)]
     if result.get("test_time"):
         header = ["trained with", "switched on for the test", "accuracy, %"]
@@ -84,7 +83,8 @@ def draw(folder: Path, experiment: str, arms: dict[str, list[dict]]) -> None:
     from lab.curves import write_curves
 
     counts = COUNTS.get(experiment)
-    drawn = list(arms) if counts else [arm for arm in arms if arm in MAIN] or list(arms)
+    enough = [arm for arm, runs in arms.items() if len(runs) >= ENOUGH]
+    drawn = list(arms) if counts else enough or list(arms)
     curves = {}
     for arm in drawn:
         label = f"{arm} ({len(arms[arm])} seed{'s' * (len(arms[arm]) > 1)})"

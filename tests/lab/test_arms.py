@@ -113,18 +113,19 @@ def test_a_missing_package_is_named_before_anything_is_trained(
 def test_every_arm_is_a_command_line_of_train():
     settings, table = {}, arms.arms_of("shapes")
     assert list(table) == list(arms.ARMS)
-    for name, (source, _) in arms.EXPERIMENTS.items():
+    for name, (source, _, seeds) in arms.EXPERIMENTS.items():
+        assert set(seeds) <= set(arms.arms_of(name))
         assert source.split()[0] in data.NAMES
         for arm, line in arms.arms_of(name).items():
             args = arms.wanted(["--data", *source.split()], line, 0, ["--preset", "tiny"])[1]
             settings[name, arm] = arms.Trial(arm, 0, [], vars(args), True).identity
-    default = train_arguments(["--preset", "tiny"]).steps
-    assert f'"steps": "{2 * default}"' in settings["shapes", "dot-double"]
+    usual = train_arguments(["--preset", "tiny"])
+    default, layers = usual.steps, usual.n_layer
+    assert f'"steps": "{2 * default}"' in settings["budget", "causal@2x"]
     assert f'"steps": "{4 * default}"' in settings["budget", "mma@4x"]
-    assert '"steps": "800"' in settings["easy_vqa", "dot-double"]
     assert '"steps": "400"' in settings["easy_vqa", "mma"]
     same = [
-        settings["depth", "mma@3"],
+        settings["depth", f"mma@{layers}"],
         settings["budget", "mma@1x"],
         settings["rates", "mma@0.004"],
     ]
@@ -134,15 +135,35 @@ def test_every_arm_is_a_command_line_of_train():
         "data", "steps", "pt_steps", "pictures", "questions", "lr", "adam_lr", "preset", "n_layer",
         "freeze", "pt_freeze",
     )  # fmt: skip
-    parsed = {arm: json.loads(settings["shapes", arm]) for arm in table if arm != "dot-double"}
+    parsed = {arm: json.loads(settings["shapes", arm]) for arm in table}
     assert len({tuple(s[k] for k in equal) for s in parsed.values()}) == 1
-    assert parsed["leaky-captions"]["pt_mask"] == "leaky"  # as run.json will have it
+    line = ["--variant", "leaky-captions", "--preset", "tiny"]
+    leaky = vars(arms.wanted([], " ".join(line), 0, [])[1])
+    assert leaky["pt_mask"] == "leaky"  # as run.json will have it
+
+
+def test_each_arm_has_its_number_of_seeds_and_first_seeds_come_first():
+    def planned(experiment: str, *options: str) -> list[tuple[str, int]]:
+        args = arms.arguments([experiment, *options, "--", "--preset", "tiny"])
+        return [
+            (trial.arm, trial.seed)
+            for trial in arms.plan(args, arms.arms_of(experiment), ["--data", "shapes"])
+            if trial.asked
+        ]
+
+    shapes = planned("shapes")
+    assert [seed for _, seed in shapes] == sorted(seed for _, seed in shapes)
+    seeds = {arm: [seed for name, seed in shapes if name == arm] for arm in arms.ARMS}
+    assert seeds["mma"] == seeds["causal"] == [0, 1, 2, 3, 4] and seeds["cca"] == [0, 1, 2]
+    assert seeds["lora"] == [0]
+    assert planned("depth")[-1] == ("causal@6", 0)
+    assert {seed for _, seed in planned("depth", "--seeds", "3", "5")} == {3, 5}
 
 
 def test_every_kind_and_every_variant_is_an_arm_by_its_name():
     table = arms.arms_of_the_table()
     for kind in EXTRA_PAIRS:
-        assert kind in table or kind in ("mutual", "leaky")
+        assert kind in table or kind in arms.NO_ARM
     for name in variants.VARIANTS:
         (line,) = arms.choose(table, [name]).values()
         assert f"--variant {name}" in line
@@ -210,7 +231,7 @@ def test_a_part_never_replaces_what_is_published(made, published, capsys):
     for name, text in publish.report("shapes", after).items():
         assert (published / name).read_text(encoding="utf-8") == text + "\n"
         assert text in printed
-    assert (published / "shapes_finding.md").read_text().splitlines()[-1].startswith("| cca ")
+    assert (published / "shapes_finding.md").read_text().splitlines()[-1].startswith("| gone ")
 
 
 def test_runs_of_other_settings_are_not_mixed_into_the_published_table(made, published):
