@@ -112,6 +112,7 @@ def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> 
                 model, loss, optimizers, scaler, shown, done, len(batches), kind, record, schedule
             )
 
+    run.load_best(model)
     run.save_model(model, ranks.full_weights(model))
     results = answer(source.heldout(source.final_split, args.limit), progress=ranks.is_main)
     if watch and (ranks.is_main or ranks.sharded):
@@ -134,8 +135,9 @@ def main(argv=None) -> None:
         variant = variants.get(args)
         torch.manual_seed(args.seed)
         source = data.load(
-            args.data, args.source, args.images, args.strict, args.pt_source, args.pt_images
-        )
+            args.data, args.source, args.images, args.strict, args.pt_source, args.pt_images,
+            args.scenes,
+        )  # fmt: skip
         source = variant.wrap_source(source, args)
         tokenizer = variant.tokenizer_class.train(source.texts(), args.vocab_size)
         sizes = {**PRESETS[args.preset]["model"], "n_layer": args.n_layer, "mask": args.mask}

@@ -30,10 +30,14 @@ __all__ = [
 NAMES = ("shapes", "easy_vqa", "llava", "nlvr", "nlvr+world")
 
 
-def load(name: str, source=None, images=None, strict: bool = False, pt_source=None, pt_images=None):
+def load(
+    name: str, source=None, images=None, strict: bool = False, pt_source=None, pt_images=None,
+    scenes: int | None = None,
+):  # fmt: skip
     """The data set `name`. source, images: where its files lie. strict: damaged entries of a LLaVA
     file are an error; else they are left out, counted and reported. pt_source, pt_images: captions
-    for stage 1. Raises DataError if the files are not what they should be."""
+    for stage 1. scenes: of the built-in world, how many training has (default: ever new ones).
+    Raises DataError if the files are not what they should be."""
     # Here, so that `python -m data.shapes` does not import what it is about to run
     from data import easy_vqa, llava, nlvr, nlvr_world, shapes
 
@@ -42,8 +46,10 @@ def load(name: str, source=None, images=None, strict: bool = False, pt_source=No
         raise DataError(f"--data {name} needs --source: the path of its {needed}")
     if pt_source is not None and name != "llava":
         raise DataError(f"--pt-source belongs to --data llava, not to {name}")
+    if scenes is not None and name != "shapes":
+        raise DataError(f"--scenes belongs to --data shapes, not to {name}")
     if name == "shapes":
-        return shapes.Shapes()
+        return shapes.Shapes(scenes)
     if name.startswith("nlvr"):
         return nlvr.NLVR(source, nlvr_world.World() if name == "nlvr+world" else None)
     if name == "easy_vqa":

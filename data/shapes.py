@@ -18,6 +18,7 @@ from collections import Counter, defaultdict
 import torch
 from torch import Tensor
 
+from data.errors import DataError
 from data.folder import seed_of
 from data.prompt import IMAGE, Example
 from data.shapes_questions import (
@@ -41,15 +42,22 @@ TRAINING_FAMILIES = (
     *("existence", "counting", "counting", "attribute"),
     *("comparison", "place", "spatial", "spatial"),
 )
+BLOCK = 16  # scenes that are drawn together where training has a number of them
 QUESTIONS = len(FAMILIES)  # about each scene of val and test
 
 
 class Shapes:
     """The world as a data set (the interface of data.Folder). Training scenes never run out: each
-    step has new ones."""
+    step has new ones. With n_scenes, training has that many, each with its picture, its captions
+    and its questions, and comes to them again and again."""
 
     answers = {"yes", "no", *"01234", *COLOUR, *SHAPE, *map(name_of, range(KINDS))}
     final_split = "test"
+
+    def __init__(self, n_scenes: int | None = None):
+        if n_scenes and n_scenes % BLOCK:
+            raise DataError(f"--scenes {n_scenes}: must be a multiple of {BLOCK}")
+        self.n_blocks = n_scenes and n_scenes // BLOCK
 
     def split_names(self) -> list[str]:
         return list(SPLITS)
@@ -70,7 +78,22 @@ class Shapes:
                 yield answer
 
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
-        layout, images, g = self._scenes("train", pictures, seed, step, stage == "pt")
+        if self.n_blocks is None:
+            return self._examples(stage, step, per_picture, pictures, seed, step, stage == "pt")
+        if pictures % BLOCK:
+            raise DataError(f"--scenes: a step has {pictures} pictures, not a multiple of {BLOCK}")
+        n, examples = pictures // BLOCK, []
+        for i in range(step * n, (step + 1) * n):  # blocks, in a random order of each epoch
+            order = torch.Generator().manual_seed(
+                seed_of(stage, seed, i // self.n_blocks, "blocks")
+            )
+            block = torch.randperm(self.n_blocks, generator=order)[i % self.n_blocks].item()
+            examples += self._examples(stage, step, per_picture, BLOCK, seed, block, "block")
+        return examples
+
+    def _examples(self, stage: str, step: int, per_picture: int, S: int, *key) -> list[Example]:
+        """About S training scenes drawn for the key: a caption each, or per_picture questions."""
+        layout, images, g = self._scenes("train", S, *key)
         if stage == "pt":  # every second caption names places
             return [
                 Example([image], [(IMAGE, self._caption(step, i, cells, g))], "caption")

@@ -122,6 +122,12 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
     g.add_argument("--images", type=Path, metavar="DIR", help="llava: the folder of the pictures")
     g.add_argument("--pt-source", type=Path, metavar="FILE", help="llava: captions for stage 1")
     g.add_argument("--pt-images", type=Path, metavar="DIR", help="the folder of their pictures")
+    g.add_argument(
+        "--scenes",
+        type=positive,
+        metavar="N",
+        help="shapes: training has N scenes, not ever new ones",
+    )
     g.add_argument("--strict", action="store_true", help="llava: a damaged entry is an error")
     g = parser.add_argument_group("model and method")
     g.add_argument(
@@ -193,6 +199,7 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
         help="validation questions of a look (default: 500)",
     )
     g.add_argument("--limit", type=positive, metavar="N", help="test questions (default: all)")
+    g.add_argument("--keep-best", action="store_true", help="end with the weights of the best look")
     g.add_argument(
         "--save-every",
         type=positive,
@@ -215,6 +222,8 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
     args = parser.parse_args(argv)
     if args.resume and args.overwrite:
         parser.error("--resume goes on with a run, --overwrite replaces it: choose one")
+    if args.keep_best and args.fsdp:
+        parser.error("--keep-best does not go with --fsdp: best.pt holds a whole model")
     if args.steps == 0 and args.pt_steps == 0:
         parser.error("--pt-steps 0 --steps 0 leaves nothing to train")
     if args.preset is None:

@@ -2,7 +2,7 @@
 
     tokenizer.model       from the beginning
     metrics.jsonl         a line every 10 steps
-    checkpoint.pt, lock   while it is not finished
+    checkpoint.pt, lock   while it is not finished; best.pt too with --keep-best
     model.pt, run.json    when it is finished
 
 Also the small things that commands around a run share: one-line errors, checks of folders.
@@ -22,6 +22,7 @@ from data import DataError
 from engine import checkpoint
 from engine.distributed import Distributed, remove_parts
 
+BEST = "best.pt"
 STAGE_NAMES = {"pt": "stage 1 (captions)", "sft": "stage 2 (questions)"}
 
 
@@ -51,7 +52,7 @@ class Run:
 
     def _prepare_folder(self, tokenizer) -> None:
         if not self.args.resume:  # --overwrite: until it has finished, there is no run
-            for name in ("run.json", "model.pt", checkpoint.NAME):
+            for name in ("run.json", "model.pt", checkpoint.NAME, BEST):
                 (self.out / name).unlink(missing_ok=True)
         remove_parts(self.out, self.state.get("parts") if self.state else None)
         checkpoint.write_file(
@@ -128,10 +129,28 @@ class Run:
             self.clock.append([line["step"], self.seconds(2)])
         if self.ranks.is_main:
             self.metrics.write((json.dumps(line) + "\n").encode())
+            if self.args.keep_best and "val" in line:
+                self._keep_if_best(line["step"])
         if self.ranks.is_main and eval_now and self.watch:
             lines = (self.out / "metrics.jsonl").read_text().splitlines()
             self.watch.write_curves(self.out / "curves.png", [json.loads(line) for line in lines])
         self.bar.set_postfix({"loss": f"{line['loss']:.3f}", **self.shown})
+
+    def _keep_if_best(self, step: int) -> None:
+        """Write best.pt, if no look before this one was as good. The file of the metrics knows
+        those from before a stop too."""
+        lines = (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        looks = [line for line in map(json.loads, lines) if "val" in line]
+        if max(looks, key=lambda look: look["val"]["accuracy"])["step"] == step:
+            weights = self.model.state_dict()
+            checkpoint.write_file(self.out / BEST, lambda file: torch.save(weights, file))
+
+    def load_best(self, model) -> None:
+        """With --keep-best: give the model the weights of the best look at validation."""
+        self.ranks.barrier()
+        if self.args.keep_best and (self.out / BEST).exists():
+            weights = torch.load(self.out / BEST, self.ranks.device, weights_only=True)
+            model.load_state_dict(weights)
 
     def check_finite(self, step: int) -> None:
         """Stop if one of the last steps had a loss or gradient that is not a number. They are
@@ -203,7 +222,8 @@ class Run:
         }
         text = (json.dumps(record, indent=1) + "\n").encode()
         checkpoint.write_file(self.out / "run.json", lambda file: file.write(text))
-        (self.out / checkpoint.NAME).unlink()
+        for name in (checkpoint.NAME, BEST):
+            (self.out / name).unlink(missing_ok=True)
         remove_parts(self.out)
         return record
 

@@ -3,8 +3,10 @@
 import re
 import time
 
+import pytest
 import torch
 
+from data.errors import DataError
 from data.shapes import STEPS_WITHOUT_PLACES, Shapes, question_only
 from data.shapes_questions import FAMILIES, caption_of_places, name_of, questions
 from data.shapes_scenes import (
@@ -156,6 +158,24 @@ def test_draws_follow_stage_step_and_seed_alone():
         for _ in range(2)
     )
     assert once == again
+
+
+def test_a_number_of_scenes_come_again_with_their_pictures_and_questions():
+    world = Shapes(64)
+
+    def epoch(n: int, stage: str = "sft", seed: int = 0) -> list:
+        draws = [world.draw(stage, step, 32, 6, seed) for step in (2 * n, 2 * n + 1)]
+        return sorted((e.images[0].numpy().tobytes(), e.turns) for draw in draws for e in draw)
+
+    first = epoch(0)
+    assert len({picture for picture, _ in first}) == 64 and len(first) == 6 * 64
+    assert epoch(1) == first and epoch(7) == first and epoch(0, seed=1) != first
+    assert {picture for picture, _ in epoch(3, "pt")} == {picture for picture, _ in first}
+    orders = {world.draw("sft", 2 * n, 32, 6, 0)[0].images[0].sum().item() for n in range(8)}
+    assert len(orders) > 1  # each epoch has its own
+    for wrong in (lambda: Shapes(40), lambda: world.draw("sft", 0, 20, 6, 0)):
+        with pytest.raises(DataError, match="multiple of 16"):
+            wrong()
 
 
 def test_the_question_alone_tells_little():
