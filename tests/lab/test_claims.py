@@ -82,3 +82,20 @@ def test_the_claim_about_gains_rests_on_tests_too():
     assert claims.largest_gains(mma[:1], causal[:1]).startswith("one seed (")
     table = claims.claims({"mma": mma, "causal": causal}, {})
     assert "mma's gains are largest in counting and existence" in table
+
+
+def test_the_share_of_steps_by_hand():
+    def run(seed, *accuracies):
+        return {"seed": seed, "curve": {str(100 * (i + 1)): a for i, a in enumerate(accuracies)}}
+
+    # causal ends at 0.82 on average; mma's mean is 0.5, 0.7, 0.9, 1.0: 0.82 at step 260 of 400
+    causal = [run(0, 0.1, 0.2, 0.3, 0.72), run(1, 0.1, 0.2, 0.3, 0.92)]
+    mma = [run(1, 0.6, 0.8, 1.0, 1.0), run(0, 0.4, 0.6, 0.8, 1.0)]
+    text = claims.share_of_steps(mma, causal)
+    # Seed 0 twice: 0.72 at step 260; seed 1 twice: 0.92, there too
+    assert text == "0.65 (95 % interval 0.65 to 0.65, bootstrap over 2 seeds)"
+    late = [run(0, 0.1, 0.2, 0.3, 0.7), run(1, 0.1, 0.2, 0.3, 0.4)]
+    assert claims.share_of_steps(late, causal).startswith("inf (95 % interval")
+    assert claims.share_of_steps(mma[:1], causal) == "0.65 (one seed)"
+    assert claims.share_of_steps(mma, [run(7, 0.1, 0.1, 0.1, 0.1)]).startswith("not clear")
+    assert claims.step_of([{100: 0.5, 200: 0.5}], 0.25) == 50
