@@ -1,0 +1,49 @@
+"""Runs that are given away, and those that lie in weights/."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import TINY, weights_of
+
+import eval as evaluation
+import train
+from lab import weights
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_run_in_half_precision_answers_as_before(tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "weights" / "mine"
+    train.main([*TINY, "--out", str(run)])
+    weights.main([str(run), str(out)])
+    assert "mine:" in capsys.readouterr().out
+    assert {f.name for f in out.iterdir()} == {
+        "model.pt", "tokenizer.model", "run.json", "example.png"
+    }  # fmt: skip
+    assert (out / "model.pt").stat().st_size < 0.6 * (run / "model.pt").stat().st_size
+    before, after = weights_of(run), weights_of(out)
+    for name in before:
+        assert torch.equal(before[name].half(), after[name]) or not before[name].is_floating_point()
+    evaluation.main([str(out), "--device", "cpu", "--limit", "10"])
+    question = ["--image", str(out / "example.png"), "--question", "is there a red circle?"]
+    evaluation.main([str(out), "--device", "cpu", *question])
+    record = json.loads((out / "run.json").read_text())
+    assert record["run"] == record["args"]["out"] == out.as_posix()
+    with pytest.raises(SystemExit, match="not a finished run"):
+        weights.main([str(tmp_path), str(out)])
+
+
+@pytest.mark.parametrize("name", [f.parent.name for f in sorted(ROOT.glob("weights/*/run.json"))])
+def test_the_weights_in_the_repository_answer_as_their_record_says(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    run, result = Path("weights", name), tmp_path / "r.json"
+    assert sum(f.stat().st_size for f in run.iterdir()) < 4_000_000
+    if json.loads((run / "run.json").read_text())["args"]["data"] != "shapes":
+        pytest.skip("its data are not in the repository")
+    evaluation.main([str(run), "--device", "cpu", "--limit", "500", "--json", str(result)])
+    measured = json.loads(result.read_text())["runs"][0]["accuracy"]
+    published = json.loads((run / "run.json").read_text())["accuracy"]
+    spread = (published * (1 - published) / 500) ** 0.5  # of 500 questions out of all
+    assert abs(measured - published) < 2.5 * spread + 0.002
