@@ -17,9 +17,9 @@ PRESETS = {
     "tiny": dict(
         model=dict(
             encoder_width=128, encoder_layers=2, encoder_heads=4,
-            d_model=128, n_layer=3, n_head=4, n_kv_head=2, d_ff=256,
+            d_model=128, n_layer=4, n_head=4, n_kv_head=2, d_ff=256,
         ),
-        pictures=32, questions=4, lr=0.004, adam_lr=0.002,
+        pictures=16, questions=6, lr=0.004, adam_lr=0.002,
     ),
     "small": dict(
         model=dict(
@@ -30,9 +30,9 @@ PRESETS = {
     ),
 }  # fmt: skip
 SMALL = dict(image_size=64, patch_size=16)
-CAPTIONS = dict(pt_steps=100, pt_pictures=64, steps=1600, **SMALL)
+CAPTIONS = dict(pt_steps=500, pt_pictures=32, pt_lr_times=2, steps=2400, **SMALL)
 # Without captions, questions teach the encoder in stage 1, more slowly
-NO_CAPTIONS = dict(pt_steps=1200, pt_pictures=32, steps=800, **SMALL)
+NO_CAPTIONS = dict(pt_steps=1200, pt_pictures=32, pictures=32, questions=4, steps=800, **SMALL)
 BOXES = dict(image_size=100, patch_size=20)  # a patch is a block of a tower
 RECIPES = {
     "shapes": CAPTIONS,

@@ -92,9 +92,9 @@ EXPERIMENTS = {
     "budget": ("shapes", pairs("steps", TIMES), {"mma@4x": 3, "causal@4x": 3}),
     "rates": ("shapes", RATES, dict.fromkeys(RATES, 2)),
     # short: with the default budget mma has 98.6 % at its first look
-    "easy_vqa": ("easy_vqa --pt-steps 200 --steps 400", arms_of_the_table, SEEDS),
-    "nlvr": ("nlvr", {arm: ARMS[arm] for arm in ("causal", "mma")}, {}),
-    "nlvr+world": ("nlvr+world", {arm: ARMS[arm] for arm in ("causal", "mma")}, {}),
+    "easy_vqa": ("easy_vqa --n-layer 3 --pt-steps 200 --steps 400", arms_of_the_table, SEEDS),
+    "nlvr": ("nlvr --n-layer 3", {arm: ARMS[arm] for arm in ("causal", "mma")}, {}),
+    "nlvr+world": ("nlvr+world --n-layer 3", {arm: ARMS[arm] for arm in ("causal", "mma")}, {}),
 }
 
 
