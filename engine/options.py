@@ -38,8 +38,10 @@ RECIPES = {
     "shapes": CAPTIONS,
     "easy_vqa": NO_CAPTIONS,
     "llava": NO_CAPTIONS,
-    "nlvr": dict(pt_steps=60, pt_pictures=16, pictures=16, steps=300, **BOXES),
-    "nlvr+world": dict(pt_steps=220, pt_pictures=32, pictures=24, steps=3000, freeze=[], **BOXES),
+    "nlvr": dict(pt_steps=60, pt_pictures=16, pictures=16, questions=4, steps=300, **BOXES),
+    "nlvr+world": dict(
+        pt_steps=220, pt_pictures=32, pictures=24, questions=4, steps=3000, freeze=[], **BOXES
+    ),
 }
 # Settings that no recipe or preset names; a variant (lab/variants.py) or another command may.
 DEFAULTS = dict(
