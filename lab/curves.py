@@ -103,6 +103,9 @@ def write_curves(path, groups: dict[str, list[dict]], title: str | None = None) 
     draw_lines(ax, lines)
     ax.set(xlabel=title or "step of stage 2 (validation accuracy)", ylabel="accuracy, %")
     ax.set_ylim(top=100)
+    counted = [x for points in lines.values() for x, _ in points]
+    if title and max(counted) > 10 * min(counted):
+        ax.set_xscale("log")
     fig.savefig(path)
 
 

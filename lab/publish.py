@@ -21,6 +21,7 @@ ENOUGH = 3  # seeds with which an arm is in the short table and the curves
 COUNTS = {
     "depth": "decoder layers",
     "budget": "training budget, in default budgets",
+    "scenes": "training scenes",
     "rates": "learning rate",
 }
 

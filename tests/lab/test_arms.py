@@ -124,6 +124,8 @@ def test_every_arm_is_a_command_line_of_train():
     assert f'"steps": "{2 * default}"' in settings["budget", "causal@2x"]
     assert f'"steps": "{4 * default}"' in settings["budget", "mma@4x"]
     assert '"steps": "400"' in settings["easy_vqa", "mma"]
+    assert '"scenes": "8000"' in settings["scenes", "causal@8000"]
+    assert '"keep_best": "True"' in settings["scenes", "causal@8000"]
     same = [
         settings["depth", f"mma@{layers}"],
         settings["budget", "mma@1x"],
