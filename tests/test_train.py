@@ -10,7 +10,6 @@ from PIL import Image
 import data
 import eval as evaluation
 import train
-from data.pictures import read_picture
 from engine.options import arguments
 from mma import EXTRA_PAIRS, Role
 from model import MLLM, Config
@@ -135,18 +134,6 @@ def test_bad_input_is_one_clear_error(args, message, tmp_path):
     with pytest.raises(SystemExit, match=message):
         train.main([*TINY, *args, "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run" / "run.json").exists()
-
-
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_picture_that_breaks_under_way_is_one_clear_error(llava, tmp_path, monkeypatch, workers):
-    # As for a set too large to read at the start
-    monkeypatch.setattr(data.Folder, "read_pictures", lambda *args: None)
-    read_picture.cache_clear()
-    for i in range(1, 30, 2):
-        (llava.parent / f"{i}.jpg").write_bytes(b"broken")
-    options = ["--data", "llava", "--source", str(llava), "--workers", workers, "--steps", "30"]
-    with pytest.raises(SystemExit, match=r"entry \d+ \(id '\d+'\): .*jpg: not a readable picture"):
-        train.main([*TINY, *options, "--out", str(tmp_path / "run")])
 
 
 def test_a_failed_overwrite_leaves_no_mixture(tmp_path, monkeypatch):
