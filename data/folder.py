@@ -52,10 +52,10 @@ class Folder:
                 yield message.replace(IMAGE, " ").strip()
                 yield answer
 
-    def read_pictures(self, size: int) -> str:
+    def read_pictures(self, size: int, brief: bool = False) -> str:
         """Read every picture once, or, if there are more than READ_FIRST, the head of its file: a
         broken one is found now and not in an hour. Examples that show it are left out, or are an
-        error (see SkippedEntries). Returns the report of what was left out."""
+        error (see SkippedEntries). Returns the report of what was left out; brief: in one line."""
         self.whole = self.whole or dict(self.splits)
         examples = [e for groups in self.splits.values() for group in groups for e in group]
         n_entries = len(examples) + self.skipped.count()
@@ -71,7 +71,7 @@ class Folder:
                 broken[image] = error
         if broken:
             self._leave_out(broken)
-        return self.skipped.report(n_entries)
+        return self.skipped.report(n_entries, brief)
 
     def _leave_out(self, broken: dict) -> None:
         """Take out the examples that show one of the broken pictures, and count each once a split;
@@ -131,10 +131,16 @@ class Folder:
         return [example for group in self.splits[split] for example in group][:limit]
 
 
-def read_json(file: Path):
-    """What a JSON file of the user's holds. Raises DataError if it cannot be read."""
+def read_json(file: Path, lines: bool = False):
+    """What a JSON file of the user's holds; with `lines` a list, if each line begins an object
+    (JSON Lines). Raises DataError if it cannot be read."""
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
+        text = file.read_text(encoding="utf-8-sig")
+        if lines and text.lstrip().startswith("{"):
+            rows = [line for line in text.split("\n") if line.strip()]
+            if len(rows) > 1 and all(line.lstrip().startswith("{") for line in rows):
+                text = "[" + "\n,".join(rows) + "]"
+        return json.loads(text)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file (check --source)") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -180,11 +180,12 @@ def examples_of(trained: dict, args, image_size: int) -> tuple:
     arguments `trained` was tested on."""
     name = args.data or trained["data"]
     source, images = args.source, args.images
-    if name == trained["data"] and source is None:
+    known = name == trained["data"] and source is None  # training has said what is damaged
+    if known:
         source, images = trained["source"], images or trained["images"]
     source = data.load(name, source and Path(source), images and Path(images))
     if isinstance(source, data.Folder) and not source.skipped.strict:
-        if skipped := source.read_pictures(image_size):
+        if skipped := source.read_pictures(image_size, brief=known):
             print(skipped)
     names, split = source.split_names(), args.split or source.final_split
     if split not in (*names, "all"):

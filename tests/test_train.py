@@ -110,6 +110,21 @@ def test_your_own_folder_trains_and_evaluates(llava, tmp_path):
     assert json.loads(result.read_text())["runs"][0]["n"] == 30 * 2 + 2
 
 
+def test_damage_is_told_once_and_counted_when_evaluating(llava, tmp_path, capsys):
+    entries = json.loads(llava.read_text())
+    entries[3]["image"] = "missing.png"
+    llava.write_text(json.dumps(entries))
+    out, source = tmp_path / "run", ["--data", "llava", "--source", str(llava)]
+    train.main([*TINY, *source, "--image-size", "32", "--out", str(out)])
+    assert capsys.readouterr().out.count("no such picture") == 1
+    evaluation.main([str(out), "--device", "cpu"])
+    said = capsys.readouterr().out
+    assert "1 of 32 entries are damaged and left out (1 missing picture)\n" in said
+    assert "no such picture" not in said
+    evaluation.main([str(out), "--device", "cpu", *source])  # other data may be new
+    assert capsys.readouterr().out.count("no such picture") == 1
+
+
 def test_two_pictures_are_enough_to_evaluate_but_not_to_train(llava, runs, tmp_path):
     llava.write_text(json.dumps(json.loads(llava.read_text())[:2]))
     source = ["--data", "llava", "--source", str(llava)]

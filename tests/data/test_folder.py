@@ -43,6 +43,11 @@ def test_damaged_entries_are_reported_by_number_kind_and_first_examples(llava):
     shown = report.index("  2 unreadable picture, such as") + 1
     assert {line.count("entry") for line in report[shown : shown + 2]} == {1}
     assert report[-2] == "  1 malformed, such as"
+    brief = folder.skipped.report(32, brief=True)
+    assert brief == (
+        "7 of 32 entries are damaged and left out "
+        "(4 missing picture, 2 unreadable picture, 1 malformed)"
+    )
     left = [e for split in SPLITS for e in folder.heldout(split)]
     assert len(left) == 25 and not any(path.name == "2.png" for e in left for path in e.images)
     with pytest.raises(DataError, match="entry 3 "):
