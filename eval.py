@@ -17,9 +17,9 @@ import re
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import data
+from engine.answering import encode_prompts, row_batches, say_unread
 from engine.batches import examples_of
 from engine.checkpoint import load_model
 from engine.options import Parser, add_run_options, positive
@@ -27,7 +27,7 @@ from engine.precision import check_device
 from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import pool, table
 from mma import EXTRA_PAIRS
-from model import MLLM
+from model import MLLM, KVCache
 
 
 def normalise(answer: str) -> str:
@@ -50,22 +50,23 @@ def answer_all(
     """The model's answer to every turn of every example, earlier turns given with true answers.
 
     Returns a dict for each: id, group, family, question, answer (the true one), given, correct,
-    unparsed, prompt (example, turn). known: the closed set of answers, if there is one.
+    unparsed, prompt (example, turn), unread: why its picture could not be read and no answer is
+    given. known: the closed set of answers, if there is one.
     """
     known = known and {normalise(answer) for answer in known}
     prompts = [(e, turn) for e in examples for turn in range(len(e.turns))]
     lengths = (len(tokenizer.encode(e.turns[turn][1])) for e, turn in prompts)
     limit = max_new_tokens or 2 * max(lengths, default=0) + 4  # what is longer still is wrong
-    was_training, results, config = model.training, [], model.config
-    device = model.embed.weight.device
+    was_training, todo, one_token = model.training, iter(prompts), KVCache(model, 1, 1)
+    results, rows = [], encode_prompts(prompts, tokenizer, model.config, progress)
     model.eval()
-    for start in tqdm(range(0, len(prompts), batch_size), desc="answering", disable=not progress):
-        some = prompts[start : start + batch_size]
-        rows = [data.encode(e, tokenizer, config.n_image_tokens, upto=turn) for e, turn in some]
-        batch = data.collate(rows, tokenizer.pad, config.image_size)
-        batch = {name: x.to(device) for name, x in batch.items()}
+    for some in row_batches(rows, limit, batch_size, one_token.k.nbytes + one_token.v.nbytes):
+        batch = data.collate(some, tokenizer.pad, model.config.image_size)
+        batch = {name: x.to(one_token.k.device) for name, x in batch.items()}
         answers = model.generate(**batch, eos=tokenizer.eos, max_new_tokens=limit)
-        results += [score(*prompt, ids, tokenizer, known) for prompt, ids in zip(some, answers)]
+        for row, ids in zip(some, answers):
+            result = score(*next(todo), [] if row.unread else ids, tokenizer, known)
+            results.append({**result, "unread": row.unread})
     model.train(was_training)
     return results
 
@@ -85,7 +86,8 @@ def score(example: data.Example, turn: int, ids: list[int], tokenizer, known) ->
 
 def summarise(results: list[dict]) -> dict:
     """{"accuracy", "families": {name: {"accuracy", "n"}}, "n", "unparsed"}; accuracy 0 to 1. Where
-    examples have groups, also "consistency", the share of groups answered all correctly."""
+    examples have groups, also "consistency", the share of groups answered all correctly; where
+    pictures could not be read, "unanswered", the number of questions about them."""
 
     def accuracy(some):
         return {"accuracy": sum(r["correct"] for r in some) / max(1, len(some)), "n": len(some)}
@@ -97,6 +99,8 @@ def summarise(results: list[dict]) -> dict:
     groups = {}
     for r in results:
         groups[r["group"]] = groups.get(r["group"], True) and r["correct"]
+    if unanswered := sum(bool(r.get("unread")) for r in results):
+        summary["unanswered"] = unanswered
     if any(groups):
         summary["consistency"] = sum(groups.values()) / len(groups)
     return summary
@@ -134,8 +138,8 @@ def arguments(argv=None) -> argparse.Namespace:
 
 def ask(model: MLLM, tokenizer: data.Tokenizer, image: Path, questions: list[str]) -> list[str]:
     """The answers to questions about one picture."""
-    turns = [(data.IMAGE + question, "") for question in questions]
-    examples = [data.Example([image], [turn]) for turn in turns]
+    examples = [data.Example([image], [(data.IMAGE + q, "")]) for q in questions]
+    data.pixels_of(image, model.config.image_size, "")  # DataError, if it cannot be read
     return [r["given"] for r in answer_all(model, tokenizer, examples, max_new_tokens=128)]
 
 
@@ -160,6 +164,7 @@ def main(argv=None) -> None:
                 continue
             source, examples = examples_of(record["args"], args, model.config.image_size)
             answers = answer_all(model, tokenizer, examples, source.answers, args.batch_size, True)
+            say_unread(answers, print)
             now = {"run": str(run), "mask": model.config.mask}
             results.append({**record, **summarise(answers), **now})
         if args.question:

@@ -15,11 +15,12 @@ Written to --out: model.pt, tokenizer.model, run.json, metrics.jsonl; curves.png
 installed; sheet.png, test answers; example.png, a picture to ask about.
 """
 
-from functools import partial
+from functools import cache, partial
 
 import torch
 
 import data
+from engine.answering import say_unread
 from engine.batches import StepBatches, check_source, loader_of, measure_pixels
 from engine.checkpoint import StopRequest, fingerprint
 from engine.distributed import Distributed, full_tensor
@@ -90,15 +91,18 @@ def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> 
         for stage, kind in (("pt", args.pt_mask), ("sft", args.mask))
     ]
     model = prepare(model, source, stages, args, ranks)
+    say_once = cache(ranks.say)  # not at every look
 
     def answer(examples: list, progress: bool = False) -> list[dict]:
         shard = ranks.local_shard(examples)
         with uncompiled(args.compile):
             results = answer_all(model, tokenizer, shard, source.answers, progress=progress)
-        return ranks.gather_list(results)
+        results = ranks.gather_list(results)
+        say_unread(results, say_once, args.strict)
+        return results
 
-    first_batches = [batches[0] for *_, batches in stages]
-    run = Run(args, ranks, tokenizer, fingerprint(source, tokenizer, first_batches))
+    first_rows = [row for *_, batches in stages for row in batches.rows(0)]
+    run = Run(args, ranks, tokenizer, fingerprint(source, tokenizer, first_rows))
     run.watch_by(watch, source.heldout("val", args.val_limit), lambda e: summarise(answer(e)))
     scaler = scaler_of(ranks.device)
     with StopRequest(patient=ranks.world_size > 1) as stop:

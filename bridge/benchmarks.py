@@ -18,6 +18,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from bridge.benchmark_files import Question, read
+from engine.answering import say_unread
 from engine.options import Parser, positive
 from engine.precision import check_device, default_device
 from engine.run import check_writable, one_line_errors, read_record
@@ -209,6 +210,7 @@ def main(argv=None) -> None:
             model, tokenizer, [q.example for q in questions], None, args.batch_size, progress=True,
             max_new_tokens=args.max_new_tokens,
         )  # fmt: skip
+        say_unread(answers, print)
         given = [answer["given"] for answer in answers]
         scores = score(questions, given)
         rule = {

@@ -18,13 +18,13 @@ heldout(split, limit), split_names(), answers and final_split: see `folder.Folde
 from data.errors import DataError, SkippedEntries
 from data.folder import Folder, read_json, seed_of, unusable
 from data.packing import pack
-from data.pictures import Crop, pixels_of
-from data.prompt import ANSWER, IMAGE, Example, Row, Tokenizer, collate, encode
+from data.pictures import Crop, can_open, pixels_of
+from data.prompt import ANSWER, IMAGE, Example, Row, Tokenizer, collate, encode, readable
 
 __all__ = [
     "ANSWER", "IMAGE", "NAMES", "Crop", "DataError", "Example", "Folder", "Row", "SkippedEntries",
-    "Tokenizer", "collate", "encode", "load", "pack", "pixels_of", "read_json", "seed_of",
-    "unusable",
+    "Tokenizer", "can_open", "collate", "encode", "load", "pack", "pixels_of", "read_json",
+    "readable", "seed_of", "unusable",
 ]  # fmt: skip
 
 NAMES = ("shapes", "easy_vqa", "llava", "nlvr", "nlvr+world")

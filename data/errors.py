@@ -26,15 +26,18 @@ class SkippedEntries:
     def count(self) -> int:
         return sum(map(len, self.by_kind.values()))
 
-    def report(self, n_entries: int) -> str:
-        """What was left out of n_entries, with the first three of each kind; empty if nothing."""
+    def report(self, n_entries: int, brief: bool = False) -> str:
+        """What was left out of n_entries, with the first three of each kind; empty if nothing.
+        brief: one line, for those who have been told."""
         if not self.by_kind:
             return ""
-        lines = [
-            f"{self.count():,} of {n_entries:,} entries are damaged and left out "
-            "(--strict makes them an error):"
-        ]
-        for kind, messages in sorted(self.by_kind.items(), key=lambda item: -len(item[1])):
+        head = f"{self.count():,} of {n_entries:,} entries are damaged and left out"
+        by_number = sorted(self.by_kind.items(), key=lambda item: -len(item[1]))
+        if brief:
+            kinds = ", ".join(f"{len(messages):,} {kind}" for kind, messages in by_number)
+            return f"{head} ({kinds})"
+        lines = [f"{head} (--strict makes them an error):"]
+        for kind, messages in by_number:
             lines.append(f"  {len(messages):,} {kind}, such as")
             lines += [f"    {message}" for message in messages[:3]]
         return "\n".join(lines)

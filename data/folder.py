@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 
 from data.errors import DataError, SkippedEntries
-from data.pictures import CACHED_PICTURES, check_head, pixels_of
+from data.pictures import check_head, pixels_of
 from data.prompt import IMAGE, Example, Tokenizer, encode
 from mma import Role
+
+READ_FIRST = 8192  # pictures that are read before training; of more it would take minutes
 
 
 def seed_of(*key) -> int:
@@ -34,6 +36,7 @@ class Folder:
     share a picture, so that a batch encodes it once."""
 
     final_split = "test"  # what train.py reports at its end
+    whole = None  # the splits as they were before read_pictures left examples out
 
     def __init__(
         self, splits: dict[str, list[list[Example]]], answers: set[str] | None = None,
@@ -49,28 +52,26 @@ class Folder:
                 yield message.replace(IMAGE, " ").strip()
                 yield answer
 
-    def read_pictures(self, size: int) -> str:
-        """Read every picture once, if they all fit the cache anyway, else the head of its file: a
+    def read_pictures(self, size: int, brief: bool = False) -> str:
+        """Read every picture once, or, if there are more than READ_FIRST, the head of its file: a
         broken one is found now and not in an hour. Examples that show it are left out, or are an
-        error (see SkippedEntries). Returns the report of what was left out."""
+        error (see SkippedEntries). Returns the report of what was left out; brief: in one line."""
+        self.whole = self.whole or dict(self.splits)
         examples = [e for groups in self.splits.values() for group in groups for e in group]
         n_entries = len(examples) + self.skipped.count()
-        first_id = {}  # picture -> the id of the example that shows it first
-        for example in examples:
-            for image in example.images:
-                first_id.setdefault(image, example.id)
+        images = dict.fromkeys(image for example in examples for image in example.images)
         broken = {}  # picture -> what is wrong with it
-        for image, where in first_id.items():
+        for image in images:
             try:
-                if len(first_id) <= CACHED_PICTURES:
-                    pixels_of(image, size, where)
+                if len(images) <= READ_FIRST:
+                    pixels_of(image, size, "")
                 else:
-                    check_head(getattr(image, "path", image), where)
+                    check_head(getattr(image, "path", image))
             except DataError as error:
                 broken[image] = error
         if broken:
             self._leave_out(broken)
-        return self.skipped.report(n_entries)
+        return self.skipped.report(n_entries, brief)
 
     def _leave_out(self, broken: dict) -> None:
         """Take out the examples that show one of the broken pictures, and count each once a split;
@@ -83,9 +84,8 @@ class Folder:
                 kept.append([e for e in group if e not in bad] if bad else group)
             for example in reported.values():
                 error = broken[next(image for image in example.images if image in broken)]
-                # What follows the id of the example that showed the picture first
-                what = str(error).partition(": ")[2] if example.id else str(error)
-                self.skipped.add(DataError(f"{example.id}: {what}".removeprefix(": "), error.kind))
+                why = f"{example.id}: {error}".removeprefix(": ")
+                self.skipped.add(DataError(why, error.kind))
             self.splits[split] = [group for group in kept if group]
 
     def drop_unusable(
@@ -96,7 +96,7 @@ class Folder:
         prompts, and are never cut."""
         n_cut = n_dropped = 0
         for split in [split for split in ("train", "pt") if split in self.splits]:
-            groups = self.splits[split]
+            groups = list(self.splits[split])
             for g, group in enumerate(groups):
                 too_long, no_answer = unusable(group, tokenizer, n_image_tokens, max_tokens)
                 n_cut, n_dropped = n_cut + len(too_long), n_dropped + len(no_answer)
@@ -131,10 +131,16 @@ class Folder:
         return [example for group in self.splits[split] for example in group][:limit]
 
 
-def read_json(file: Path):
-    """What a JSON file of the user's holds. Raises DataError if it cannot be read."""
+def read_json(file: Path, lines: bool = False):
+    """What a JSON file of the user's holds; with `lines` a list, if each line begins an object
+    (JSON Lines). Raises DataError if it cannot be read."""
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
+        text = file.read_text(encoding="utf-8-sig")
+        if lines and text.lstrip().startswith("{"):
+            rows = [line for line in text.split("\n") if line.strip()]
+            if len(rows) > 1 and all(line.lstrip().startswith("{") for line in rows):
+                text = "[" + "\n,".join(rows) + "]"
+        return json.loads(text)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file (check --source)") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -4,10 +4,10 @@
       "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
                         {"from": "gpt", "value": "A cat."}, ...]}, ...]
 
-Several turns; `image` may be a list, one name for each <image> in reading order, or be left out. An
-optional "category" names the family for the tables. A tenth of the pictures is held out for test
-and a tenth for validation: entries that share a picture always stay together. Captions for stage 1
-may come from a second file of the same form.
+or JSON Lines, an entry a line. Several turns; `image` may be a list, one name for each <image> in
+reading order, or be left out. An optional "category" names the family for the tables. A tenth of
+the pictures is held out for test and a tenth for validation: entries that share a picture always
+stay together. Captions for stage 1 may come from a second file of the same form.
 """
 
 import json
@@ -46,18 +46,29 @@ def read_entry(entry, where: str, images: Path) -> Example:
 
 def read_turns(messages, where: str) -> list[tuple[str, str]]:
     """The messages of an entry, checked: (user message, answer) of each turn."""
-    if not isinstance(messages, list) or not messages or len(messages) % 2:
+    if not isinstance(messages, list) or not messages:
         expected = "a list of human, gpt, human, gpt, ... messages"
         raise DataError(f"{where}: conversations must be {expected}")
     for k, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("value"), str):
-            raise DataError(f'{where}: message {k} must be {{"from": ..., "value": text}}')
-        speaker, wanted = message.get("from"), ("human", "gpt")[k % 2]
-        if SPEAKER.get(str(speaker)) != wanted:
-            raise DataError(f"{where}: message {k} should be from {wanted!r}, not {speaker!r}")
-        if wanted == "gpt" and IMAGE in message["value"]:
-            raise DataError(f"{where}: message {k}: an answer cannot hold {IMAGE}")
+        check_message(message, ("human", "gpt")[k % 2], f"{where}: message {k}")
+    if len(messages) % 2:
+        raise DataError(f"{where}: conversations must be human, gpt, ...: the last has no answer")
     return [(human["value"], gpt["value"]) for human, gpt in zip(messages[::2], messages[1::2])]
+
+
+def check_message(message, wanted: str, where: str) -> None:
+    """Raises DataError unless this is a message from `wanted`, human or gpt."""
+    if not isinstance(message, dict) or not isinstance(message.get("value"), str):
+        raise DataError(f'{where} must be {{"from": ..., "value": text}}')
+    speaker = message.get("from")
+    if speaker == "system":
+        raise DataError(f"{where} is from 'system': take it out, it is not used", "system message")
+    if SPEAKER.get(str(speaker)) != wanted:
+        raise DataError(f"{where} should be from {wanted!r}, not {speaker!r}")
+    if wanted == "gpt" and IMAGE in message["value"]:
+        raise DataError(f"{where}: an answer cannot hold {IMAGE}")
+    if wanted == "gpt" and not message["value"].strip():
+        raise DataError(f"{where}: the answer is empty", "empty answer")
 
 
 def find_picture(name: str, images: Path, where: str) -> Path:
@@ -124,9 +135,11 @@ def split_groups(groups: list[list[Example]], images: Path) -> dict[str, list[li
 
 def read_groups(source: Path, images: Path | None, skipped: SkippedEntries):
     """A file's entries grouped by picture (a list of lists), and the folder of its pictures."""
-    entries = read_json(source)
-    if not isinstance(entries, list):
-        raise DataError(f"{source}: expected a list of entries")
+    entries = read_json(source, lines=True)
+    if not isinstance(entries, list) or not entries:
+        form = '[{"image": ..., "conversations": [...]}, ...]'
+        found = "none" if entries == [] else "something else"
+        raise DataError(f"{source}: expected a list of entries, {form}, found {found}")
     images = (images or source.parent).resolve()
     if not images.is_dir():
         raise DataError(f"{images}: no such folder of pictures")

@@ -46,7 +46,8 @@ class Example:
 @dataclass
 class Row:
     """An encoded dialogue: lists of equal length, and the pictures in the order of their image
-    tokens. Of a packed row (data.pack) `document` counts the dialogues; else it is empty."""
+    tokens. Of a packed row (data.pack) `document` counts the dialogues; else it is empty. unread:
+    what is wrong with a picture that it should have shown (see `readable`)."""
 
     ids: list[int] = field(default_factory=list)
     role: list[int] = field(default_factory=list)
@@ -54,6 +55,7 @@ class Row:
     images: list = field(default_factory=list)
     id: str = ""
     document: list[int] = field(default_factory=list)
+    unread: str = ""
 
     def add(self, ids, role: Role, turn: int) -> None:
         self.ids += ids
@@ -164,6 +166,19 @@ def encode(
             row.images += [next(images) for _ in after]
         if too_long or upto == t:
             break
+    return row
+
+
+def readable(row: Row, tokenizer: Tokenizer, image_size: int) -> Row:
+    """The row, if its pictures can be read. Else, in its place, the shortest prompt, without a
+    picture or an answer, whose `unread` says why: a batch keeps its number of rows."""
+    try:
+        for image in row.images:
+            pixels_of(image, image_size, "")
+    except DataError as error:
+        empty = encode(Example([], [("", "")], id=row.id), tokenizer, 0, upto=0)
+        empty.unread = str(error)
+        return empty
     return row
 
 

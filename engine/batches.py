@@ -15,7 +15,13 @@ from mma import Role, leaks, supervised
 class StepBatches(Dataset):
     """Item s is the batch of step s: a function of (stage, s, seed) alone, so that a run can stop
     and go on anywhere. Trouble with the data is returned, not raised, so that it leaves a worker as
-    one line. Of several processes, rank of world_size, each takes every world_size-th row."""
+    one line. Of several processes, rank of world_size, each takes every world_size-th row.
+
+    A row whose picture cannot be read is left out: `unread` of its batch, a list, says why, once a
+    row. The loss is still divided by the number of all answer tokens that were drawn: the result is
+    then the same for any number of processes, without their telling each other."""
+
+    TRIED = 8  # steps whose pictures are tried, where none of a step's can be read
 
     def __init__(self, source, tokenizer: data.Tokenizer, config, stage: str, args):
         self.source, self.tokenizer, self.config = source, tokenizer, config
@@ -33,6 +39,11 @@ class StepBatches(Dataset):
         pictures = args.pictures if self.stage == "sft" else args.pt_pictures
         return self.source.draw(self.stage, step, pictures, args.questions, args.seed)
 
+    def rows(self, step: int) -> list[data.Row]:
+        """Those of all processes."""
+        n, longest = self.config.n_image_tokens, self.args.max_tokens
+        return [data.encode(e, self.tokenizer, n, longest) for e in self.examples(step)]
+
     def batch(self, step: int, pack=list):
         try:
             return self._batch(step, pack)
@@ -40,24 +51,44 @@ class StepBatches(Dataset):
             return error
 
     def _batch(self, step: int, pack) -> dict:
-        n, longest, size = self.config.n_image_tokens, self.args.max_tokens, self.config.image_size
-        rows = [data.encode(e, self.tokenizer, n, longest) for e in self.examples(step)]
+        rows, size = self.rows(step), self.config.image_size
         if len(rows) < self.world_size:
             raise data.DataError(
                 f"step {step + 1} of stage {self.stage} has {len(rows)} rows for "
                 f"{self.world_size} processes"
             )
         local = rows[self.rank :: self.world_size]
+        local = [data.readable(row, self.tokenizer, size) for row in local]
+        unread = [row for row in local if row.unread]
+        if unread:
+            self._check_unread(step, local, unread)
         batch = data.collate(pack(local), self.tokenizer.pad, size)
         if "images" not in batch:  # a picture that no row shows: DDP wants all parameters used
             batch["images"] = torch.zeros(1, 3, size, size, dtype=torch.uint8)
             batch["image_index"] = torch.zeros(0, dtype=torch.int64)
         positions = find_loss_positions(batch["role"], batch.get("document"))
         batch["rows"], batch["valid_index"] = positions
-        if self.world_size > 1:  # the processes' mean is then the mean over all answer tokens
+        if self.world_size > 1 or unread:
+            # the processes' mean is then the mean over all answer tokens
             num_targets = sum(role == Role.ANSWER for row in rows for role in row.role)
             batch["num_targets"] = torch.tensor(max(1, num_targets) / self.world_size)
+        if unread:
+            batch["unread"] = [row.unread for row in unread]
         return batch
+
+    def _check_unread(self, step: int, local: list, unread: list) -> None:
+        """DataError with --strict, and if no picture at all can be read: it is then not the
+        pictures that are damaged."""
+        if self.args.strict:
+            raise data.DataError(f"{unread[0].id}: {unread[0].unread}".removeprefix(": "))
+        if any(row.images for row in local):
+            return
+        steps = range(step, step + self.TRIED)
+        examples = (example for s in steps for example in self.examples(s))
+        if not any(data.can_open(image) for example in examples for image in example.images):
+            raise data.DataError(
+                f"{unread[0].unread}; nor can a picture of the next {self.TRIED} steps be read"
+            )
 
 
 def loader_of(batches: StepBatches, first_step: int, args) -> DataLoader:
@@ -80,6 +111,8 @@ def check_labels(kind: str, batch: dict, model, allow_leaks: bool) -> None:
         raise batch
     role = batch["role"]
     if not supervised(role).any():
+        if "unread" in batch:
+            raise data.DataError(f"no row of the first batch can be used: {batch['unread'][0]}")
         raise data.DataError("no row of the first batch keeps an answer token; raise --max-tokens")
     mask, _ = model.mask_and_positions(kind, role, batch["turn"])
     leaking = int(leaks(mask, role).sum())
@@ -147,11 +180,12 @@ def examples_of(trained: dict, args, image_size: int) -> tuple:
     arguments `trained` was tested on."""
     name = args.data or trained["data"]
     source, images = args.source, args.images
-    if name == trained["data"] and source is None:
+    known = name == trained["data"] and source is None  # training has said what is damaged
+    if known:
         source, images = trained["source"], images or trained["images"]
     source = data.load(name, source and Path(source), images and Path(images))
     if isinstance(source, data.Folder) and not source.skipped.strict:
-        if skipped := source.read_pictures(image_size):
+        if skipped := source.read_pictures(image_size, brief=known):
             print(skipped)
     names, split = source.split_names(), args.split or source.final_split
     if split not in (*names, "all"):

@@ -75,19 +75,26 @@ def settings(args) -> dict:
     }
 
 
-def fingerprint(source, tokenizer: data.Tokenizer, batches: list[dict]) -> str:
-    """Of the data: all texts, the names and sizes of all picture files, the tokenizer, and the
-    first batch of each stage to the last pixel. Where the data lie does not matter."""
+def fingerprint(source, tokenizer: data.Tokenizer, first_rows: list[data.Row]) -> str:
+    """Of the data: all texts, which pictures they are about, the tokenizer; and of a world that
+    makes its examples the first rows of each stage, to the last pixel. Where the data lie does not
+    matter, nor what the pictures' files hold: one that could not be read may be repaired."""
     digest = hashlib.sha256(tokenizer.model)
-    for split, groups in getattr(source, "splits", {}).items():
-        for example in (example for group in groups for example in group):
-            files = [getattr(image, "path", image) for image in example.images]
-            sizes = [(file.name, file.stat().st_size) for file in files]
-            digest.update(repr((split, example.turns, sizes)).encode())
-    for batch in batches:
-        for name in sorted(batch):
-            x = batch[name]
-            digest.update(f"{name}{list(x.shape)}".encode() + x.numpy().tobytes())
+    splits = getattr(source, "whole", None) or getattr(source, "splits", {})
+    for split, groups in splits.items():
+        examples = [example for group in groups for example in group]
+        files = [str(getattr(image, "path", image)) for e in examples for image in e.images]
+        folder = os.path.commonpath(map(os.path.dirname, files)) if files else ""
+        names = iter(file[len(folder) :] for file in files)
+        for example in examples:
+            shown = [next(names) for _ in example.images]
+            digest.update(repr((split, example.turns, shown)).encode())
+    for row in first_rows:
+        made = [image for image in row.images if isinstance(image, torch.Tensor)]
+        if made or not splits:
+            digest.update(repr((row.ids, row.role, row.turn)).encode())
+        for image in made:
+            digest.update(image.numpy().tobytes())
     return digest.hexdigest()
 
 

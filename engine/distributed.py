@@ -20,6 +20,7 @@ from types import MethodType
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from data import DataError
 from engine.last_layer import answer_loss
@@ -52,9 +53,9 @@ class Distributed:
         return self.rank == 0
 
     def say(self, text: str) -> None:
-        """Print it once."""
+        """Print it once, above a progress bar."""
         if self.is_main:
-            print(text)
+            tqdm.write(text)
 
     def local_shard(self, rows: list) -> list:
         """This process's share of rows. Of a sharded model all need the same number of steps to
@@ -71,6 +72,14 @@ class Distributed:
         for rank, shard in enumerate(shards):
             rows[rank :: self.world_size] = shard
         return rows
+
+    def join(self, items: list) -> list:
+        """Those of all processes. All must ask."""
+        if self.world_size == 1:
+            return items
+        lists = [None] * self.world_size
+        dist.all_gather_object(lists, items)
+        return [item for some in lists for item in some]
 
     def mean(self, x: Tensor) -> float:
         if self.world_size > 1:

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from data import DataError
 from engine.distributed import full_tensor, shard_like
+from engine.precision import has_bfloat16
+
+NEWTON_SCHULZ_STEPS = 5
 
 
 def make_optimizers(model: nn.Module, args, stage: str) -> list[torch.optim.Optimizer]:
@@ -33,7 +36,11 @@ def make_optimizers(model: nn.Module, args, stage: str) -> list[torch.optim.Opti
     optimizers = []
     if first:
         lr = args.lr * (args.pt_lr_times if stage == "pt" else 1)
-        optimizers += [torch.optim.AdamW(first, lr, **options) if adamw else Muon(first, lr)]
+        if adamw:
+            optimizers += [torch.optim.AdamW(first, lr, **options)]
+        else:
+            dtype = torch.bfloat16 if has_bfloat16(args.device) else torch.float32
+            optimizers += [Muon(first, lr, dtype=dtype)]
     if second:
         lr = args.pt_adam_lr if stage == "pt" else args.adam_lr
         optimizers += [torch.optim.AdamW(second, lr, **options)]
@@ -54,14 +61,18 @@ def freeze(model: nn.Module, parts: list[str]) -> None:
 
 class Muon(torch.optim.Optimizer):
     """Muon (Keller Jordan, 2024): momentum, orthogonalised by Newton-Schulz, for weight matrices.
-    Equal to torch.optim.Muon up to rounding, but in float32 and in one batch for all matrices of a
-    shape: torch's runs matrix by matrix in bfloat16, which on a CPU without bfloat16 units takes
-    longer than the rest of the step (docs/log.md)."""
+    Equal to torch.optim.Muon up to rounding, but in one batch for all matrices of a shape, and in
+    bfloat16, as torch's, only on GPUs that have it: on a CPU without bfloat16 units that takes
+    longer than the rest of the step (docs/log.md). dtype: of its matrix products."""
 
     NUMBERS_AT_ONCE = 2**26  # in a batch, so that large models' do not fill the GPU
 
-    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(
+        self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ):  # fmt: skip
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure=None):  # torch's state-dict functions pass a closure by name
@@ -88,18 +99,29 @@ class Muon(torch.optim.Optimizer):
             m = state["momentum"].lerp_(p.grad, 1 - momentum)
             updates.append(full_tensor(p.grad.lerp(m, momentum)))  # Nesterov
         scale = max(1, params[0].shape[0] / params[0].shape[1]) ** 0.5
-        for p, update in zip(params, orthogonalise(torch.stack(updates))):
+        for p, update in zip(params, orthogonalise(torch.stack(updates), self.dtype)):
             p.mul_(1 - lr * group["weight_decay"])
             p.add_(shard_like(update, p), alpha=-lr * scale)
 
 
-def orthogonalise(m: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(m: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The nearest semi-orthogonal matrix, roughly, of each matrix of m [k, rows, columns]: quintic
-    Newton-Schulz."""
+    Newton-Schulz. dtype: of the matrix products, which are nearly all of the work."""
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return (a.to(dtype) @ b.to(dtype)).to(m.dtype)
+
     tall = m.shape[1] > m.shape[2]
     x = m.mT if tall else m
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
-        a = x @ x.mT
-        x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        a = product(x, x.mT)
+        x = 3.4445 * x + product(-4.775 * a + product(2.0315 * a, a), x)
     return x.mT if tall else x
+
+
+def orthogonalise_flops(rows: int, columns: int) -> int:
+    """FLOPs of orthogonalise for one matrix: in each step two products of a short by a long side
+    and one of the short sides alone."""
+    short, long = sorted((rows, columns))
+    return NEWTON_SCHULZ_STEPS * 2 * short * short * (2 * long + short)

@@ -45,7 +45,7 @@ RECIPES = {
 }
 # Settings that no recipe or preset names; a variant (lab/variants.py) or another command may.
 DEFAULTS = dict(
-    optimizer="muon", schedule="linear", pt_mask="causal", allow_leaks=False,
+    optimizer="muon", schedule="linear", pt_mask="causal", allow_leaks=False, vocab_size=4096,
     pt_freeze=[], freeze=["encoder"], checkpointing=False, pt_adam_lr=None, pt_lr_times=1,
 )  # fmt: skip
 PATHS = ("source", "images", "pt_source", "pt_images")
@@ -70,7 +70,10 @@ def rate(text: str) -> float:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose --help fits one screen, and whose errors are one line."""
+    """argparse whose --help fits one screen, and whose errors are one line. refused: options that
+    may not be given, and why."""
+
+    refused: dict[str, str] = {}
 
     def __init__(self, about: str | None = None):
         def formatter(prog):
@@ -103,10 +106,11 @@ def add_run_options(parser: Parser) -> None:
 
 def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Namespace:
     """The command line of train.py (default: this process's), filled up. about: what --help says
-    first. extend(parser): add options, and return further presets, of which the first is the
-    default (bridge/finetune.py)."""
+    first. extend(parser): add options, say which are refused, and return further presets, of which
+    the first is the default (bridge/finetune.py)."""
     parser = Parser(about)
     presets = {**PRESETS, **(extend(parser) if extend else {})}
+    usual = list(presets)[len(PRESETS)] if extend else "small on a GPU, else tiny"
     g = parser.add_argument_group("data")
     g.add_argument(
         "--data",
@@ -146,14 +150,12 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
         "--preset",
         choices=list(presets),
         metavar="NAME",
-        help=f"{', '.join(presets)} (default: small on a GPU, else tiny)",
+        help=f"{', '.join(presets)} (default: {usual})",
     )
     g.add_argument("--n-layer", type=positive, metavar="N", help="decoder layers")
     g.add_argument("--image-size", type=positive, metavar="N", help="pixels (64; nlvr 100)")
     g.add_argument("--patch-size", type=positive, metavar="N", help="pixels (16; nlvr 20)")
-    g.add_argument(
-        "--vocab-size", type=positive, metavar="N", default=4096, help="at most (default: 4096)"
-    )
+    g.add_argument("--vocab-size", type=positive, metavar="N", help="at most (default: 4096)")
     g = parser.add_argument_group("training")
     g.add_argument("--pt-steps", type=not_negative, metavar="N", help="steps of stage 1 (captions)")
     g.add_argument("--steps", type=not_negative, metavar="N", help="steps of stage 2 (questions)")
@@ -222,6 +224,9 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
     )
     g.add_argument("--fsdp", action="store_true", help="with torchrun: share the model out")
     args = parser.parse_args(argv)
+    for name, why in parser.refused.items():
+        if getattr(args, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} cannot be given: {why}")
     if args.resume and args.overwrite:
         parser.error("--resume goes on with a run, --overwrite replaces it: choose one")
     if args.keep_best and args.fsdp:
@@ -229,8 +234,8 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
     if args.steps == 0 and args.pt_steps == 0:
         parser.error("--pt-steps 0 --steps 0 leaves nothing to train")
     if args.preset is None:
-        usual = "small" if args.device.startswith("cuda") else "tiny"
-        args.preset = list(presets)[len(PRESETS)] if extend else usual
+        by_device = "small" if args.device.startswith("cuda") else "tiny"
+        args.preset = usual if extend else by_device
     return fill_in(args, presets[args.preset])
 
 

@@ -25,9 +25,14 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def has_bfloat16(device: str) -> bool:
+    """Is it a GPU that computes in bfloat16?"""
+    return device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def scaler_of(device: str) -> torch.amp.GradScaler:
     """For a GPU without bfloat16, where gradients need their loss scaled. Else it does nothing."""
-    on = device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False)
+    on = device.startswith("cuda") and not has_bfloat16(device)
     return torch.amp.GradScaler(device.split(":")[0], enabled=on)
 
 

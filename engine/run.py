@@ -33,11 +33,13 @@ class Run:
         self.args, self.ranks, self.out, self.fingerprint = args, ranks, args.out, fingerprint
         self.began, self.clock, self.state = time.perf_counter(), [], None
         self.validation, self.score, self.watch = [], None, None
+        self.unread, self.newly_unread = {}, []  # picture and why -> rows it was left out of
         self.out.mkdir(parents=True, exist_ok=True)
         if args.resume:
             self.state = checkpoint.load(self.out, ranks.device, args, fingerprint)
         if self.state:
             self.clock, self.began = self.state["clock"], self.began - self.state["seconds"]
+            self.unread = self.state["unread"]
             ranks.say(f"going on after step {self.state['step']} of stage {self.state['stage']}")
         elif args.resume:
             ranks.say(f"no checkpoint in {self.out}: from the start")
@@ -101,6 +103,7 @@ class Run:
         for batch in self.bar:
             if isinstance(batch, DataError):
                 raise batch
+            self.newly_unread += batch.pop("unread", [])
             yield {n: x.to(self.ranks.device, non_blocking=True) for n, x in batch.items()}
 
     def record(self, stop_request, step: int, loss: torch.Tensor, norm: torch.Tensor) -> None:
@@ -114,6 +117,7 @@ class Run:
         if step % 10 == 0 or eval_now or save_now:
             mean_loss = self.ranks.mean(loss.detach())
             self.check_finite(step)
+            self.count_unread()
         if step % 10 == 0 or eval_now:
             self._write_line({"stage": self.stage, "step": step, "loss": mean_loss}, eval_now)
         if save_now:
@@ -175,6 +179,17 @@ class Run:
             )
         self.unchecked.clear()
 
+    def count_unread(self) -> None:
+        """Count the rows that were left out since the last call, in all processes, and name each
+        picture that could not be read once."""
+        if not self.ranks.any_rank(bool(self.newly_unread)):
+            return
+        for why in self.ranks.join(self.newly_unread):
+            if why not in self.unread:
+                self.ranks.say(f"left out of training: {why}")
+            self.unread[why] = self.unread.get(why, 0) + 1
+        self.newly_unread = []
+
     def save(self, step: int) -> None:
         folder, kept = self.out / f"parts-{self.stage}-{step}", {}
         if self.ranks.is_main or self.ranks.sharded:
@@ -189,6 +204,7 @@ class Run:
                 step=step,
                 seconds=self.seconds(),
                 clock=self.clock,
+                unread=self.unread,
                 scaler=self.scaler.state_dict(),
                 **kept,
             )
@@ -208,7 +224,11 @@ class Run:
     def finish(self, summary: dict) -> dict:
         """Write run.json, delete the checkpoint; returns the record of run.json."""
         self.metrics.close()
-        args = self.args
+        args, n_pictures, n_rows = self.args, len(self.unread), sum(self.unread.values())
+        if n_rows:
+            print(
+                f"{n_rows:,} rows of {n_pictures:,} unreadable pictures were left out of training"
+            )
         record = {
             "run": str(self.out),
             **summary,
@@ -218,6 +238,7 @@ class Run:
             "args": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
             "seconds": self.seconds(1),
             "clock": self.clock,
+            "unread": {"pictures": n_pictures, "rows": n_rows},
             "torch": torch.__version__,
         }
         text = (json.dumps(record, indent=1) + "\n").encode()

@@ -12,6 +12,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from engine.last_layer import LOGITS_AT_ONCE
+from engine.optimizers import Muon, orthogonalise_flops
 from lab import bench_timing as timing
 from lab.bench_timing import CUDA, batch_of, rows_of, training_step
 from model import MLLM
@@ -48,6 +49,15 @@ def flops(config, rows: int, T: int, answers: int) -> float:
     trained = 6 * rows * (decoder + config.n_image_tokens * D * (E + D))
     patches = config.encoder_layers * (encoder + 2 * P * E) + 3 * config.patch_size**2 * E
     return trained + 2 * rows * P * patches
+
+
+def muon_flops(config, model_class=MLLM) -> int:
+    """FLOPs of Muon in a training step, the encoder frozen, whatever the number of rows."""
+    with torch.device("meta"):
+        model = timing.freeze(model_class(config), ["encoder"])
+    optimizers = timing.optimizers_of(model, timing.arguments(["--device", "cpu"]))
+    groups = [o.param_groups[0]["params"] for o in optimizers if isinstance(o, Muon)]
+    return sum(orthogonalise_flops(*p.shape) for params in groups for p in params)
 
 
 def plan(
@@ -100,12 +110,15 @@ def size(args, rows: int = 32, question: int = 60, answer: int = 120) -> list[li
     whole = flops(config, rows, T, answer)
     step = [whole * (2 / 3 if arm.get("frozen") else 1) for arm in ARMS.values()]
     table.append(["model FLOPs of a step", *(f"{x / 1e12:,.0f} T" for x in step)])
+    by_muon = muon_flops(config, model_class)
+    of_arm = [0 if "optimizer" in arm else by_muon for arm in ARMS.values()]
+    table.append(["Muon's FLOPs of a step", *(f"{x / 1e12:,.0f} T" for x in of_arm)])
     hours = guessed_hours(step, 0.4 * args.peak * 1e12)
     guess = f"guess: hours, at 40 % of {args.peak:.0f} TFLOPS"
     table.append([guess, *(f"{h:.1f}" if h else "-" for h in hours)])
     if CUDA:
         rows_to_measure = rows_of(config, [(question, answer)] * rows)
-        measured = measure(config, model_class, rows_to_measure, whole, args)
+        measured = measure(config, model_class, rows_to_measure, whole, by_muon, args)
         table += [[*cells, "", "", ""] for cells in measured]
     return table
 
@@ -126,8 +139,9 @@ def guessed_hours(step: list[float], flops_a_second: float) -> list[float]:
     return [n * x / (flops_a_second * p) / 3600 for n, x, p in zip(steps, step, processes)]
 
 
-def measure(config, model_class, rows: list, whole: float, args) -> list[list[str]]:
-    """On the GPU: steps and memory, activations computed again in backward."""
+def measure(config, model_class, rows: list, whole: float, by_muon: float, args) -> list[list[str]]:
+    """On the GPU: steps and memory, activations computed again in backward. whole, by_muon: FLOPs
+    of a step, those of the model and those of Muon."""
     model, optimizers = timing.trained(config, model_class)
     for block in model.blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -136,7 +150,8 @@ def measure(config, model_class, rows: list, whole: float, args) -> list[list[st
     steps = {kind: training_step(model, optimizers, kind, batch) for kind in kinds}
     table = []
     for kind, seconds in timing.turns(steps, args.repeats).items():
-        used = f"{whole / seconds / args.peak / 1e12:.1%} of {args.peak:.0f} TFLOPS"
+        share = [x / seconds / args.peak / 1e12 for x in (whole + by_muon, whole)]
+        used = f"{share[0]:.1%} of {args.peak:.0f} TFLOPS, {share[1]:.1%} without Muon"
         table.append([f"measured: {kind}", f"{len(rows) / seconds:.1f} rows a second, {used}"])
     peak = torch.cuda.max_memory_allocated() / 2**30
     return [*table, ["measured: peak memory, GiB", f"{peak:.1f}"]]

@@ -33,7 +33,7 @@ def write_sheet(out: Path, model, tokenizer, results: list[dict], write: bool = 
     from lab.figures import write_sheet as write_png
     from lab.look import attended
 
-    some = results
+    some = results = [r for r in results if not r.get("unread")]
     if len(results) > SHOWN:
         some = [results[k * len(results) // SHOWN] for k in range(SHOWN)]
     framed = [attended(model, tokenizer, *r["prompt"]) for r in some]

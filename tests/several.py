@@ -1,5 +1,5 @@
 """torchrun ... tests/several.py RUNS.json: train.main with each of the lists of arguments, one
-after the other; starting Python once."""
+after the other; starting Python once. Of their pictures only the heads are read at the start."""
 
 import json
 import sys
@@ -8,7 +8,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import data.folder  # noqa: E402
 import train  # noqa: E402
+
+data.folder.READ_FIRST = 0
 
 # One group for all runs: a second one may meet what the first left behind
 train.Distributed.end = lambda self: None

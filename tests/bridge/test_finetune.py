@@ -18,6 +18,7 @@ from bridge.chat import read_tokenizer
 from bridge.pretrained import load
 from engine.batches import StepBatches
 from engine.optimizers import make_optimizers
+from engine.options import arguments
 
 pytest.importorskip("transformers")
 TINY = (
@@ -143,6 +144,25 @@ def test_a_checked_source_reaches_workers(command, chat, vision):
     batches = StepBatches(checked, tokenizer, config, "sft", args)
     again = pickle.loads(pickle.dumps(batches))
     assert torch.equal(again[0]["ids"], batches[0]["ids"])
+
+
+@pytest.mark.parametrize("option", ["--n-layer", "--image-size", "--patch-size", "--vocab-size"])
+def test_a_size_that_the_folders_decide_is_refused(command, capsys, option):
+    with pytest.raises(SystemExit) as exit:
+        finetune.options([*command, option, "4"])
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and error.count("\n") == 1
+    assert f"{option} cannot be given: it is that of the folders" in error
+
+
+def test_the_help_names_the_presets_and_the_default_of_this_command(capsys):
+    for call, says in (
+        (finetune.options, "tiny, small, aki, paper (default: aki)"),
+        (arguments, "tiny, small (default: small on a GPU, else tiny)"),
+    ):
+        with pytest.raises(SystemExit):
+            call(["--help"])
+        assert says in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_papers_settings(chat, vision):

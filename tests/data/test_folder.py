@@ -40,8 +40,14 @@ def test_damaged_entries_are_reported_by_number_kind_and_first_examples(llava):
     assert report[0].startswith("7 of 32 entries") and len(report) == 1 + 4 + 3 + 2
     assert report[1] == "  4 missing picture, such as"
     assert "entry 3 (id '3'): no such picture" in report[2] and "entry 7" in report[4]
-    assert "  2 unreadable picture, such as" in report
+    shown = report.index("  2 unreadable picture, such as") + 1
+    assert {line.count("entry") for line in report[shown : shown + 2]} == {1}
     assert report[-2] == "  1 malformed, such as"
+    brief = folder.skipped.report(32, brief=True)
+    assert brief == (
+        "7 of 32 entries are damaged and left out "
+        "(4 missing picture, 2 unreadable picture, 1 malformed)"
+    )
     left = [e for split in SPLITS for e in folder.heldout(split)]
     assert len(left) == 25 and not any(path.name == "2.png" for e in left for path in e.images)
     with pytest.raises(DataError, match="entry 3 "):
@@ -49,7 +55,7 @@ def test_damaged_entries_are_reported_by_number_kind_and_first_examples(llava):
 
 
 def test_only_the_heads_of_very_many_pictures_are_read(llava, monkeypatch):
-    monkeypatch.setattr("data.folder.CACHED_PICTURES", 5)
+    monkeypatch.setattr("data.folder.READ_FIRST", 5)
     good = (llava.parent / "4.png").read_bytes()
     (llava.parent / "4.png").write_bytes(good[: len(good) - 20])  # its head is whole
     (llava.parent / "6.png").write_bytes(b"broken")

@@ -49,7 +49,9 @@ def replaced(file):
 
 @pytest.mark.parametrize("damage,message", [
     (lambda f: f.write_text("{"), "data.json: not readable as JSON"),
-    (lambda f: f.write_text("{}"), "data.json: expected a list"),
+    (lambda f: f.write_text("[]"), r"data.json: expected a list .*conversations.*, found none"),
+    (lambda f: f.write_text("{}"), "data.json: expected a list .*, found something else"),
+    (lambda f: f.write_text('{"id": 1}\n{"id": 2}\n{"id"'), "not readable as JSON .*line 3"),
     (lambda f: f.write_bytes(b"\xff\xfe\x00"), "data.json: not readable as JSON"),
     (lambda f: f.write_text("[" + "9" * 5000 + "]"), "data.json: not readable as JSON"),
     (lambda f: f.unlink(), "data.json: no such file"),
@@ -62,6 +64,10 @@ def replaced(file):
     (edit(lambda e, talk: talk[0].update({"from": ["human"]})),
      "entry 4 .*message 0 should be from"),
     (edit(lambda e, talk: talk[0].update(value="<image>\ud83d")), "entry 4 .*surrogate"),
+    (edit(lambda e, talk: talk[3].update(value=" \n")),
+     r"entry 4 \(id '4'\): message 3: the answer is empty"),
+    (edit(lambda e, talk: talk.insert(0, {"from": "system", "value": "You are a cat."})),
+     "entry 4 .*message 0 is from 'system': take it out, it is not used"),
     (edit(lambda e, talk: talk[1].update(value="<image>")), "entry 4 .*an answer cannot hold"),
     (edit(lambda e, talk: e.pop("image")), "entry 4 .*1 <image> in the messages, but 0 pictures"),
     (edit(lambda e, talk: e.update(image="missing.png")),
@@ -83,6 +89,22 @@ def test_llava_damaged(llava, damage, message):
         head = "1 of 32 entries are damaged and left out (--strict makes them an error):"
         assert report.startswith(head) and str(strict.value) in report
         assert sum(len(folder.heldout(split)) for split in SPLITS) == 31
+
+
+def test_empty_answers_are_counted(llava):
+    entries = json.loads(llava.read_text())
+    for e in entries[:3]:
+        e["conversations"][1]["value"] = ""
+    llava.write_text(json.dumps(entries))
+    report = data.load("llava", llava).read_pictures(32)
+    assert report.startswith("3 of 32 entries") and "  3 empty answer, such as" in report
+
+
+def test_json_lines_are_read_as_a_list(llava):
+    entries = data.load("llava", llava)
+    lines = [json.dumps(e, ensure_ascii=False) for e in json.loads(llava.read_text())]
+    llava.write_text("\r\n".join([*lines[:5], "", *lines[5:]]) + "\n", encoding="utf-8-sig")
+    assert data.load("llava", llava).splits == entries.splits
 
 
 def test_all_damaged_is_an_error(llava):

@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 import data
-from data import DataError
-from data.pictures import read_picture
+from data import DataError, pictures
+from data.pictures import PictureCache, open_picture, read_picture
 from data.shapes import Shapes
 
 
@@ -62,3 +62,25 @@ def test_pictures_are_read_as_a_viewer_shows_them(tmp_path):
     deep.save(tmp_path / "deep.png")
     row = read_picture(tmp_path / "deep.png", 32)[0, 5].tolist()
     assert row == sorted(row) and len(set(row)) > 25 and row[16] in range(120, 136)
+
+
+def test_pictures_are_kept_up_to_a_number_of_bytes(tmp_path, monkeypatch):
+    """Those that were asked for last, whatever their sizes."""
+    names = [tmp_path / f"{i}.png" for i in range(4)]
+    for name in names:
+        Image.new("RGB", (32, 32)).save(name)
+    decoded, decode, cache = [], pictures.decode_picture, PictureCache()
+
+    def spy(image, size):
+        decoded.append(names.index(image))
+        return decode(image, size)
+
+    monkeypatch.setattr(pictures, "decode_picture", spy)
+    monkeypatch.setattr(pictures, "CACHE_BYTES", 3 * 3 * 32 * 32)
+    for i in (0, 1, 2, 0, 3, 0, 1):  # 3 takes the place of 1, 1 that of 2
+        cache(names[i], 32)
+    assert decoded == [0, 1, 2, 3, 1] and cache.bytes == 3 * 3 * 32 * 32
+    cache(names[0], 48)  # as large as 2.25 of the others
+    held = [pixels.nbytes for pixels in cache.pixels.values()]
+    assert held == [3 * 48 * 48] and cache.bytes == sum(held)
+    assert open_picture.cache_info().maxsize == 1  # whole pictures may be large

@@ -71,7 +71,7 @@ def one(tmp_path_factory):
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
     """A folder in LLaVA's format; every other dialogue is text alone, so that a process may have a
-    batch without any picture."""
+    batch without any picture. One picture is cut short."""
     folder, rows = tmp_path_factory.mktemp("mixed"), []
     for i in range(24):
         message = f"what is {i} ?" if i % 2 else f"<image>what is {i} ?"
@@ -83,20 +83,29 @@ def mixed(tmp_path_factory):
             Image.new("RGB", (16, 16), (20 * k, 255 - 20 * k, 0)).save(folder / name)
             rows[-1]["image"] = name
     (folder / "mixed.json").write_text(json.dumps(rows))
+    shown = [g for g in data.load("llava", folder / "mixed.json").splits["train"] if g[0].images]
+    picture = shown[0][0].images[0]
+    picture.write_bytes(picture.read_bytes()[:45])
     source = ["--data", "llava", "--source", str(folder / "mixed.json")]
     return [*RUN, *source, "--pictures", "2", "--pt-pictures", "2", "--questions", "1"]
 
 
-def test_two_processes_are_one_with_the_whole_model_and_with_parts_of_it(mixed, tmp_path):
+def test_two_processes_are_one_with_the_whole_model_and_with_parts_of_it(
+    mixed, tmp_path, monkeypatch
+):
     one, whole, parts, runs = (tmp_path / name for name in ("one", "whole", "parts", "runs.json"))
     commands = [[*mixed, "--out", str(whole)], [*mixed, "--fsdp", "--out", str(parts)]]
     runs.write_text(json.dumps(commands))
     said = finished([*TORCHRUN, "--nproc_per_node=2", "tests/several.py", str(runs)])
     assert said.count("Held-out answers") == 2  # the first process alone speaks and writes
     assert {file.name for file in parts.iterdir()} == {file.name for file in whole.iterdir()}
+    monkeypatch.setattr("data.folder.READ_FIRST", 0)  # as in tests/several.py
     train.main([*mixed, "--out", str(one)])
     for two in (whole, parts):
         assert_close(result(two), result(one))
+        assert result(two)[2]["unread"] == result(one)[2]["unread"]
+    assert result(one)[2]["unread"]["pictures"] == 1
+    assert said.count("left out of training: ") == 2
 
 
 def test_parts_of_a_model_need_several_processes(tmp_path):

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import torch.utils.flop_counter
 
 from engine import optimizers
-from engine.optimizers import Muon, make_optimizers, orthogonalise
+from engine.optimizers import Muon, make_optimizers, orthogonalise, orthogonalise_flops
 from engine.options import arguments
 
 SHAPES = ((24, 16), (16, 40), (24, 16), (8, 8))
@@ -33,6 +34,43 @@ def test_orthogonalise():
     m = torch.randn(3, 20, 50, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(orthogonalise(m))
     assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_muon_in_bfloat16_is_close_to_torchs_and_to_float32():
+    """The path of GPUs, on a CPU; the momentum and the parameters stay float32."""
+    a, b, c = parameters(), parameters(), parameters()
+    half, plain = Muon(a, lr=0.1, dtype=torch.bfloat16), Muon(b, lr=0.1)
+    theirs = torch.optim.Muon(c, lr=0.1, weight_decay=0.0)
+    before = [p.detach().clone() for p in a]
+    for params in (a, b, c):
+        torch.manual_seed(1)
+        for p in params:
+            p.grad = torch.randn_like(p)
+    half.step(), plain.step(), theirs.step()
+    for p, q, r, old in zip(a, b, c, before):
+        assert p.dtype == half.state[p]["momentum"].dtype == torch.float32
+        assert 0 < (p - q).norm() < 0.04 * (q - old).norm()
+        assert (p - r).norm() < 0.04 * (q - old).norm()
+    assert torch.equal(half.state[a[0]]["momentum"], plain.state[b[0]]["momentum"])
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_muon_is_in_bfloat16_where_the_gpu_has_it(model, monkeypatch, bfloat16):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: bfloat16)
+    args = arguments(["--device", "cpu"])
+    assert make_optimizers(model, args, "sft")[0].dtype == torch.float32
+    args.device = "cuda"
+    expected = torch.bfloat16 if bfloat16 else torch.float32
+    assert make_optimizers(model, args, "sft")[0].dtype == expected
+
+
+def test_flops_of_newton_schulz_by_hand_and_as_torch_counts_them():
+    """Five steps of x x^T, a a and b x, two for each multiplication and addition."""
+    by_hand = 5 * 2 * (20 * 20 * 50 + 20 * 20 * 20 + 20 * 20 * 50)
+    assert orthogonalise_flops(20, 50) == orthogonalise_flops(50, 20) == by_hand
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        orthogonalise(torch.ones(3, 50, 20))
+    assert counter.get_total_flops() == 3 * by_hand
 
 
 def test_muon_creates_its_momentum_once(monkeypatch):
@@ -67,14 +105,14 @@ def names_of(model, optimizer):
     return {name for name, p in model.named_parameters() if id(p) in trained}
 
 
-@pytest.mark.parametrize("stage,rate", [("pt", 0.3), ("sft", 0.2)])
-def test_who_trains_what(model, stage, rate):
+@pytest.mark.parametrize("stage,rates", [("pt", [0.4, 0.3]), ("sft", [0.1, 0.2])])
+def test_who_trains_what(model, stage, rates):
     args = arguments(["--preset", "tiny", "--device", "cpu", "--lr", "0.1", "--adam-lr", "0.2"])
-    args.pt_adam_lr = 0.3
+    args.pt_adam_lr, args.pt_lr_times = 0.3, 4
     model.encoder.requires_grad_(False)
     muon, adam = make_optimizers(model, args, stage)
     assert isinstance(muon, Muon) and isinstance(adam, torch.optim.AdamW)
-    assert [o.param_groups[0]["lr"] for o in (muon, adam)] == [0.1, rate]
+    assert [o.param_groups[0]["lr"] for o in (muon, adam)] == rates
     first, second = names_of(model, muon), names_of(model, adam)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert first | second == trained and not first & second

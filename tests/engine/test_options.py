@@ -20,6 +20,7 @@ def test_what_is_left_open_comes_from_the_preset_and_the_recipe_of_the_data():
     assert args.steps == 7 and args.pt_steps == RECIPES["shapes"]["pt_steps"]
     assert args.n_layer == PRESETS["tiny"]["model"]["n_layer"] and args.freeze == ["encoder"]
     assert args.lr == PRESETS["tiny"]["lr"] and args.pt_adam_lr == args.adam_lr
+    assert args.vocab_size == 4096 and arguments(["--vocab-size", "300"]).vocab_size == 300
     assert args.out.as_posix() == "runs/shapes-mma-0"
     nlvr = arguments(["--data", "nlvr+world", "--source", "x", "--variant", "cca", "--seed", "2"])
     assert nlvr.freeze == [] and (nlvr.image_size, nlvr.patch_size) == (100, 20)

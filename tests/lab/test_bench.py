@@ -199,7 +199,13 @@ def test_the_papers_shapes(no_clock):
     encoder = held["encoder parameters"]
     assert abs(encoder - 27 * (4 * 1152 * 1152 + 2 * 1152 * 4304)) < 0.01 * encoder
     assert 40 * 2**30 < bench_size.memory(held)["in all"] < 80 * 2**30
+    # Muon: q, k, v and out, gate, up and down of each layer, and the projector
+    square, wide = 5 * 6 * 3072**3, 5 * 2 * 3072**2 * (2 * 8192 + 3072)
+    projector = square + 5 * 2 * 1152**2 * (2 * 3072 + 1152)
+    by_muon = bench_size.muon_flops(config, model_class)
+    assert by_muon == 32 * (4 * square + 3 * wide) + projector
     table = bench_size.size(no_clock)
+    assert ["Muon's FLOPs of a step", "289 T", "0 T", "0 T", "0 T"] in table
     assert {len(row) for row in table} == {5} and table[-1][1] == "-"
 
 

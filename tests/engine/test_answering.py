@@ -1,0 +1,61 @@
+"""Answers come in batches that fit the memory, and are the same in batches of any size; the model
+is safe before the last of them are given."""
+
+import pytest
+from helpers import RUN, Crash, crash, weights_of
+
+import train
+from data import Row
+from engine import answering
+from engine.answering import row_batches
+from eval import answer_all
+from model import KVCache
+
+
+def test_answers_do_not_depend_on_the_size_of_a_batch(model, tokenizer, dialogues, monkeypatch):
+    generate, shapes = type(model).generate, []
+
+    def spy(self, ids, role, *rest, max_new_tokens, **options):
+        shapes.append((*ids.shape, max_new_tokens))
+        return generate(self, ids, role, *rest, max_new_tokens=max_new_tokens, **options)
+
+    def answers(**options) -> list[str]:
+        shapes.clear()
+        return [r["given"] for r in answer_all(model, tokenizer, dialogues, **options)]
+
+    monkeypatch.setattr(type(model), "generate", spy)
+    expected = answers()
+    assert len(set(expected)) > 3 and [rows for rows, *_ in shapes] == [9]
+    assert answers(batch_size=2) == expected and max(shapes)[0] == 2
+
+    one = KVCache(model, 1, 1)
+    bytes_a_token = one.k.nbytes + one.v.nbytes
+    for tokens in (1, 100, 150):  # of the cache of a batch
+        monkeypatch.setattr(answering, "CACHE_BYTES", tokens * bytes_a_token)
+        assert answers() == expected
+        assert all(B == 1 or B * (T + new) <= tokens for B, T, new in shapes)
+    assert 1 < max(B for B, *_ in shapes) < 9  # 150 tokens are enough for two rows, or three
+
+
+def test_the_cache_of_a_batch_is_bounded_at_the_papers_size():
+    """By hand: 32 layers of 32 heads of 96 numbers, keys and values, float32; 180 tokens asked and
+    twice an answer of 120 and 4 tokens."""
+    a_token = 32 * 32 * 96 * 2 * 4
+    rows = [Row(ids=[1] * 180, role=[1] * 180)] * 256
+    batches = list(row_batches(rows, 244, 256, a_token))
+    assert sum(map(len, batches)) == 256
+    assert 256 * 424 * a_token > 75 * 2**30  # what all at once would take
+    assert all(2**31 < len(b) * 424 * a_token <= answering.CACHE_BYTES for b in batches[:-1])
+
+
+@pytest.mark.usefixtures("small", "no_drawing")
+def test_the_model_is_written_before_the_last_answers(tmp_path, monkeypatch):
+    answers = train.answer_all
+
+    def last_crashes(*args, progress=False, **options):
+        return crash() if progress else answers(*args, **options)
+
+    monkeypatch.setattr(train, "answer_all", last_crashes)
+    with pytest.raises(Crash):
+        train.main([*RUN, "--out", str(tmp_path)])
+    assert weights_of(tmp_path) and not (tmp_path / "run.json").exists()

@@ -1,0 +1,196 @@
+"""Pictures that cannot be read: a training goes on without them, counts them and says so; what is
+asked about them is not answered; and they may be repaired."""
+
+import json
+
+import pytest
+import torch
+from helpers import TINY, Crash, at_steps, crash, lines_of, weights_of
+
+import data
+import eval as evaluation
+import train
+from data.pictures import read_picture
+from engine.batches import StepBatches
+from engine.checkpoint import fingerprint
+from engine.last_layer import answer_loss
+from engine.options import arguments
+from model import MLLM, Config
+
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
+
+@pytest.fixture
+def large(llava, monkeypatch):
+    """Options of a run on a set too large for every picture to be read at the start, and the files
+    of pictures that only one example shows."""
+    monkeypatch.setattr("data.folder.READ_FIRST", 5)
+    options = ["--data", "llava", "--source", str(llava), "--image-size", "32"]
+    splits = data.load("llava", llava).splits
+    alone = {s: [g[0].images[0] for g in splits[s] if len(g) == 1 and g[0].images] for s in splits}
+    return [*TINY, *options, "--limit", "4"], alone
+
+
+def cut_short(file) -> bytes:
+    """Cut the file's end off: its head is whole."""
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) - 40])
+    read_picture.clear()
+    with pytest.raises(data.DataError):
+        data.pixels_of(file, 32, "")
+    return whole
+
+
+def record_of(out) -> dict:
+    return json.loads((out / "run.json").read_text())
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_training_goes_on_without_a_picture_and_counts_it(large, tmp_path, capsys, workers):
+    options, alone = large
+    for file in alone["train"][:2]:
+        cut_short(file)
+    steps = ["--pt-steps", "8", "--workers", workers]  # more than an epoch
+    train.main([*options, *steps, "--out", str(tmp_path / "run")])
+    out = capsys.readouterr().out
+    unread = record_of(tmp_path / "run")["unread"]
+    assert unread["pictures"] == 2 and 2 <= unread["rows"] < 10
+    for file in alone["train"][:2]:
+        assert out.count(f"left out of training: {file}: not a readable picture") == 1
+    assert f"{unread['rows']} rows of 2 unreadable pictures were left out of training" in out
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_with_strict_it_is_one_clear_error(large, tmp_path, workers):
+    options, alone = large
+    for file in alone["train"]:
+        cut_short(file)
+    options += ["--strict", "--workers", workers, "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match=r"entry \d+ \(id '\d+'\): .*: not a readable picture"):
+        train.main(options)
+
+
+def test_a_run_whose_pictures_are_gone_ends(large, tmp_path, monkeypatch):
+    """When none can be read it is not the pictures that are damaged."""
+    options, alone = large
+    folder = alone["train"][0].parent
+    away = lambda model: folder.rename(tmp_path / "away") if folder.exists() else None
+    at_steps(monkeypatch, lambda step: step == 2, away)
+    monkeypatch.setattr("data.pictures.CACHE_BYTES", 0)
+    message = r"no such picture; nor can a picture of the next 8 steps be read"
+    with pytest.raises(SystemExit, match=message):
+        train.main([*options, "--pt-steps", "5", "--out", str(tmp_path / "run")])
+
+
+def test_a_resumed_run_is_the_same_and_counts_the_same(large, tmp_path, capsys):
+    options, alone = large
+    for file in alone["train"][:4]:
+        cut_short(file)
+    options += ["--pt-steps", "6", "--steps", "3", "--save-every", "2"]
+    train.main([*options, "--out", str(tmp_path / "whole")])
+    with pytest.MonkeyPatch.context() as patch:
+        at_steps(patch, lambda step: step == 6, crash)
+        with pytest.raises(Crash):
+            train.main([*options, "--out", str(tmp_path / "parts")])
+    capsys.readouterr()
+    train.main([*options, "--out", str(tmp_path / "parts"), "--resume"])
+    whole, parts = (weights_of(tmp_path / name) for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    unread = [record_of(tmp_path / name)["unread"] for name in ("whole", "parts")]
+    assert unread[0] == unread[1] and unread[0]["rows"] > 0
+
+
+@pytest.mark.parametrize("read_first", [5, 8192])
+def test_a_repaired_picture_does_not_end_a_run(large, tmp_path, monkeypatch, read_first):
+    """Also where it was left out at the start."""
+    options, alone = large
+    monkeypatch.setattr("data.folder.READ_FIRST", read_first)
+    whole = {file: cut_short(file) for file in (alone["train"][0], alone["val"][0])}
+    options += ["--pt-steps", "6", "--save-every", "2", "--out", str(tmp_path / "run")]
+    with pytest.MonkeyPatch.context() as patch:
+        at_steps(patch, lambda step: step == 4, crash)
+        with pytest.raises(Crash):
+            train.main(options)
+    for file, content in whole.items():
+        file.write_bytes(content)
+    train.main([*options, "--resume"])
+    assert record_of(tmp_path / "run")["n"] == 6  # four dialogues
+
+
+def test_the_fingerprint_is_of_texts_and_of_which_pictures(llava, tokenizer, tmp_path):
+    def print_of(change=lambda entries: None, source=llava):
+        entries = json.loads(llava.read_text())
+        change(entries)
+        source.write_text(json.dumps(entries))
+        folder = data.load("llava", source)
+        folder.read_pictures(32)
+        return fingerprint(folder, tokenizer, [])
+
+    before = llava.read_text()
+    first = print_of()
+    picture = llava.parent / "4.png"
+    whole = cut_short(picture)
+    assert print_of() == first
+    picture.write_bytes(whole)
+    away = tmp_path / "elsewhere"
+    llava.parent.rename(away)  # where the data lie does not matter
+    llava.parent.mkdir()
+    llava.write_text(before)
+    assert print_of(source=away / "data.json") == first
+    llava.parent.joinpath("data.json").unlink()
+    llava.parent.rmdir()
+    away.rename(llava.parent)
+
+    def another_picture(entries):
+        entries[4]["image"] = "6.png"
+
+    def another_question(entries):
+        entries[4]["conversations"][0]["value"] = "<image>Why?"
+
+    for change in (another_picture, another_question):
+        llava.write_text(before)
+        assert print_of(change) != first
+
+
+def test_the_loss_is_the_same_for_any_number_of_processes(large, tokenizer):
+    """And no row gains weight by another's absence."""
+    options, alone = large
+    args, config = arguments(options), Config(vocab_size=len(tokenizer), image_size=32)
+    batches = StepBatches(data.load("llava", args.source), tokenizer, config, "sft", args)
+    torch.manual_seed(0)
+    model = MLLM(config).double()
+    for file in [f for e in batches.examples(0) for f in e.images if f in alone["train"]][:1]:
+        cut_short(file)
+    whole = batches[0]
+    assert len(whole.pop("unread")) == 1
+    losses, unread = [], 0
+    for rank in range(2):
+        batches.rank, batches.world_size = rank, 2
+        part = batches[0]
+        unread += len(part.pop("unread", []))
+        losses.append(answer_loss(model, **part))
+    assert unread == 1
+    assert torch.allclose(sum(losses) / 2, answer_loss(model, **whole), atol=1e-9)
+
+
+def test_what_is_asked_about_it_is_not_answered_and_said(large, tmp_path, capsys):
+    options, alone = large
+    out, file = tmp_path / "run", tmp_path / "r.json"
+    bad = {split: alone[split][0] for split in ("val", "test")}
+    for picture in bad.values():
+        cut_short(picture)
+    train.main([*options, "--val-limit", "100", "--limit", "100", "--out", str(out)])
+    said = capsys.readouterr().out
+    looks = [line["val"] for line in lines_of(out) if "val" in line]
+    record = record_of(out)
+    assert [look["unanswered"] for look in looks] == [2, 2] and record["unanswered"] == 2
+    assert looks[0]["n"] > 2 and record["unparsed"] >= 2
+    for picture in bad.values():  # once, not at every look
+        assert said.count(f"such as {picture}: not a readable picture") == 1
+    evaluation.main([str(out), "--device", "cpu", "--json", str(file)])
+    said = capsys.readouterr().out
+    assert f"2 of {record['n']} questions are not answered" in said
+    assert json.loads(file.read_text())["runs"][0]["unanswered"] == 2
+    with pytest.raises(SystemExit, match=f"^error: {bad['test']}: not a readable picture"):
+        ask = ["--image", str(bad["test"]), "--question", "What is this?"]
+        evaluation.main([str(out), "--device", "cpu", *ask])
