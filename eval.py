@@ -11,6 +11,8 @@ Decoding is greedy. "unparsed" counts answers that cannot be right whatever the 
 the data set's closed list of answers, or, where it has none, empty or without an end.
 """
 
+import engine.terminal  # noqa: F401 - first: then Ctrl-C while torch loads is no traceback
+
 import argparse
 import json
 import re

@@ -15,6 +15,8 @@ Written to --out: model.pt, tokenizer.model, run.json, metrics.jsonl; curves.png
 installed; sheet.png, test answers; example.png, a picture to ask about.
 """
 
+import engine.terminal  # noqa: F401 - first: then Ctrl-C while torch loads is no traceback
+
 from functools import partial
 
 import torch
