@@ -69,6 +69,7 @@ def test_what_the_terminal_cannot_show_or_does_not_send_as_text(tmp_path):
     assert done.stdout.split() == [b"'caf\\udce9'"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there exec starts another process")
 def test_closed_streams(tmp_path):
     """As under a service that has neither."""
     program = f"import os, sys; os.close(0); os.close(1); os.execl({sys.executable!r}, 'python', "
