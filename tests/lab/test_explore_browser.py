@@ -75,7 +75,8 @@ for (const [example, question, layer, head, direction] of [
   for (const [name, value] of Object.entries(choice)) pick(name, value);
   for (const r of [0, 1]) for (const i of [0, 1, 8, 16, 17, 20]) {
     const token = $(`.run[data-run="${r}"] .token`)[i];
-    if (i % 2) token.focus(); else token.dispatchEvent(new MouseEvent("mouseenter"));
+    if (i % 2) token.focus();  // a window that is not yet in front sends no event by itself
+    token.dispatchEvent(i % 2 ? new FocusEvent("focus") : new MouseEvent("mouseenter"));
     out.looks.push({example, question, layer, head, direction, r, i, panels: shown()});
   }
   out.stops.push(
