@@ -11,6 +11,8 @@ Decoding is greedy. "unparsed" counts answers that cannot be right whatever the 
 the data set's closed list of answers, or, where it has none, empty or without an end.
 """
 
+import engine.terminal  # noqa: F401 - first: then Ctrl-C while torch loads is no traceback
+
 import argparse
 import json
 import re
@@ -39,14 +41,9 @@ def normalise(answer: str) -> str:
 
 @torch.no_grad()
 def answer_all(
-    model: MLLM,
-    tokenizer: data.Tokenizer,
-    examples: list[data.Example],
-    known=None,
-    batch_size: int = 256,
-    progress: bool = False,
-    max_new_tokens: int | None = None,
-) -> list[dict]:
+    model: MLLM, tokenizer: data.Tokenizer, examples: list[data.Example], known=None,
+    batch_size: int = 256, progress: bool = False, max_new_tokens: int | None = None,
+) -> list[dict]:  # fmt: skip
     """The model's answer to every turn of every example, earlier turns given with true answers.
 
     Returns a dict for each: id, group, family, question, answer (the true one), given, correct,

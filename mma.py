@@ -95,8 +95,7 @@ def _check(kind, **tensors) -> None:
             raise ValueError(f"{name} must have role's shape {[*tensors['role'].shape]}, got {got}")
 
 
-# ------------------------------------------------------------------------------------------------
-# Positions and labels
+# --- Positions and labels
 
 
 def positions(role: Tensor, document: Tensor | None = None) -> Tensor:
@@ -139,8 +138,7 @@ def leaks(mask: Tensor, role: Tensor, document: Tensor | None = None) -> Tensor:
     return supervised(role, document) & F.pad(ahead, (min(1, T), 0))
 
 
-# ------------------------------------------------------------------------------------------------
-# Drawing in the terminal
+# --- Drawing in the terminal
 
 LETTER = {PAD: "-", TEXT: "t", IMAGE: "V", QUESTION: "Q", ANSWER: "A"}
 # A picture with its question and answer, another one, a turn without a picture, a pad
@@ -174,6 +172,8 @@ def draw(mask: Tensor) -> str:
 
 
 if __name__ == "__main__":
+    import engine.terminal  # noqa: F401 - so that `| head` ends it without a traceback
+
     print("rows = queries, columns = keys    t text  V image  Q question  A answer  - pad")
     print("# reads the past    O opened: reads a later token    . blocked\n")
     for kind in EXTRA_PAIRS:

@@ -10,6 +10,8 @@ Shapes:  B rows of text   T tokens of a row   D decoder width   H query heads   
          n image tokens of a picture   E encoder width   V vocabulary
 """
 
+import engine.terminal  # noqa: F401 - first: then Ctrl-C while torch loads is no traceback
+
 from dataclasses import dataclass
 
 import torch
@@ -87,14 +89,12 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.size, self.patch_size, self.grid = config.image_size, config.patch_size, config.grid
         E = self.width = config.encoder_width
-        # Pixels reach the patch projection with mean 0 and std 1; train.py measures the two.
-        self.register_buffer("pixel_mean", torch.full((3,), 127.5))
-        self.register_buffer("pixel_std", torch.full((3,), 127.5))
+        for name in ("pixel_mean", "pixel_std"):  # of training pictures; train.py measures them
+            self.register_buffer(name, torch.full((3,), 127.5))
         self.patch = nn.Linear(3 * self.patch_size**2, E)
         self.row, self.column = (nn.Parameter(torch.empty(self.grid, E)) for _ in range(2))
-        layers, heads = config.encoder_layers, config.encoder_heads
-        self.blocks = nn.ModuleList(EncoderBlock(E, heads) for _ in range(layers))
-        self.norm = nn.LayerNorm(E)
+        blocks = (EncoderBlock(E, config.encoder_heads) for _ in range(config.encoder_layers))
+        self.blocks, self.norm = nn.ModuleList(blocks), nn.LayerNorm(E)
 
     def init_positions(self) -> None:
         for p in (self.row, self.column):  # at 0.02 hardly a place reaches the decoder

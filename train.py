@@ -15,6 +15,8 @@ Written to --out: model.pt, tokenizer.model, run.json, metrics.jsonl; curves.png
 installed; sheet.png, test answers; example.png, a picture to ask about.
 """
 
+import engine.terminal  # noqa: F401 - first: then Ctrl-C while torch loads is no traceback
+
 from functools import cache, partial
 
 import torch
@@ -116,8 +118,7 @@ def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> 
                 model, loss, optimizers, scaler, shown, done, len(batches), kind, record, schedule
             )
 
-    run.load_best(model)
-    run.save_model(model, ranks.full_weights(model))
+    run.save_model(model)
     results = answer(source.heldout(source.final_split, args.limit), progress=ranks.is_main)
     if watch and (ranks.is_main or ranks.sharded):
         watch.write_sheet(args.out, model, tokenizer, results, write=ranks.is_main)

@@ -1,0 +1,1 @@
+import engine.terminal  # noqa: F401 - before the heavy imports of python -m bridge.NAME

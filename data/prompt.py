@@ -83,13 +83,19 @@ class Tokenizer:
         self.image, self.answer = self.sp.piece_to_id(IMAGE), self.sp.piece_to_id(ANSWER)
         # What begins a dialogue, what begins a later message, what opens an answer, what ends it
         self.start, self.next, self.opening, self.end = [self.bos], [], [self.answer], [self.eos]
-        self.encode = lru_cache(maxsize=65536)(lambda text: tuple(self.sp.encode(text)))
+        self.encode = lru_cache(maxsize=65536)(self.ids_of)
 
     def __len__(self) -> int:
         return self.sp.get_piece_size()
 
     def __reduce__(self):  # the processor itself cannot be sent to a worker process
         return type(self), (self.model,)
+
+    def ids_of(self, text: str) -> tuple[int, ...]:
+        """Raises DataError for what no UTF-8 can be: bytes of another encoding at the keyboard."""
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise DataError(f"{text[:80]!r} is not UTF-8 text")
+        return tuple(self.sp.encode(text))
 
     def arrange(self, parts: list[str]) -> list[str]:
         """The parts of a message, text and IMAGE, in the order in which the model reads them."""

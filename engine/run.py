@@ -149,13 +149,6 @@ class Run:
             weights = self.model.state_dict()
             checkpoint.write_file(self.out / BEST, lambda file: torch.save(weights, file))
 
-    def load_best(self, model) -> None:
-        """With --keep-best: give the model the weights of the best look at validation."""
-        self.ranks.barrier()
-        if self.args.keep_best and (self.out / BEST).exists():
-            weights = torch.load(self.out / BEST, self.ranks.device, weights_only=True)
-            model.load_state_dict(weights)
-
     def check_finite(self, step: int) -> None:
         """Stop if one of the last steps had a loss or gradient that is not a number. They are
         looked at a few steps at a time, because a look makes the GPU wait, and always before a
@@ -213,8 +206,14 @@ class Run:
     def seconds(self, digits: int = 6) -> float:
         return round(time.perf_counter() - self.began, digits)
 
-    def save_model(self, model, weights: dict) -> None:
-        """Write model.pt; weights: as Distributed.full_weights gives them."""
+    def save_model(self, model) -> None:
+        """Write model.pt; with --keep-best, the weights of the best look at validation, which the
+        model then has too."""
+        self.ranks.barrier()
+        if self.args.keep_best and (self.out / BEST).exists():
+            best = torch.load(self.out / BEST, self.ranks.device, weights_only=True)
+            model.load_state_dict(best)
+        weights = self.ranks.full_weights(model)
         if self.ranks.is_main:
             checkpoint.write_file(
                 self.out / "model.pt", lambda file: checkpoint.save_model(file, model, weights)

@@ -44,6 +44,7 @@ def pool(runs: list[dict]) -> dict[str, list[dict]]:
     labelled = {}
     for group in groups.values():
         label = group[0]["mask"] if len(masks) == len(groups) else Path(group[0]["run"]).name
+        label = label.encode(errors="backslashreplace").decode()  # a folder's name may be any bytes
         label += f" ({len(group)} seeds)" if len(group) > 1 else ""
         while label in labelled:
             label += "'"

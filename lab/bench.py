@@ -3,6 +3,8 @@
     python -m lab.bench mask          a training step and a prefill under mma against causal
     python -m lab.bench last-layer    a training step with engine/last_layer.py and without
     python -m lab.bench packing       dialogues of very different lengths, packed and padded
+    python -m lab.bench shared        ten questions about one picture: computed once under causal,
+                                      ten times under mma
     python -m lab.bench train         a training step against the same model of transformers
     python -m lab.bench generate      prefill and decoding against transformers' generate
     python -m lab.bench loader        how much faster batches are made than trained on
@@ -27,7 +29,7 @@ from pathlib import Path
 from engine.options import Parser, positive
 from engine.run import one_line_errors
 from engine.tables import markdown, spread
-from lab import bench_model, bench_size, bench_theirs, publish, tables
+from lab import bench_model, bench_shared, bench_size, bench_theirs, publish, tables
 from lab.bench_timing import WHERE
 
 UNTIMED = ("accuracy", "size")  # no medians of arms that take turns
@@ -81,6 +83,7 @@ TOPICS = {
     "last-layer": bench_model.last_layer,
     "packing": bench_model.packing,
     "loader": bench_model.loader,
+    "shared": bench_shared.shared,
     "train": bench_theirs.train_step,
     "generate": bench_theirs.generate,
     "size": bench_size.size,

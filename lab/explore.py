@@ -6,9 +6,10 @@
 The first shows ten held-out pictures with two questions each; the second a picture of yours: give
 --question twice to compare.
 
-The page is explore.html with one block of JSON in it, and needs no network. Of each run, picture
-and question it holds the row (the prompt, then the run's own greedy answer), the mask, and the
-attention of every layer and head, where the mask lets there be any, in steps of 1/255. "change" is
+The page is explore.html with one block of JSON in it, and needs no network. Of each run, picture,
+question and turn of its dialogue it holds the row (the prompt, in which earlier turns stand with
+true answers, then the run's own greedy answer), the mask, and the attention of every layer and
+head, where the mask lets there be any, in steps of 1/255. "change" is
 what a question does to the picture: how far the hidden state of each image token after each layer
 lies from where the first question puts it, |a - b| / mean(|a|, |b|), rounded to 1e-4. Under a
 causal mask that is 0, unless the question comes first.
@@ -22,6 +23,7 @@ import base64
 import io
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -56,11 +58,18 @@ def pairs(examples: list[data.Example], n: int = PICTURES) -> list[list[data.Exa
     return sorted(asked, key=lambda some: -len(some))[:n]
 
 
+def until(example: data.Example, turn: int) -> data.Example:
+    """The dialogue up to a turn, counted from 0, or to its last one if that comes before."""
+    turns = example.turns[: turn + 1]
+    pictures = sum(message.count(data.IMAGE) for message, _ in turns)
+    return replace(example, turns=turns, images=example.images[:pictures])
+
+
 @torch.no_grad()
 def trace(model: MLLM, tokenizer: data.Tokenizer, asked: list[data.Example]) -> dict:
-    """What one run does with the questions about one picture. Tensors by question: ids, role, turn
-    [T], mask bool [T, T], weights [L, H, T, T], change [L, n] (None where there is no picture); and
-    `given`, the answers as text."""
+    """What one run does with the questions about one picture, the last ones of dialogues. Tensors
+    by question: ids, role, turn [T], mask bool [T, T], weights [L, H, T, T], change [L, n] (None
+    where there is no picture, or not as many as in the first); and `given`, the answers as text."""
     config, device = model.config, model.embed.weight.device
 
     def batch_of(rows):
@@ -96,8 +105,9 @@ def trace(model: MLLM, tokenizer: data.Tokenizer, asked: list[data.Example]) -> 
 
 def change(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
     """How far the states a, b [L, n, D] of image tokens lie apart: [L, n]."""
-    distance = (a - b).norm(dim=-1)
-    return 2 * distance / (a.norm(dim=-1) + b.norm(dim=-1)) if a.numel() else None
+    if not a.numel() or a.shape != b.shape:
+        return None
+    return 2 * (a - b).norm(dim=-1) / (a.norm(dim=-1) + b.norm(dim=-1))
 
 
 # --- What the page holds
@@ -123,20 +133,27 @@ def png(image, size: int, side: int) -> str:
 
 
 def record(runs: list[tuple[str, MLLM, data.Tokenizer]], asked: list[data.Example]) -> dict:
-    """One picture, or row of pictures, with its questions: an example of the page."""
-    config, questions = runs[0][1].config, []
-    for e in asked:
-        message, answer = e.turns[-1]
-        text = message.replace(data.IMAGE, " ").strip()
-        questions.append({"text": text, "answer": answer, "family": e.family, "rows": []})
-    for _, model, tokenizer in runs:
-        seen = trace(model, tokenizer, asked)
-        for q, question in enumerate(questions):
-            row = {name: values[q] for name, values in seen.items()}
-            question["rows"].append(record_row(row, tokenizer, question["answer"]))
+    """One picture, or row of pictures, with its questions, each with the turns of its dialogue: an
+    example of the page."""
+    config, questions = runs[0][1].config, [{"family": e.family, "turns": []} for e in asked]
+    for t in range(max(len(e.turns) for e in asked)):
+        seen = [
+            trace(model, tokenizer, [until(e, t) for e in asked]) for _, model, tokenizer in runs
+        ]
+        for q, e in enumerate(asked):
+            if t < len(e.turns):
+                rows = [{name: values[q] for name, values in run.items()} for run in seen]
+                questions[q]["turns"].append(record_turn(rows, runs, *e.turns[t]))
     side = config.image_size // config.patch_size * config.patch_size
     pictures = [png(image, config.image_size, side) for image in asked[0].images]
     return {"pictures": pictures, "questions": questions}
+
+
+def record_turn(rows: list[dict], runs: list, message: str, answer: str) -> dict:
+    """One turn, with a row of each run."""
+    text, tokenizers = message.replace(data.IMAGE, " ").strip(), [run[2] for run in runs]
+    records = [record_row(row, t, answer) for row, t in zip(rows, tokenizers)]
+    return {"text": text, "answer": answer, "rows": records}
 
 
 def record_row(row: dict, tokenizer: data.Tokenizer, answer: str) -> dict:
@@ -189,7 +206,8 @@ def about_run(name: str, model: MLLM, examples: list[dict], k: int) -> dict:
     """What the page says of run k. Whether its question comes first is seen in the first of its
     rows that has both a question and a picture."""
     config = model.config
-    rows = [q["rows"][k]["role"] for example in examples for q in example["questions"]]
+    questions = [question for example in examples for question in example["questions"]]
+    rows = [turn["rows"][k]["role"] for question in questions for turn in question["turns"]]
     both = (roles for roles in rows if QUESTION in roles and IMAGE in roles)
     text_first = any(roles.index(QUESTION) < roles.index(IMAGE) for roles in [*both][:1])
     sizes = {"layers": config.n_layer, "heads": config.n_head, "grid": config.grid}

@@ -7,6 +7,7 @@ import torch
 from helpers import TINY, enlarge
 from PIL import Image
 
+import data
 import eval as evaluation
 from engine.checkpoint import save_model
 from engine.options import arguments
@@ -84,6 +85,11 @@ def test_normalise():
         assert normalise(one) != normalise(other)
 
 
+def test_a_question_that_is_not_utf8_is_named(model, tokenizer, pictures):
+    with pytest.raises(data.DataError, match=r"^'caf\\udce9\?' is not UTF-8 text$"):
+        evaluation.ask(model, tokenizer, pictures[0], ["caf\udce9?"])
+
+
 def test_an_answer_is_scored_by_hand(tokenizer, dialogues):
     eos = tokenizer.eos
 
@@ -123,6 +129,12 @@ def test_pooled_seeds_by_hand():
     families = {"b": {"accuracy": 0.4, "n": 10}}
     other = {**summary("w", "mma", 0, 0.4), "families": families, "args": {"lr": 0.2}}
     assert "| -" in " ".join(table(pool([a, other])).split())
+
+
+def test_a_runs_name_that_is_not_utf8_can_be_written():
+    a, b = summary("caf\udce9", "mma", 0, 0.8), summary("b", "causal", 0, 0.8)
+    b["mask"] = "mma"
+    assert list(pool([a, b])) == ["caf\\udce9", "b"]
 
 
 def test_spread_and_markdown():

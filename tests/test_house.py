@@ -42,9 +42,11 @@ def imported(node) -> list[str]:
 
 
 def upward(source: str, floor: int) -> list[str]:
-    """The imports of a file that point up, except those in the body of a function `main`."""
-    tree = ast.parse(source)
+    """The imports of a file that point up, except those of what is only run as a command: in the
+    body of a function `main`, or below `if __name__ == "__main__"`."""
+    tree, run = ast.parse(source), ast.dump(ast.parse('__name__ == "__main__"', mode="eval").body)
     doors = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "main"]
+    doors += [n for n in tree.body if isinstance(n, ast.If) and ast.dump(n.test) == run]
     allowed = {id(node) for door in doors for node in ast.walk(door)}
     nodes = [node for node in ast.walk(tree) if id(node) not in allowed]
     names = [name for node in nodes for name in imported(node)]
@@ -65,6 +67,9 @@ def test_the_check_of_imports_can_fail():
     assert upward("import model", FLOORS.index("data")) == ["model"]
     assert upward("def f():\n    from lab import arms", FLOORS.index("train")) == ["lab"]
     assert not upward("def main():\n    from lab import watch", FLOORS.index("train"))
+    run = 'if __name__ == "{}":\n    import engine.terminal'
+    assert not upward(run.format("__main__"), FLOORS.index("mma"))
+    assert upward(run.format("mma"), FLOORS.index("mma")) == ["engine.terminal"]
     assert not upward("from engine.run import Run", FLOORS.index("train"))
 
 

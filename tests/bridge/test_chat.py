@@ -31,6 +31,11 @@ def test_a_template_round_trips(chat, name):
     assert len(tokenizer) == tokenizer.image + 1 and max(row.ids) == tokenizer.image
 
 
+def test_text_that_is_not_utf8_is_named(chat):
+    with pytest.raises(DataError, match="is not UTF-8 text"):
+        read_tokenizer(chat, "phi-3").encode("caf\udce9")
+
+
 def test_a_tokenizer_reaches_workers_and_runs(chat):
     """Pickled, and from what a run keeps of it (tokenizer.model, tokenizer.json)."""
     tokenizer = read_tokenizer(chat, "phi-3")

@@ -46,7 +46,7 @@ def test_torn_and_later_lines_of_metrics_are_written_again(whole, tmp_path):
 
 @pytest.mark.parametrize("change,says", [
     (["--mask", "causal"], "--mask is 'causal' and was 'mma'"),
-    (["--n-layer", "2"], "--n-layer is 2 and was 3"),
+    (["--n-layer", "2"], "--n-layer is 2 and was 4"),
     (["--seed", "1"], "--seed is 1 and was 0"),
     (["--steps", "9"], "--steps is 9 and was 6"),
     (["--variant", "cca"], "--variant is 'cca' and was None"),

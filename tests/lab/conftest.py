@@ -24,6 +24,18 @@ def few(llava):
     return llava
 
 
+@pytest.fixture
+def talk(llava):
+    """One dialogue of three turns, with a second picture in the last."""
+    said = "<image>Which colour is this?", "Red.", "And " + "this one over there " * 9 + "?", "No."
+    words = [*said, "<image>And here?", "Green."]
+    speakers = ("human", "gpt") * 3
+    messages = [{"from": speaker, "value": value} for speaker, value in zip(speakers, words)]
+    entry = {"id": "talk", "image": ["0.png", "2.png"], "conversations": messages}
+    llava.write_text(json.dumps([entry]))
+    return llava
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("explore")

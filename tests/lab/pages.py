@@ -75,9 +75,11 @@ def unpack(row, layers=L, heads=H):
 
 
 def rows_of(content):
+    """(example, turn, number of the run, row) of everything on the page."""
     return [
-        (example, question, r, row)
+        (example, turn, r, row)
         for example in content["examples"]
         for question in example["questions"]
-        for r, row in enumerate(question["rows"])
+        for turn in question["turns"]
+        for r, row in enumerate(turn["rows"])
     ]

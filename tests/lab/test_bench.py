@@ -11,7 +11,7 @@ import torch.nn.attention
 import torch.utils.flop_counter
 
 from engine import last_layer
-from lab import bench, bench_model, bench_size, bench_theirs, bench_timing, tables
+from lab import bench, bench_model, bench_shared, bench_size, bench_theirs, bench_timing, tables
 from model import MLLM, attention
 
 
@@ -140,6 +140,14 @@ def test_packing(no_clock):
     padded, packed = bench_model.packing(no_clock)[1:]
     assert padded[1].startswith("64 x ") and float(padded[2][:-1]) < 70
     assert float(packed[2][:-1]) >= 95 and packed[4] == "0.50"
+
+
+def test_shared(no_clock, monkeypatch):
+    monkeypatch.setattr(bench_shared, "SIZES", (("tiny", 2, 3, 2),))
+    table = bench_shared.shared(no_clock)
+    times = ["1000.0", "2000.0", "2.00"]
+    assert table[1:] == [["4", what, *times, "4", "40"] for what in ("prefill", "training step")]
+    assert {len(row) for row in table} == {7}
 
 
 def test_loader(no_clock):

@@ -20,6 +20,11 @@ from mma import Role, attention_mask
 pytestmark = pytest.mark.usefixtures("short_answers")
 
 
+def texts_of(example):
+    """The questions, where a dialogue is one turn."""
+    return list(dict.fromkeys(turn["text"] for q in example["questions"] for turn in q["turns"]))
+
+
 def test_the_page_needs_nothing_else(page):
     text, template = page.read_text(encoding="utf-8"), explore.TEMPLATE.read_text(encoding="utf-8")
     assert len(text.encode()) < 2_000_000
@@ -34,7 +39,7 @@ def test_the_page_needs_nothing_else(page):
         content["examples"]
     ) == 10
     for example in content["examples"]:
-        assert len(example["pictures"]) == 1 and len({q["text"] for q in example["questions"]}) == 2
+        assert len(example["pictures"]) == 1 and len(texts_of(example)) == 2
 
 
 def test_its_attention_masks_and_answers_are_the_models(runs, page):
@@ -80,7 +85,7 @@ def test_its_attention_masks_and_answers_are_the_models(runs, page):
 
 def test_a_question_changes_the_image_tokens_under_mma_alone(page):
     for example in contents(page)["examples"]:
-        first, second = (question["rows"] for question in example["questions"])
+        first, second = (question["turns"][0]["rows"] for question in example["questions"])
         for row in (*first, second[0]):  # the first question against itself; causal
             assert row["change"] == [[0.0] * 16] * L
         assert len(second[1]["change"]) == L and all(
@@ -121,7 +126,7 @@ def test_pictures_of_ones_own_and_text_that_looks_like_a_tag(runs, tmp_path, cap
         contents(tmp_path / "page.html"),
         (tmp_path / "page.html").read_text(encoding="utf-8"),
     )
-    assert [q["text"] for q in content["examples"][0]["questions"]] == list(ask[1::2])
+    assert texts_of(content["examples"][0]) == list(ask[1::2])
     assert {row["correct"] for *_, row in rows_of(content)} == {None}
     template = explore.TEMPLATE.read_text(encoding="utf-8")
     assert all(text.count(tag) == template.count(tag) for tag in ("<script", "</script", "<!--"))
@@ -164,12 +169,55 @@ def test_any_data_set_any_prompt(few, tokenizer, tmp_path):
         order = None if r else ring_positions(role, None, 4)
         assert torch.equal(mask, attention_mask("mma", role, turn, order=order)[0, 0])
         assert (weights.sum(-1) - 1).abs().max() < 0.51 / 255 * len(mask)
-        assert (
-            question["text"] == "Really?"
-            or row["role"][-1] == Role.ANSWER
-            and max(row["turn"]) == 1
-        )
+        assert row["role"][-1] == Role.ANSWER
+        assert max(row["turn"]) == (2 if question["text"] == "Really?" else 1)
     assert pictures == {0, 1, 2}
+
+
+def test_every_turn_of_a_dialogue(talk, tokenizer, tmp_path):
+    """As eval.py asks it, earlier turns with true answers, with the pictures that were shown."""
+    run = make_run(tmp_path / "run", tokenizer, "llava", talk)
+    write(run, "--out", tmp_path / "page.html", "--split", "all")
+    (example,) = contents(tmp_path / "page.html")["examples"]
+    (question,) = example["questions"]
+    (e,) = data.load("llava", talk, talk.parent).heldout("train")
+    model, tokenizer = opened(run)
+    limit = explore.LONGEST
+    results = evaluation.answer_all(model, tokenizer, [e], max_new_tokens=limit)
+    assert len(example["pictures"]) == 2 and len(question["turns"]) == len(results) == 3
+    for t, (turn, result) in enumerate(zip(question["turns"], results)):
+        (row,) = turn["rows"]
+        assert (turn["text"], turn["answer"]) == (result["question"], result["answer"])
+        assert row["given"] == result["given"] and max(row["turn"]) == t + 1
+        assert row["role"].count(Role.IMAGE) == 16 * (2 if t == 2 else 1)
+
+
+def test_a_dialogue_up_to_a_turn():
+    turns = [("<image>a", "1"), ("b", "2"), ("<image>c<image>", "3")]
+    e = data.Example(["x", "y", "z"], turns)
+    cut = [explore.until(e, t) for t in range(4)]
+    assert [(c.images, c.turns) for c in cut] == [
+        (["x"], turns[:1]),
+        (["x"], turns[:2]),
+        (["x", "y", "z"], turns),
+        (["x", "y", "z"], turns),
+    ]
+
+
+def test_dialogues_of_different_lengths_about_the_same_pictures(runs):
+    """The first shows both at once; the second shows the other one in its third turn, and is
+    compared where it has shown as many."""
+    pictures = [Shapes().heldout("test")[k].images[0] for k in (0, 5)]
+    ask = "is there a red circle?", "yes"
+    turns = [(data.IMAGE + ask[0], "yes"), ask, (data.IMAGE + "and here?", "no")]
+    asked = [data.Example(pictures, [(data.IMAGE * 2 + ask[0], "yes")])]
+    asked.append(data.Example(pictures, turns))
+    example = explore.record([("a", *opened(runs[1]))], asked)
+    first, second = (
+        [turn["rows"][0]["change"] for turn in q["turns"]] for q in example["questions"]
+    )
+    assert first == [[[0.0] * 32] * L] and len(example["pictures"]) == 2
+    assert second[:2] == [None, None] and [len(layer) for layer in second[2]] == [32] * L
 
 
 def test_pairs_by_hand():
@@ -236,5 +284,6 @@ def test_text_first_is_seen_in_a_row_that_has_both(runs):
         ([no_picture, question_first], True),  # a page may begin with a talk without a picture
         ([picture_first, question_first], False),
     ):
-        examples = [{"questions": [{"rows": [{"role": row}]}]} for row in roles]
+        turns = [{"rows": [{"role": row}]} for row in roles]
+        examples = [{"questions": [{"turns": [turn]}]} for turn in turns]
         assert explore.about_run("a", model, examples, 0)["text_first"] == expected

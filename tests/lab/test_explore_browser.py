@@ -75,7 +75,8 @@ for (const [example, question, layer, head, direction] of [
   for (const [name, value] of Object.entries(choice)) pick(name, value);
   for (const r of [0, 1]) for (const i of [0, 1, 8, 16, 17, 20]) {
     const token = $(`.run[data-run="${r}"] .token`)[i];
-    if (i % 2) token.focus(); else token.dispatchEvent(new MouseEvent("mouseenter"));
+    if (i % 2) token.focus();  // a window that is not yet in front sends no event by itself
+    token.dispatchEvent(i % 2 ? new FocusEvent("focus") : new MouseEvent("mouseenter"));
     out.looks.push({example, question, layer, head, direction, r, i, panels: shown()});
   }
   out.stops.push(
@@ -93,6 +94,7 @@ const press = key => {
 $('.run[data-run="1"] .token')[6].focus();
 ["ArrowRight", "ArrowDown", "ArrowUp", "ArrowLeft", "End", "ArrowRight", "Home"].forEach(press);
 out.said = $(".said").map(x => x.textContent);
+out.turns = $("#controls input[name=turn]").length;
 out.unnamed = $(".token").filter(b => !b.getAttribute("aria-label")).length;
 done(out);
 """
@@ -133,14 +135,14 @@ def test_in_a_browser(page, tmp_path):
     assert console == [] and out is not None
     examples = contents(page)["examples"]
     for look in out["looks"]:  # the prompts are alike, so both runs show the same token
-        rows = examples[look["example"]]["questions"][look["question"]]["rows"]
+        rows = examples[look["example"]]["questions"][look["question"]]["turns"][-1]["rows"]
         shown = [check_panel(look, row, panel) for row, panel in zip(rows, look["panels"])]
         # Patch 8; the weights are alike, so some words read alike in the first layer
         assert look["i"] != 8 or shown[0] != shown[1]
     different = {json.dumps(look["panels"]) for look in out["looks"]}
     assert len(different) == len(out["looks"]) // 2  # once from each run
     for drawn in out["masks"]:
-        rows = examples[drawn["example"]]["questions"][drawn["question"]]["rows"]
+        rows = examples[drawn["example"]]["questions"][drawn["question"]]["turns"][-1]["rows"]
         for row, pixels in zip(rows, drawn["panels"]):
             mask, _ = unpack(row)
             red, _, blue, _ = torch.tensor(pixels).view(*mask.shape, 4).unbind(-1)
@@ -148,9 +150,10 @@ def test_in_a_browser(page, tmp_path):
             assert torch.equal(blue > red + 20, mask.tril())
     for causal, mma in out["changes"]:
         assert set(causal) == {0} and min(mma) > 0 and len(mma) == len(causal) == 16 * L
-    T = len(examples[4]["questions"][0]["rows"][1]["tokens"])
+    T = len(examples[4]["questions"][0]["turns"][-1]["rows"][1]["tokens"])
     assert out["keys"] == [[1, 7], [1, 11], [1, 7], [1, 6], [1, T - 1], [1, T - 1], [1, 0]]
     assert set(out["stops"]) == {1} and out["unnamed"] == 0
+    assert out["turns"] == 0  # of one turn, nothing to choose
     assert all(said.startswith("answers “") for said in out["said"])
 
 
@@ -187,6 +190,57 @@ def test_in_a_browser_with_pictures_of_all_kinds_in_the_dark(few, tokenizer, tmp
         [len(example["pictures"])] * 2 for example in contents(tmp_path / "page.html")["examples"]
     ]
     assert out["width"][1] <= out["width"][0] <= 360 and out["dark"] == "rgb(19, 21, 24)"
+
+
+TURNS = """
+const inputs = name => [...document.querySelectorAll(`#controls input[name=${name}]`)];
+const shown = () => [inputs("turn").findIndex(input => input.checked),
+  document.querySelectorAll(".run .token").length, document.querySelectorAll(".picture").length,
+  document.querySelector(".said").textContent];
+const out = {first: shown(), seen: []};
+for (const k of [0, 1, 2]) {
+  inputs("turn")[k].focus();
+  inputs("turn")[k].click();
+  document.querySelector(".run .token").focus();
+  out.seen.push(shown());
+}
+inputs("turn")[0].focus();
+inputs("turn")[0].click();
+out.held = document.activeElement === inputs("turn")[0];
+inputs("question")[0].focus();
+inputs("question")[0].dispatchEvent(new Event("change"));
+out.again = [shown()[0], document.activeElement === inputs("question")[0]];
+const phone = document.createElement("iframe");
+phone.style.width = "390px";
+phone.onload = () => {
+  const root = phone.contentDocument.documentElement;
+  const labels = phone.contentDocument.querySelectorAll("fieldset[data-name=turn] label");
+  out.width = [root.scrollWidth, labels.length];
+  done(out);
+};
+phone.src = "page.html";
+document.body.append(phone);
+"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")
+def test_turns_in_a_browser(talk, tokenizer, tmp_path):
+    """The last one is shown first; each has its own tokens, pictures and answer; the keyboard's
+    place is kept; a long question fits a phone."""
+    run = make_run(tmp_path / "run", tokenizer, "llava", talk)
+    write(run, "--out", tmp_path / "page.html", "--split", "all")
+    option = "--allow-file-access-from-files"
+    out, console = browse(tmp_path / "page.html", TURNS, tmp_path, option)
+    assert console == [] and out is not None
+    (example,) = contents(tmp_path / "page.html")["examples"]
+    expected = []
+    for t, turn in enumerate(example["questions"][0]["turns"]):
+        (row,) = turn["rows"]
+        said = f"answers “{row['given']}” ✗ ({turn['answer']})"
+        expected.append([t, len(row["tokens"]), 1 + (t == 2), said])
+    assert out["seen"] == expected and out["first"] == expected[2]
+    assert out["held"] and out["again"] == [2, True]
+    assert out["width"][0] <= 390 and out["width"][1] == 3
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")

@@ -84,6 +84,11 @@ def test_a_conversation_at_the_keyboard(run, monkeypatch, capsys):
     assert len(said) == 3 and "none.png: no such picture" in said[1]
 
 
+def test_a_line_that_is_not_utf8_is_said_and_the_next_one_is_answered(run, monkeypatch, capsys):
+    first, second = say(run, monkeypatch, capsys, "caf\udce9?", "is there a circle?", "")
+    assert "is not UTF-8 text" in first and "UTF-8" not in second
+
+
 @pytest.mark.parametrize("line", ["/help", "/image", "quit"])
 def test_commands_are_not_asked_of_the_model(run, monkeypatch, capsys, line):
     assert say(run, monkeypatch, capsys, line, "") == [talk.HELP]
