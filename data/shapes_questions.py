@@ -136,8 +136,14 @@ def comparison(facts: Facts) -> list[QA]:
 
 
 def place(facts: Facts) -> list[QA]:
-    """The row or the column of an object that is the only one of its kind."""
-    kind, by_column = facts.pick(facts.count == 1), facts.coin()
+    """The row or the column of an object that is the only one of its kind. Half of the time, where
+    there is such a one, it shares its colour with other objects and its shape with others, so that
+    neither word alone finds it."""
+    only = facts.count == 1
+    shared = (facts.of_colour > 1)[:, :, None] & (facts.of_shape > 1)[:, None, :]
+    both_needed = only & shared.flatten(1)
+    chosen = (facts.coin() & both_needed.any(1))[:, None]
+    kind, by_column = facts.pick(torch.where(chosen, both_needed, only)), facts.coin()
     scene = torch.arange(len(kind))
     columns = (kind, by_column, facts.row[scene, kind], facts.column[scene, kind])
     return [

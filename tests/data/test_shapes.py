@@ -81,6 +81,20 @@ def test_every_answer_of_the_world_is_exact():
     assert {a for _, a in seen} == Shapes.answers
 
 
+def test_places_often_need_both_words_of_a_name():
+    g = torch.Generator().manual_seed(3)
+    layout = scenes(2000, "train", g)
+    needed = []
+    for cells, asked in zip(layout.tolist(), questions(layout, 1, g, ("place",))):
+        colour, shape = re.fullmatch(r"in which \w+ is the (\w+) (\w+)\?", asked[0][1]).groups()
+        there = [(COLOUR[k // 4], SHAPE[k % 4]) for k in cells if k != EMPTY]
+        alike = sum(c == colour for c, _ in there), sum(s == shape for _, s in there)
+        assert there.count((colour, shape)) == 1
+        needed.append(min(alike) > 1)
+    # 57 % of the scenes have such an object; of all that are the only one of their kind, 20 % are
+    assert 0.3 < sum(needed) / len(needed) < 0.5
+
+
 def test_pictures_show_their_layout_and_captions_say_it():
     world = Shapes()
     for example in world.draw("pt", 3, 50, 1, 0):
