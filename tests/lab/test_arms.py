@@ -64,8 +64,8 @@ def test_a_finished_run_is_not_made_again_and_is_known_by_its_settings(made, mon
         result = run_arms(made, "shapes", "--only", "mma", "causal", "--seeds", "0")
         names = [run["run"] for runs in result["arms"].values() for run in runs]
         assert names == ["another-name", "shapes-mma-0"]
-        depth = run_arms(made, "depth", "--tables")  # three layers are the default
-        assert set(depth["arms"]) == {"mma@3", "causal@3"}
+        depth = run_arms(made, "depth", "--tables")  # four layers are the default
+        assert set(depth["arms"]) == {"mma@4", "causal@4"}
     finally:
         (made / "runs" / "another-name").rename(made / "runs" / "shapes-causal-0")
 

@@ -77,7 +77,7 @@ def test_mask(no_clock, monkeypatch):
     table = bench_model.mask(no_clock)
     assert [row[:3] + row[4:] for row in table[1:]] == [
         [T, B, what, "2.00", "3.00"]
-        for T, B in (("30", "128"), ("100", "2"))
+        for T, B in (("34", "96"), ("100", "2"))
         for what in ("training step", "prefill")
     ]
     layers = bench_timing.tiny().n_layer
@@ -115,7 +115,7 @@ def test_last_layer_times_the_trick_against_the_plain_loss(no_clock, monkeypatch
     )
     monkeypatch.setattr(bench_timing, "RATE", 0.0)  # both arms then see the same weights
     table = bench_model.last_layer(no_clock)
-    assert [row[2] for row in table[1:]] == ["1.00", "2.00"] and "128 rows of 30" in table[0][0]
+    assert [row[2] for row in table[1:]] == ["1.00", "2.00"] and "96 rows of 34" in table[0][0]
     assert len(losses) == 2 and len(calls) == 1
     assert torch.allclose(*losses, rtol=1e-5)
 
