@@ -64,6 +64,8 @@ TEST_TIME = {
     "aif 0.25": ["--share", "0.25"],
     "aif 0.5": ["--share", "0.5"],
 }
+# What makes the recipe: published runs of another one do not belong into the same table
+RECIPE = ("preset", "n_layer", "pt_steps", "pt_pictures", "steps", "pictures", "questions", "lr")
 NO_IDENTITY = ("eval_every", "val_limit", *NON_IDENTITY_ARGS)  # not what a run is
 TIMES = ("1x", "2x", "4x")  # as many times the experiment's steps
 
@@ -288,14 +290,14 @@ def collect(args, trials: list[Trial], arms: dict[str, str]) -> dict:
 
 
 def common_settings(data_options: list[str], extra: list[str]) -> dict:
-    """What all runs have, for what is published: the preset, and what -- changes."""
+    """What all runs have, for what is published: the preset, the recipe, and what -- changes."""
     usual, args = (
         vars(train_arguments(data_options)),
         vars(train_arguments([*data_options, *extra])),
     )
-    changed = {name for name in args if args[name] != usual[name]} - {*NO_IDENTITY, "preset"}
+    changed = {name for name in args if args[name] != usual[name]} - {*NO_IDENTITY}
     changed |= {"limit"} if args["limit"] else set()
-    return {"preset": args["preset"], **{name: args[name] for name in sorted(changed)}}
+    return {name: args[name] for name in [*RECIPE, *sorted(changed - {*RECIPE})]}
 
 
 def arguments(argv=None):
