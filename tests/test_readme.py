@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine.tables import spread
-from lab import publish
+from lab import arms, publish
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -77,12 +77,15 @@ def result_of(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
 
 
-TRIALS = ["budget", "depth", "easy_vqa", "rates", "shapes"]
+TRIALS = [name for name in arms.EXPERIMENTS if (RESULTS / f"{name}.md").exists()]
+assert "shapes" in TRIALS
 
 
 @pytest.mark.parametrize("name", TRIALS)
 def test_a_trial_says_what_its_runs_say(name):
     result = result_of(name)
+    if "arms" not in result:  # nlvr.json is eval.py's
+        return
     for file, text in publish.report(name, result).items():
         assert (RESULTS / file).read_text("utf-8") == text + "\n", file
     for runs in result["arms"].values():
@@ -92,9 +95,9 @@ def test_a_trial_says_what_its_runs_say(name):
 
 
 def test_the_numbers_in_its_sentences_are_in_the_results():
-    arms = result_of("shapes")["arms"]
+    runs = result_of("shapes")["arms"]
     for arm in ("mma", "causal"):
-        assert spread([100 * run["accuracy"] for run in arms[arm]]).split(" ")[0] in README
+        assert spread([100 * run["accuracy"] for run in runs[arm]]).split(" ")[0] in README
 
 
 def test_the_laptops_numbers_are_those_of_its_run():
@@ -102,7 +105,8 @@ def test_the_laptops_numbers_are_those_of_its_run():
     minutes, seconds = divmod(round(run["wall_seconds"]), 60)
     assert f"{minutes} minutes {seconds} seconds" in README
     assert f"{100 * run['accuracy']:.1f} % of the test questions" in README
-    assert f"after {run['seconds_at_80']:.0f} seconds" in README
+    for share, seconds in run["seconds_at"].items():
+        assert f"{share} % on validation after {seconds:.0f} seconds" in README
 
 
 @pytest.mark.skipif(not os.environ.get("CI"), reason="a fork may add a line; CI counts them")
