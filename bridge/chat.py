@@ -45,7 +45,7 @@ class ChatTokenizer(Tokenizer):
         self.model, self.template, self.added = model, template, added
         self.image, self.pad = image, 0
         self.sp = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.encode = lru_cache(maxsize=65536)(lambda text: tuple(self.sp.encode(text)))
+        self.encode = lru_cache(maxsize=65536)(self._encode)
         if template not in TEMPLATES:
             raise DataError(f"no chat template {template!r}; there are {', '.join(TEMPLATES)}")
         form = TEMPLATES[template]

@@ -72,7 +72,8 @@ class Row:
 
 class Tokenizer:
     """sentencepiece (BPE) over the data's own text, left as it is; bytes stand in for what it has
-    not seen, so that no text is lost."""
+    not seen, so that no text is lost but for U+2581, sentencepiece's sign for a space: it is read
+    as one."""
 
     def __init__(self, model: bytes):
         self.model = model
@@ -81,7 +82,14 @@ class Tokenizer:
         self.image, self.answer = self.sp.piece_to_id(IMAGE), self.sp.piece_to_id(ANSWER)
         # What begins a dialogue, what begins a later message, what opens an answer, what ends it
         self.start, self.next, self.opening, self.end = [self.bos], [], [self.answer], [self.eos]
-        self.encode = lru_cache(maxsize=65536)(lambda text: tuple(self.sp.encode(text)))
+        self.encode = lru_cache(maxsize=65536)(self._encode)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        try:
+            return tuple(self.sp.encode(text))
+        except RuntimeError:  # of JSON's escapes, or bytes on the command line that are not UTF-8
+            wrong = "is not text: it holds half of a surrogate pair"
+            raise DataError(f"{text[:60]!a} {wrong}") from None
 
     def __len__(self) -> int:
         return self.sp.get_piece_size()

@@ -38,7 +38,7 @@ def test_an_opened_mask_changes_the_images_hidden_states(model, batch_of, dialog
     here = ((mask & opened[:, None]).any(2) & (role == Role.IMAGE)).any(1)
     moved = hidden_of(model, batch, kind) - hidden_of(model, batch, "causal")
     moved = moved.masked_fill(role[..., None] != Role.IMAGE, 0).abs().amax((1, 2))
-    assert (moved > 1e-3).tolist() == here.tolist()
+    assert (moved > 1e-9).tolist() == here.tolist()
     assert kind not in OPENS or here.any() == (kind != "causal")
 
 
