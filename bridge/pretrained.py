@@ -79,6 +79,14 @@ class PretrainedMLLM(MLLM):
 
     config_class, encoder_class, attention_class = PretrainedConfig, SiglipEncoder, ScaledAttention
 
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(config)
+        if config.rope_factors:
+            # A buffer, so that no forward pass copies them to a GPU; float32 [2, d/2], kept as the
+            # integers of the same bits, because .to(bfloat16) would round what is a float
+            bits = torch.tensor(config.rope_factors, device="cpu").view(torch.int32)
+            self.register_buffer("rope_factors", bits, persistent=False)
+
     def mask_and_positions(self, kind, role, turn=None, document=None):
         mask, position = super().mask_and_positions(kind, role, turn, document)
         if self.config.rope_factors:  # no pad makes a row longer: see frequencies
@@ -96,7 +104,7 @@ class PretrainedMLLM(MLLM):
         last = position.new_zeros(len(position), position.shape[1] + 1)
         last = last.scatter_reduce(1, document, position, "amax").gather(1, document)  # [B, T]
         is_long = (last >= config.rope_short)[:, None, :, None]
-        short, long = (plain / torch.tensor(f, device=plain.device) for f in config.rope_factors)
+        short, long = plain / self.rope_factors.view(torch.float32)
         return torch.where(is_long, long, short)
 
     @torch.inference_mode()

@@ -74,7 +74,8 @@ class Row:
 
 class Tokenizer:
     """sentencepiece (BPE) over the data's own text, left as it is; bytes stand in for what it has
-    not seen, so that no text is lost."""
+    not seen, so that no text is lost but for U+2581, sentencepiece's sign for a space: it is read
+    as one."""
 
     def __init__(self, model: bytes):
         self.model = model

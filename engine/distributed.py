@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from data import DataError
 from engine.last_layer import answer_loss
+from engine.precision import check_device
 
 
 class Distributed:
@@ -44,6 +45,7 @@ class Distributed:
         backend = "gloo"
         if device.startswith("cuda"):
             self.device, backend = f"cuda:{os.environ['LOCAL_RANK']}", "cpu:gloo,cuda:nccl"
+            check_device(self.device)
             torch.cuda.set_device(self.device)
         if not dist.is_initialized():
             dist.init_process_group(backend, timeout=timedelta(minutes=10))

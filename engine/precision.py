@@ -11,9 +11,16 @@ from data import DataError
 
 
 def check_device(name: str) -> None:
-    """DataError if tensors cannot be made there."""
+    """DataError if tensors cannot be made there. GPUs are counted, not used: a tensor on "cuda"
+    would take a few hundred MB of GPU 0 in every process of a job."""
     try:
-        torch.empty(0, device=name)
+        device = torch.device(name)
+        if device.type != "cuda":
+            torch.empty(0, device=device)
+            return
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= found:
+            raise RuntimeError(f"torch {torch.__version__} sees {found} GPUs, counted from 0")
     except (RuntimeError, AssertionError) as error:
         why = str(error).splitlines()[0]
         raise DataError(f"--device {name} cannot be used here: {why}") from None

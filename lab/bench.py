@@ -19,7 +19,6 @@ noisy machine, absolute times only on the machine that the table names. train an
 `pip install transformers`; nothing else does.
 """
 
-import signal
 import subprocess
 import sys
 import tempfile
@@ -59,7 +58,7 @@ def time_to(target: float, seed: int, out: Path) -> tuple[int | None, float]:
         reached = next((step for step, value in curve.items() if value >= target), None)
     seconds = time.perf_counter() - began
     if process.poll() is None:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # Windows has no SIGINT to send
         process.wait()
     return reached, seconds
 

@@ -2,6 +2,7 @@
 leak table, ways to stop a run."""
 
 import contextlib
+import functools
 import itertools
 import json
 from itertools import permutations
@@ -19,10 +20,10 @@ from data import shapes
 from data.nlvr import BOXES
 from engine.tables import table
 from lab import watch
-from mma import EXTRA_PAIRS, IMAGE, PAD, QUESTION, Role
+from mma import EXTRA_PAIRS, IMAGE, PAD, QUESTION, Role, attention_mask
 
 ROOT = Path(__file__).parent.parent
-KINDS = list(EXTRA_PAIRS)
+KINDS = list(EXTRA_PAIRS)  # a fork may have added to them: see `opens`
 LETTERS = dict(zip("-tVQA", Role))
 
 # A run of a few steps on the built-in world
@@ -44,6 +45,64 @@ def enlarge(model):
         for p in model.parameters():
             p.mul_(2)
     return model
+
+
+# --- The rule, slowly
+
+# What this project's kinds open for a query of role a and a later key of role b, in plain words,
+# written without a look at mma.EXTRA_PAIRS
+OPENS = {
+    "causal": lambda a, b: False,
+    "mma": lambda a, b: a == Role.IMAGE and b == Role.QUESTION,
+    "prefix": lambda a, b: {a, b} <= {Role.IMAGE, Role.QUESTION},
+    "v2v": lambda a, b: a == b == Role.IMAGE,
+    "f": lambda a, b: a == Role.IMAGE and b in (Role.IMAGE, Role.QUESTION),
+    "mutual": lambda a, b: (
+        not {a, b} & {Role.PAD, Role.ANSWER} and (a == Role.IMAGE) != (b == Role.IMAGE)
+    ),
+    "leaky": lambda a, b: a == Role.IMAGE and b != Role.IMAGE,
+}
+
+
+@functools.cache
+def applied(rule, a: int, b: int) -> bool:
+    """A rule of EXTRA_PAIRS, for one query and one key."""
+    return bool(rule(torch.tensor(a), torch.tensor(b)))
+
+
+def opens(kind: str, a: int, b: int) -> bool:
+    """May a query of role a read a later key of role b? A kind that a fork has added is known by
+    its rule alone."""
+    return OPENS[kind](a, b) if kind in OPENS else applied(EXTRA_PAIRS[kind], int(a), int(b))
+
+
+def opens_answers(kind: str) -> bool:
+    """Then labels can be read, and a cache, which is filled before an answer is there, differs."""
+    return any(opens(kind, a, Role.ANSWER) for a in Role)
+
+
+def slow_mask(kind, role, turn, document) -> list[list[bool]]:
+    """May i read j? Itself always; a pad or another document never; else what came before, and of
+    what comes later what the kind opens, within one turn. role, turn, document: lists."""
+
+    def may(i, j):
+        if i == j:
+            return True
+        if role[j] == PAD or document[i] != document[j]:
+            return False
+        return j < i or (turn[i] == turn[j] and opens(kind, role[i], role[j]))
+
+    return [[may(i, j) for j in range(len(role))] for i in range(len(role))]
+
+
+def assert_slow(kind, role, turn=None, document=None):
+    """attention_mask of a batch is the double loop."""
+    mask, (B, T) = attention_mask(kind, role, turn, document), role.shape
+    assert mask.shape == (B, 1, T, T) and mask.dtype == torch.bool
+    zeros = [[0] * T] * B
+    turns, documents = (zeros if x is None else x.tolist() for x in (turn, document))
+    for b, lists in enumerate(zip(role.tolist(), turns, documents)):
+        assert mask[b, 0].tolist() == slow_mask(kind, *lists), (kind, lists)
 
 
 # --- Rows and leaks

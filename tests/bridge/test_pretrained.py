@@ -134,6 +134,17 @@ def test_long_rope_is_used_from_the_first_token_past_the_original_length(long_ro
     assert (states(model, [row])[:32] - states(model, [cut])).abs().max() > 0.01
 
 
+def test_long_rope_factors_are_not_rounded_with_the_weights(long_rope):
+    model, _ = long_rope
+    position = torch.arange(40)[None]
+    before = model.frequencies(position)
+    assert before[0, 0, 0, 1] == model.config.rope_theta**-0.25 / torch.tensor(2.0)  # long
+    for dtype in (torch.bfloat16, torch.float64, torch.float32):
+        after = model.to(dtype).frequencies(position)
+        assert after.dtype == torch.float32 and torch.equal(after, before)
+    assert "rope_factors" not in model.state_dict()
+
+
 @pytest.mark.parametrize("limit", [3, 30])
 def test_long_rope_answers_do_not_look_at_neighbours_or_the_cache(long_rope, limit):
     """Prompts below, at and above the original length, together and alone; and as without a cache,

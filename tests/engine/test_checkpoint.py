@@ -77,7 +77,7 @@ def test_a_crash_at_any_step_changes_nothing(whole, tmp_path, step):
 
 def test_ctrl_c_again_and_again_changes_nothing(whole, tmp_path, capsys):
     def interrupt(model):  # the step is finished, then saved
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch:
         at_steps(patch, lambda step: True, interrupt)
@@ -211,6 +211,7 @@ def wait_and_kill(process, out, r) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_kill_and_resume_storm(tmp_path):
     """SIGKILL at random moments, while saving too, with a loader's worker: the result is that of
     the run nobody killed."""
@@ -236,6 +237,7 @@ def test_kill_and_resume_storm(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_sigterm_to_the_whole_group_saves(tmp_path):
     """As a cluster sends it: the loader's worker gets it too."""
     line = f"train.py --preset tiny --device cpu --workers 1 --pt-steps 10000 --out {tmp_path}"

@@ -13,10 +13,11 @@ from helpers import ROOT, TINY, lines_of
 import data
 import train
 from engine.batches import StepBatches
+from engine.distributed import Distributed
 from engine.last_layer import answer_loss, find_loss_positions
 from engine.optimizers import make_optimizers
 from engine.options import arguments
-from engine.precision import scaler_of
+from engine.precision import check_device, scaler_of
 from lab import variants
 from model import Config
 
@@ -105,6 +106,38 @@ def test_the_host_never_waits_for_a_step(tokenizer, monkeypatch, options):
         lambda step, loss, norm: seen.append(loss.device.type),
     )  # fmt: skip
     assert seen == ["meta"]
+
+
+# --- Devices
+
+
+def gpus(monkeypatch, n: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n)
+
+
+def test_a_gpu_is_looked_for_without_being_used(monkeypatch):
+    """Every process of a job checks "cuda", which is GPU 0, and then uses another."""
+    gpus(monkeypatch, 2)
+    for name in ("cuda", "cuda:0", "cuda:1"):
+        check_device(name)
+    with pytest.raises(data.DataError, match="--device cuda:2 cannot .* sees 2 GPUs, counted"):
+        check_device("cuda:2")
+    gpus(monkeypatch, 0)
+    with pytest.raises(data.DataError, match="--device cuda cannot be used here: .* sees 0 GPUs"):
+        check_device("cuda")
+    check_device("cpu")
+    for wrong in ("cudda", "cuda:x", "cpu:"):
+        with pytest.raises(data.DataError, match=f"--device {wrong} cannot be used here"):
+            check_device(wrong)
+
+
+def test_more_processes_than_gpus_is_one_clear_error(monkeypatch):
+    gpus(monkeypatch, 2)
+    for name, value in (("RANK", "2"), ("LOCAL_RANK", "2"), ("WORLD_SIZE", "3")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(data.DataError, match="--device cuda:2 cannot .* sees 2 GPUs, counted"):
+        Distributed("cuda")
 
 
 @pytest.mark.slow

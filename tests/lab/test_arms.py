@@ -111,8 +111,8 @@ def test_a_missing_package_is_named_before_anything_is_trained(
 
 
 def test_every_arm_is_a_command_line_of_train():
-    settings, table = {}, arms.arms_of("shapes")
-    assert list(table) == list(arms.ARMS)
+    settings, table = {}, arms.ARMS
+    assert list(arms.arms_of("shapes"))[: len(table)] == list(table)
     for name, (source, _, seeds) in arms.EXPERIMENTS.items():
         assert set(seeds) <= set(arms.arms_of(name))
         assert source.split()[0] in data.NAMES
@@ -182,11 +182,12 @@ def test_every_kind_and_every_variant_is_an_arm_by_its_name():
 
 
 def test_a_line_that_a_fork_adds_is_an_arm(monkeypatch):
+    before = arms.arms_of("shapes")  # a fork's own copy may have some already
     monkeypatch.setitem(EXTRA_PAIRS, "mine", EXTRA_PAIRS["mma"])
     monkeypatch.setitem(variants.VARIANTS, "method", variants.Variant("a method"))
     added = {"mine": "--mask mine", "method": "--mask causal --variant method"}
     table = arms.arms_of("shapes")
-    assert table == {**arms.ARMS, **added}
+    assert table == {**before, **added}
     assert arms.choose(table, ["mine", "method"]) == added
     for line in [*added.values(), "--mask mine --variant method"]:
         args = arms.wanted(["--data", "shapes"], line, 0, ["--preset", "tiny"])[1]

@@ -1,0 +1,122 @@
+"""Whatever text people write: it comes back as it was, and stays text."""
+
+import io
+
+import pytest
+import sentencepiece
+from hypothesis import strategies as st
+from properties import for_all, tries
+
+import data
+from bridge.chat import TEMPLATES, ChatTokenizer
+from data import DataError
+from data.shapes import Shapes
+from lab.variants import TextFirstTokenizer
+from mma import Role
+
+NAMES = (  # of special tokens, of bytes, of what templates have
+    "<answer>", "<pad>", "<unk>", "<s>", "</s>", "<bos>", "<eos>", "<0x41>", "<0x0A>", "<|end|>",
+    "<|user|>", "<|assistant|>", "[INST]", "[/INST]", "USER:", "ASSISTANT:", data.IMAGE,
+)  # fmt: skip
+PIECES = st.text(max_size=6) | st.sampled_from(
+    (*NAMES, " ", "\n", "is there a red", "色は？", "🙂")
+)
+TEXT = st.lists(PIECES, max_size=5).map("".join)
+SPACE = "\u2581"  # sentencepiece's own sign for a space
+
+
+def same(text: str) -> str:
+    return text.replace(SPACE, " ")
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    """A sentencepiece model as Llama's: unk 0, <s> 1, </s> 2, and no pad."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(Shapes().texts()), model_writer=model, vocab_size=600,
+        hard_vocab_limit=False, model_type="bpe", byte_fallback=True, character_coverage=1.0,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+    )  # fmt: skip
+    return model.getvalue()
+
+
+@pytest.fixture(params=["own", "text-first", *TEMPLATES])
+def any_tokenizer(request, tokenizer, chat_model):
+    if request.param == "own":
+        return tokenizer
+    if request.param == "text-first":
+        return TextFirstTokenizer(tokenizer.model)
+    size = sentencepiece.SentencePieceProcessor(model_proto=chat_model).get_piece_size()
+    added = {name: size + k for k, name in enumerate(("<|user|>", "<|assistant|>", "<|end|>"))}
+    return ChatTokenizer(chat_model, request.param, added, size + 3)
+
+
+def special(tokenizer) -> set[int]:
+    """What a text may never become."""
+    ids = {tokenizer.image, tokenizer.eos, tokenizer.pad, *getattr(tokenizer, "added", {}).values()}
+    of_model = range(tokenizer.sp.get_piece_size())
+    return ids | {i for i in of_model if tokenizer.sp.is_control(i) or tokenizer.sp.is_unknown(i)}
+
+
+@tries(60, 5000)
+def test_text_comes_back_and_never_becomes_a_special_token(any_tokenizer, n):
+    never = special(any_tokenizer)
+
+    def check(text):
+        ids = any_tokenizer.encode(text)
+        assert any_tokenizer.decode(list(ids)) == same(text)
+        assert not never & set(ids)
+
+    for_all(check, n, text=TEXT)
+
+
+@st.composite
+def written(draw):
+    """Turns, each: the texts before, between and after its pictures; its answer. In a message
+    <image> is a picture."""
+    text = TEXT.map(lambda text: text.replace(data.IMAGE, " "))
+    return [
+        (draw(st.lists(text, min_size=1, max_size=3)), draw(TEXT))
+        for _ in range(draw(st.integers(1, 3)))
+    ]
+
+
+@tries(40, 3000)
+def test_a_dialogue_comes_back_from_its_row(any_tokenizer, n):
+    """Texts and answers by their roles and turns; special tokens where the format puts them and
+    nowhere else."""
+    tokenizer, never = any_tokenizer, special(any_tokenizer) - {any_tokenizer.image}
+
+    def check(turns):
+        n_images = sum(len(texts) - 1 for texts, _ in turns)
+        messages = [(data.IMAGE.join(texts), answer) for texts, answer in turns]
+        row = data.encode(data.Example([None] * n_images, messages), tokenizer, 2)
+        format_ids = [*tokenizer.start, *(len(turns) - 1) * tokenizer.next]
+        format_ids += len(turns) * [*tokenizer.opening, *tokenizer.end]
+        assert sorted(never & set(row.ids)) == sorted(never & set(format_ids))
+        assert sum(i in never for i in row.ids) == sum(i in never for i in format_ids)
+        assert [i == tokenizer.image for i in row.ids] == [r == Role.IMAGE for r in row.role]
+        assert row.role.count(Role.IMAGE) == 2 * n_images
+        tokens = list(zip(row.ids, row.role, row.turn))
+        for t, (texts, answer) in enumerate(turns, 1):
+            ids = [i for i, role, turn in tokens if turn == t and role == Role.ANSWER]
+            assert ids[-len(tokenizer.end) :] == tokenizer.end
+            assert tokenizer.decode(ids[: -len(tokenizer.end)]) == same(answer.strip())
+            asks = len(texts) > 1 and any(text.strip() for text in texts)
+            begins = tokenizer.next if t > 1 else []
+            message = [i for text in texts for i in tokenizer.encode(text.strip())]
+            message = [
+                (i, Role.QUESTION if asks else Role.TEXT) for i in message + tokenizer.opening
+            ]
+            expected = [(i, Role.TEXT) for i in begins] + message
+            outside = (Role.IMAGE, Role.ANSWER)
+            assert expected == [(i, r) for i, r, turn in tokens if turn == t and r not in outside]
+
+    for_all(check, n, turns=written())
+
+
+def test_half_of_a_surrogate_pair_is_one_clear_error(any_tokenizer):
+    for text in ("what is \ud800?", b"caf\xe9".decode("utf-8", "surrogateescape")):
+        with pytest.raises(DataError, match="is not UTF-8 text"):
+            any_tokenizer.encode(text)

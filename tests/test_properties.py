@@ -1,0 +1,224 @@
+"""What must hold of every mask and every method, a fork's too, over layouts and dialogues that
+nobody chose."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import KINDS, assert_slow, enlarge, hidden_of, opens_answers
+from hypothesis import strategies as st
+from properties import dialogues, for_all, layouts, tries
+
+import data
+from bridge.pretrained import PretrainedConfig, PretrainedMLLM
+from data.packing import first_fit
+from lab.variants import VARIANTS
+from mma import Role, attention_mask, leaks, supervised
+from model import MLLM
+
+GRID = 3  # rings have an inside
+PLAIN = MLLM, data.Tokenizer
+METHODS = {"none": PLAIN, "long-rope": (PretrainedMLLM, data.Tokenizer)}
+for name, variant in VARIANTS.items():
+    if (classes := (variant.model_class, variant.tokenizer_class)) != PLAIN:
+        METHODS[name] = classes
+
+
+class Method:
+    """A small model with pictures of 3 x 3 tokens, no parameter at its start, and the tokenizer
+    that belongs to it. Of long-rope, one of bridge/'s, rows are long from 41 tokens on."""
+
+    def __init__(self, name, config, tokenizer: bytes, images):
+        torch.manual_seed(0)
+        model_class, tokenizer_class = METHODS[name]
+        config = replace(config, image_size=8 * GRID, d_model=16, n_head=2, n_kv_head=1)
+        if name == "long-rope":
+            factors = (1.0, 1.1, 1.3, 1.4), (1.0, 2.0, 3.0, 5.0)
+            more = dict(rope_factors=factors, rope_short=40, rope_scale=1.2)
+            config = PretrainedConfig(**{**vars(config), **more})
+        self.model, self.images = enlarge(model_class(config)), images
+        self.tokenizer, self.most_pictures = tokenizer_class(tokenizer), 0
+        for p in self.model.parameters():
+            p.data += 0.1 * torch.randn(p.shape, dtype=p.dtype)
+
+    def rows(self, examples, upto=None) -> list[data.Row]:
+        self.most_pictures = max(self.most_pictures, *(len(e.images) for e in examples))
+        shown = (replace(e, images=[self.images[k] for k in e.images]) for e in examples)
+        return [data.encode(e, self.tokenizer, GRID**2, upto=upto) for e in shown]
+
+    def batch(self, rows) -> dict:
+        return data.collate(rows, self.tokenizer.pad, 8 * GRID)
+
+    def examples(self, **sizes):
+        return st.lists(dialogues(len(self.images)), **sizes)
+
+    def answers(self, prompts: list[data.Row], new: int):
+        """Of each prompt `new` tokens, and the states [new, D] that they are chosen from."""
+        read, head = [], type(self.model).head
+        self.model.head = lambda hidden: read.append(hidden) or head(self.model, hidden)
+        answers = self.model.generate(**self.batch(prompts), eos=-1, max_new_tokens=new)
+        return answers, torch.stack(read, 1)
+
+    def stays_as_long(self, length: int, new: int) -> bool:
+        short = getattr(self.model.config, "rope_short", 0)
+        return (length > short) == (length + new > short)
+
+
+@pytest.fixture(params=METHODS)
+def method(request, tokenizer, model):
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(256, (4, 3, 24, 24), dtype=torch.uint8, generator=generator)
+    return Method(request.param, model.config, tokenizer.model, images)
+
+
+# --- The mask
+
+
+@tries(60, 3000)
+def test_the_mask_is_the_double_loop(n):
+    def check(layout):
+        for kind in KINDS:
+            assert_slow(kind, *layout)
+
+    for_all(check, n, layout=layouts())
+
+
+@tries(60, 3000)
+def test_no_row_reads_a_pad_or_another_document(n):
+    def check(layout):
+        role, _, document = layout
+        foreign = (document[:, :, None] != document[:, None]) | (role == Role.PAD)[:, None]
+        itself = torch.eye(role.shape[1], dtype=torch.bool)
+        for kind in KINDS:
+            mask = attention_mask(kind, *layout)[:, 0]
+            assert not (mask & foreign & ~itself).any(), kind
+            assert mask[:, itself].all()
+
+    for_all(check, n, layout=layouts())
+
+
+# --- Through the real model
+
+
+def reach(mask, hops: int):
+    """bool [B, T, T]: what a row knows of a column after so many layers."""
+    step = mask[:, 0].float() + torch.eye(mask.shape[-1])
+    found = step
+    for _ in range(hops - 1):
+        found = ((found @ step) > 0).float()
+    return found > 0
+
+
+@tries(12, 500)
+def test_a_token_changes_the_rows_that_reach_it_and_no_other(model, n):
+    def check(layout, t, seed):
+        g = torch.Generator().manual_seed(seed)
+        role, T, D = layout[0], layout[0].shape[1], model.config.d_model
+        x = torch.randn(2, T, D, generator=g).double()
+        other = x.clone()
+        other[:, t % T] = torch.randn(2, D, generator=g)
+        for kind in KINDS:
+            mask, position = model.mask_and_positions(kind, *layout)
+            with torch.no_grad():
+                states = [model.decode(y, mask, position, role == Role.IMAGE) for y in (x, other)]
+            changed = (states[0] != states[1]).any(-1)
+            never, surely = ~reach(mask, T)[..., t % T], reach(mask, 3)[..., t % T]
+            assert not changed[never].any() and changed[surely].all(), kind
+
+    for_all(check, n, layout=layouts(), t=st.integers(0, 13), seed=st.integers(0, 2**32))
+
+
+def from_column(batch: dict, t: int, vocab_size: int) -> tuple[dict, dict]:
+    """The batch of one row, and one with other tokens and pictures from column t on, the first of
+    an answer."""
+    batch, T = dict(batch), batch["ids"].shape[1]
+    if "images" in batch:  # both batches hold both pictures, so that equal means equal to the bit
+        batch["images"] = torch.cat([batch["images"], 255 - batch["images"]])
+    other = {name: x.clone() for name, x in batch.items()}
+    other["ids"][0, t:] = (batch["ids"][0, t:] + torch.arange(1, T - t + 1)) % vocab_size
+    if "images" in batch:
+        before = int((batch["role"][0, :t] == Role.IMAGE).sum()) // GRID**2
+        other["image_index"][before:] += len(batch["images"]) // 2
+    return batch, other
+
+
+@tries(5, 200)
+def test_nothing_leaks_where_leaks_says_that_nothing_does(method, n):
+    """The state that predicts an answer token changes with what stands there and later where
+    mma.leaks says so, and nowhere else. Where turns are not told apart, more leaks."""
+    met, model = set(), method.model
+
+    def check(examples, turns, drawn):
+        (row,) = first_fit(method.rows(examples), 10**6)
+        batch = method.batch([row])
+        batch["turn"] *= turns
+        role, turn, document = (batch[name] for name in ("role", "turn", "document"))
+        targets = supervised(role, document)[0].nonzero()[:, 0].tolist()
+        t = drawn.draw(st.sampled_from(targets))
+        batch, other = from_column(batch, t, len(method.tokenizer))
+        for kind in KINDS:
+            mask, _ = model.mask_and_positions(kind, role, turn, document)
+            leak = bool(leaks(mask, role, document)[0, t])
+            changed = hidden_of(model, batch, kind) != hidden_of(model, other, kind)
+            changed = bool(changed[0, t - 1].any())
+            deep = not reach(mask, len(model.blocks))[0, t - 1, t:].any()  # needs more layers
+            assert changed == (leak and not deep), (kind, t)
+            met.add((kind, leak))
+
+    some = method.examples(min_size=1, max_size=2)
+    for_all(check, n, examples=some, turns=st.booleans(), drawn=st.data())
+    assert met >= {(kind, False) for kind in KINDS if not opens_answers(kind)}
+    assert ("leaky", True) in met and method.most_pictures > 1
+
+
+@tries(5, 200)
+def test_packed_is_unpacked(method, n):
+    """States of every dialogue, and the loss, alone and packed, with pads and without."""
+    model = method.model
+
+    def check(examples, kind_of_loss, length):
+        rows = sorted(method.rows(examples), key=lambda row: -len(row.ids))  # as first_fit has them
+        packed = first_fit(rows, 10**6) + first_fit(rows[-1:], 10**6)
+        batch = method.batch(packed)
+        assert (batch["role"][1] == Role.PAD).any() and batch["document"][0].max() == len(rows) - 1
+        for kind in KINDS:
+            alone = torch.cat([hidden_of(model, method.batch([row]), kind)[0] for row in rows])
+            together = hidden_of(model, batch, kind)
+            torch.testing.assert_close(together[0], alone, rtol=0, atol=1e-9)
+            last = len(rows[-1].ids)
+            torch.testing.assert_close(together[1, :last], alone[-last:], rtol=0, atol=1e-9)
+        with torch.no_grad():
+            some = (method.batch(x) for x in (rows, first_fit(rows, length)))
+            losses = [model.loss(**x, kind=kind_of_loss) for x in some]
+        torch.testing.assert_close(*losses, rtol=1e-6, atol=1e-6)  # taken in float32
+
+    for_all(
+        check, n, examples=method.examples(min_size=2, max_size=3),
+        kind_of_loss=st.sampled_from(KINDS), length=st.integers(40, 200),
+    )  # fmt: skip
+    assert method.most_pictures > 1
+
+
+@tries(5, 200)
+def test_cached_is_uncached(method, n):
+    """The states from which a ragged batch of prompts is answered are those of a full pass over
+    prompt and answer, row by row. Long-rope's rows that grow long are tested in tests/bridge."""
+    model, new, kept = method.model, 4, 0
+
+    def check(examples, turns):
+        nonlocal kept
+        prompts = [method.rows([e], t % len(e.turns))[0] for e, t in zip(examples, turns)]
+        prompts = [row for row in prompts if method.stays_as_long(len(row.ids), new)]
+        kept += len(prompts)
+        for kind in [k for k in KINDS if prompts and not opens_answers(k)]:
+            model.config.mask = kind
+            answers, cached = method.answers(prompts, new)
+            for prompt, answer, states in zip(prompts, answers, cached):
+                row = replace(prompt, **{n: getattr(prompt, n)[:] for n in ("ids", "role", "turn")})
+                row.add(answer, Role.ANSWER, prompt.turn[-1])
+                full = hidden_of(model, method.batch([row]), kind)[0, len(prompt.ids) - 1 : -1]
+                torch.testing.assert_close(states, full, rtol=0, atol=1e-9)
+
+    turns = st.lists(st.integers(0, 2), min_size=3, max_size=3)
+    for_all(check, n, examples=method.examples(min_size=3, max_size=3), turns=turns)
+    assert kept >= 2 * n and method.most_pictures > 1
