@@ -101,6 +101,9 @@ def test_the_numbers_in_its_sentences_are_in_the_results():
 
 
 def test_the_laptops_numbers_are_those_of_its_run():
+    if not (RESULTS / "laptop.json").exists():
+        assert "was not measured yet" in README
+        return
     run = result_of("laptop")
     minutes, seconds = divmod(round(run["wall_seconds"]), 60)
     assert f"{minutes} minutes {seconds} seconds" in README
