@@ -65,10 +65,15 @@ def write(folder: Path):
     return model.eval(), tokenizer
 
 
-def main(argv=None) -> None:
+def arguments(argv=None):
     parser = Parser(__doc__)
+    parser.add_argument("-h", "--help", action="help", help="show this and exit")
     parser.add_argument("folder", type=Path, metavar="DIR", help="what is written")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    args = arguments(argv)
     with one_line_errors():
         write(args.folder)
         print(f"{args.folder}: SmolLM2-135M-Instruct, for --llm, with --template chatml")

