@@ -65,7 +65,7 @@ def extend(parser) -> dict:
     """Adds the options that train.py does not have; returns the presets, the default one first."""
     g = parser.add_argument_group("pretrained weights")
     add = g.add_argument
-    add("--llm", type=Path, required=True, metavar="DIR", help="the decoder, with tokenizer.model")
+    add("--llm", type=Path, required=True, metavar="DIR", help="the decoder, with its tokenizer")
     add("--vision", type=Path, required=True, metavar="DIR", help="the SigLIP")
     add(
         "--template",
@@ -74,6 +74,7 @@ def extend(parser) -> dict:
         metavar="NAME",
         help=f"the decoder's chat template: {', '.join(TEMPLATES)}",
     )
+    add("--system", default="", metavar="TEXT", help="a system prompt (default: none)")
     add(
         "--pool",
         type=positive,
@@ -151,7 +152,7 @@ def main(argv=None) -> None:
             raise data.DataError("--variant belongs to train.py, not to pretrained weights")
         from lab import watch  # the one look upwards: drawing
 
-        tokenizer = read_tokenizer(args.llm, args.template)
+        tokenizer = read_tokenizer(args.llm, args.template, args.system)
         config = read_config(args, tokenizer)
         source = data.load(
             args.data, args.source, args.images, args.strict, args.pt_source, args.pt_images

@@ -41,6 +41,10 @@ class PretrainedConfig(Config):
 
     pool: int = 1  # pool x pool neighbouring patches become one image token, their mean
     encoder_d_ff: int = 0  # hidden width of the encoder's MLP; 0: four times its width
+    d_head: int = 0  # width of a head of the decoder; 0: d_model / n_head
+    qkv_bias: bool = False  # Qwen2: queries, keys and values have biases
+    qk_norm: bool = False  # Qwen3: queries and keys are normed, head by head
+    rope_llama3: tuple = ()  # Llama-3.1: factor, low, high, original length; see llama3_frequencies
     rope_factors: tuple = ()  # long-rope: d/2 divisors for short rows, as many for long; () = none
     rope_short: int = 0  # long-rope: rows of up to so many tokens are short
     rope_scale: float = 1.0  # long-rope: cosines and sines are multiplied by it
@@ -53,6 +57,10 @@ class PretrainedConfig(Config):
             raise ValueError(f"patches={self.patches} must be a multiple of pool={self.pool}")
 
     @property
+    def head_width(self) -> int:
+        return self.d_head or self.d_model // self.n_head
+
+    @property
     def patches(self) -> int:
         return self.image_size // self.patch_size  # along one side of a picture
 
@@ -61,12 +69,30 @@ class PretrainedConfig(Config):
         return self.patches // self.pool  # image tokens along one side of a picture
 
 
-class ScaledAttention(Attention):
-    """long-rope's cosines and sines are multiplied by rope_scale, those of queries and of keys: a
-    score by its square."""
+class NormedLinear(nn.Linear):
+    """A projection to heads of width d, each of them normed."""
+
+    def __init__(self, width: int, heads: int, d: int, eps: float):
+        super().__init__(width, heads * d, bias=False)
+        self.norm = nn.RMSNorm(d, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = super().forward(x).unflatten(-1, (-1, len(self.norm.weight)))
+        return self.norm(heads).flatten(-2)
+
+
+class PretrainedAttention(Attention):
+    """With Qwen2's biases, Qwen3's norms, and long-rope's scale: cosines and sines are multiplied
+    by rope_scale, those of queries and of keys: a score by its square."""
 
     def __init__(self, config: PretrainedConfig, layer: int):
         super().__init__(config, layer)
+        D, d, G = config.d_model, config.head_width, config.n_kv_head
+        if config.qkv_bias:
+            self.q, self.k, self.v = (nn.Linear(D, heads * d) for heads in (config.n_head, G, G))
+        if config.qk_norm:
+            heads = config.n_head, G
+            self.q, self.k = (NormedLinear(D, H, d, config.norm_eps) for H in heads)
         self.score_scale = config.rope_scale**2
 
     def queries_keys_values(self, x_q, x, context):
@@ -74,10 +100,23 @@ class ScaledAttention(Attention):
         return (q if self.score_scale == 1 else q * self.score_scale), k, v
 
 
+def llama3_frequencies(plain: Tensor, factor, low, high, length) -> Tensor:
+    """Llama-3.1's: a frequency that turns less than `low` times within the original `length` is
+    divided by `factor`, one that turns more than `high` times stays, and between them it is a mean
+    of both. It holds for rows of every length. plain: float32 [d/2]."""
+    turns = length * plain / (2 * torch.pi)
+    stays = ((turns - low) / (high - low)).clamp(0, 1)
+    return plain * (stays + (1 - stays) / factor)
+
+
 class PretrainedMLLM(MLLM):
     """SigLIP, projector, decoder."""
 
-    config_class, encoder_class, attention_class = PretrainedConfig, SiglipEncoder, ScaledAttention
+    config_class, encoder_class, attention_class = (
+        PretrainedConfig,
+        SiglipEncoder,
+        PretrainedAttention,
+    )
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
@@ -98,6 +137,8 @@ class PretrainedMLLM(MLLM):
         document begins at position 0 and is as long as its last position says: that of the whole
         row in a forward pass, that of the token itself where it is decoded over a cache."""
         plain, config = super().frequencies(position), self.config
+        if config.rope_llama3:
+            return llama3_frequencies(plain, *config.rope_llama3)
         if not config.rope_factors:
             return plain
         document = (position == 0).cumsum(1)  # [B, T]
@@ -160,7 +201,10 @@ def config_of(
 ) -> PretrainedConfig:
     """The sizes of both folders. changes: fields of the config, such as pool=3, or vocab_size one
     larger, for a new token. Raises ValueError for sizes that do not fit each other."""
-    sizes = {**vision_sizes(vision), **decoder_sizes(decoder, max_tokens)}
+    try:
+        sizes = {**vision_sizes(vision), **decoder_sizes(decoder, max_tokens)}
+    except KeyError as error:
+        raise DataError(f"{decoder / 'config.json'}: {error} is missing") from None
     return PretrainedConfig(**{**sizes, **changes})
 
 

@@ -100,7 +100,7 @@ class Tokenizer:
 
     def arrange(self, parts: list[str]) -> list[str]:
         """The parts of a message, text and IMAGE, in the order in which the model reads them."""
-        return parts
+        return [part if part is IMAGE else part.strip() for part in parts]
 
     def piece(self, i: int) -> str:
         """What a token is, for the eye."""
@@ -164,7 +164,7 @@ def encode(
             if part is IMAGE:
                 row.add([tokenizer.image] * n_image_tokens, Role.IMAGE, t + 1)
             else:
-                row.add(list(tokenizer.encode(part.strip())), text_role, t + 1)
+                row.add(list(tokenizer.encode(part)), text_role, t + 1)
         row.add(tokenizer.opening, text_role, t + 1)
         if upto != t:
             row.add([*tokenizer.encode(answer.strip()), *tokenizer.end], Role.ANSWER, t + 1)

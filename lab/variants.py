@@ -189,6 +189,7 @@ class TextFirstTokenizer(data.Tokenizer):
     """In every message the text comes before the pictures (T&I)."""
 
     def arrange(self, parts: list[str]) -> list[str]:
+        parts = super().arrange(parts)
         return sorted(parts, key=lambda part: part is data.IMAGE)  # the sort is stable
 
 

@@ -71,11 +71,18 @@ SIZES = dict(
     max_position_embeddings=256, vocab_size=90,
 )  # fmt: skip
 LONG = dict(short_factor=[1.0, 1.1, 1.3, 1.4], long_factor=[1.0, 2.0, 3.0, 5.0], type="longrope")
+LLAMA3 = dict(
+    rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    original_max_position_embeddings=32,
+)  # fmt: skip
 DECODERS = {  # as their config.json has it
     "llama": dict(model_type="llama", num_key_value_heads=2, rope_theta=5e5),
     "tied": dict(model_type="llama", tie_word_embeddings=True),
     "mistral": dict(model_type="mistral", num_key_value_heads=1, sliding_window=512),
     "phi3": dict(model_type="phi3", num_key_value_heads=2),
+    "llama3": dict(model_type="llama", rope_scaling=LLAMA3),
+    "qwen2": dict(model_type="qwen2", num_key_value_heads=2),
+    "qwen3": dict(model_type="qwen3", num_key_value_heads=2, head_dim=12),
     "long-rope": dict(
         model_type="phi3", original_max_position_embeddings=32, rope_scaling=LONG,
     ),

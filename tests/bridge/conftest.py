@@ -11,6 +11,9 @@ SIZES = dict(
     vocab_size=90, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
     max_position_embeddings=256, pad_token_id=0,
 )  # fmt: skip
+LLAMA3 = dict(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
+)
 LONG = dict(short_factor=[1.0, 1.1, 1.3, 1.4], long_factor=[1.0, 2.0, 3.0, 5.0])
 
 
@@ -25,6 +28,17 @@ def decoder_of(hf, kind: str):
     if kind == "mistral":
         more = dict(num_key_value_heads=1, sliding_window=64, head_dim=8)
         return hf.MistralForCausalLM(hf.MistralConfig(**SIZES, **more))
+    if kind.startswith("llama3"):  # of a base so small that all three cases of llama3 occur
+        rope = dict(LLAMA3, rope_type="llama3", rope_theta=100.0)
+        more = dict(num_key_value_heads=2, rope_parameters=rope)
+        tied = kind.endswith("tied")
+        return hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES, **more, tie_word_embeddings=tied))
+    if kind == "qwen2":
+        more = dict(num_key_value_heads=2, tie_word_embeddings=True, sliding_window=8)
+        return hf.Qwen2ForCausalLM(hf.Qwen2Config(**SIZES, **more))
+    if kind == "qwen3":
+        more = dict(num_key_value_heads=2, head_dim=12)
+        return hf.Qwen3ForCausalLM(hf.Qwen3Config(**SIZES, **more))
     if kind == "phi3":
         return hf.Phi3ForCausalLM(hf.Phi3Config(**SIZES, num_key_value_heads=2))
     rope = dict(type="longrope", **LONG)

@@ -95,7 +95,7 @@ def test_a_tied_decoder_has_no_head_to_freeze(saved, chat, vision, llava, tmp_pa
     """The default of --pt-freeze names parts that exist."""
     folder, _ = saved("tied")
     (folder / "tokenizer.model").write_bytes((chat / "tokenizer.model").read_bytes())
-    size = read_tokenizer(chat, "vicuna").sp.get_piece_size()
+    size = read_tokenizer(chat, "vicuna").sp.processor.get_piece_size()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": size}))
     line = [*folders(folder, vision, llava), *TINY]

