@@ -6,10 +6,10 @@
 The first shows ten held-out pictures with two questions each; the second a picture of yours: give
 --question twice to compare.
 
-The page is explore.html with one block of JSON in it, and needs no network. Of each run, picture,
-question and turn of its dialogue it holds the row (the prompt, in which earlier turns stand with
-true answers, then the run's own greedy answer), the mask, and the attention of every layer and
-head, where the mask lets there be any, in steps of 1/255. "change" is
+The page is explore.html with panels.css, panels.js and one block of JSON in it, and needs no
+network. Of each run, picture, question and turn of its dialogue it holds the row (the prompt, in
+which earlier turns stand with true answers, then the run's own greedy answer), the mask, and the
+attention of every layer and head, where the mask lets there be any, in steps of 1/255. "change" is
 what a question does to the picture: how far the hidden state of each image token after each layer
 lies from where the first question puts it, |a - b| / mean(|a|, |b|), rounded to 1e-4. Under a
 causal mask that is 0, unless the question comes first.
@@ -22,6 +22,7 @@ import argparse
 import base64
 import io
 import json
+import re
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,17 @@ def change(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
 # --- What the page holds
 
 
+def page_of(template: Path, content) -> str:
+    """A template with `content` as JSON at {{DATA}}, and the file NAME beside it at {{NAME}}."""
+    block = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")  # no tag can end it
+
+    def part(match) -> str:
+        name = match[1]
+        return block if name == "DATA" else template.with_name(name).read_text(encoding="utf-8")
+
+    return re.sub(r"\{\{([\w.]+)\}\}", part, template.read_text(encoding="utf-8"))
+
+
 def text64(values: torch.Tensor) -> str:
     """uint8 as base64."""
     return base64.b64encode(bytes(values.flatten().tolist())).decode()
@@ -180,8 +192,7 @@ def round_all(x: torch.Tensor) -> list[list[float]]:
 def write(path: Path, runs: list[tuple[str, MLLM, data.Tokenizer]], groups: list[list]) -> str:
     """The page; runs: name, model and tokenizer of each. Returns what to print: what is in it, and
     what had to be left out."""
-    template = TEMPLATE.read_text(encoding="utf-8")
-    examples, size = [], len(template.encode()) + 1000 * len(runs)
+    examples, size = [], len(page_of(TEMPLATE, None).encode()) + 1000 * len(runs)
     for asked in groups:
         example = record(runs, asked)
         size += len(json.dumps(example))
@@ -189,8 +200,7 @@ def write(path: Path, runs: list[tuple[str, MLLM, data.Tokenizer]], groups: list
             break
         examples.append(example)
     about = [about_run(name, model, examples, k) for k, (name, model, _) in enumerate(runs)]
-    block = json.dumps({"runs": about, "examples": examples}, separators=(",", ":"))
-    page = template.replace("{{DATA}}", block.replace("<", "\\u003c"))  # no tag can end it
+    page = page_of(TEMPLATE, {"runs": about, "examples": examples})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     asked = sum(len(e["questions"]) for e in examples)

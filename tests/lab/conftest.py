@@ -1,9 +1,11 @@
-"""Explorer pages of small runs, for two test files."""
+"""Pages of small runs, of the explorer and of the playground, and a browser."""
 
 import json
+import os
 
+import playing
 import pytest
-from pages import make_run, write
+from pages import CHROMIUM, make_run, write
 
 from lab import explore
 
@@ -47,3 +49,37 @@ def page(runs, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "new" / "page.html"
     write(*runs, "--out", path)
     return path
+
+
+@pytest.fixture(scope="session")
+def half_runs(tokenizer, tmp_path_factory):
+    """For the playground: causal and mma, in half precision."""
+    folder = tmp_path_factory.mktemp("playground")
+    return [playing.half(folder / m, tokenizer, mask=m, **playing.SIZES) for m in ("causal", "mma")]
+
+
+@pytest.fixture(scope="session")
+def playground_page(half_runs, tmp_path_factory):
+    return playing.write(tmp_path_factory.mktemp("page") / "new" / "page.html", *half_runs)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    if not CHROMIUM:
+        pytest.skip("no Chromium on PATH")
+    if os.name != "posix":
+        pytest.skip("Chromium's pipe is opened the POSIX way")
+    from browser import Browser
+
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def shown(browser, playground_page):
+    """The browser with the playground, freshly opened; nothing may go wrong in its console."""
+    browser.console.clear()
+    browser.open(playground_page)
+    yield browser
+    assert browser.console == []

@@ -1,0 +1,226 @@
+"""The playground: what its page holds, and that what it computes is what PyTorch computes."""
+
+import base64
+import json
+import re
+
+import pytest
+import torch
+from pages import make_run, opened
+from playing import half, write
+
+import data
+from data import shapes, shapes_scenes
+from data.shapes import Shapes
+from lab import playground
+from mma import EXTRA_PAIRS, attention_mask
+
+ODD = (
+    "a\0b", "\0", "  a  ", "a\u2028b", "<0x41>", "<image>", "</s>x", "<unk>", "🙂 x", "é ok", "▁a",
+    "how many\nred", " ", "", "RED circle", "circlecirclecircle", "\ufeffred", "zzzz", "a▁▁b",
+    "is there a red circle ?", "\u0301", "eee lll", "日本", "the the  the", "ircle", "?,?,",
+)  # fmt: skip
+ANSWER_TOKENS = 6  # what random weights say seldom ends
+
+
+# --- What the page holds
+
+
+def test_the_page_needs_nothing_else_and_two_runs_fit(playground_page):
+    text, template = (
+        playground_page.read_text("utf-8"),
+        playground.page_of(playground.TEMPLATE, None),
+    )
+    assert len(text.encode()) < 6_000_000
+    assert not re.search(r"https?:", text)
+    assert not re.search(r"(src|href)\s*=\s*(?![\"']data:)", text)
+    calls = (
+        r"url\(|@import|\bimport\b|fetch\(|XMLHttpRequest|WebSocket|<link rel=.stylesheet|\beval\b"
+    )
+    assert not re.search(calls, template) and "{{" not in template.replace("${{", "")
+    assert text.count("<script") == text.count("</script") == 2
+
+
+def test_no_script_is_longer_than_a_python_file_may_be():
+    for name in ("playground_model.js", "playground_data.js", "playground.js", "panels.js"):
+        assert len(playground.TEMPLATE.with_name(name).read_text("utf-8").splitlines()) <= 350
+
+
+def test_runs_that_the_page_cannot_hold(half_runs, tokenizer, llava, tmp_path, capsys):
+    other = make_run(tmp_path / "talks", tokenizer, "llava", llava)
+    variant = make_run(tmp_path / "variant", tokenizer, variant="text-first")
+    large = make_run(tmp_path / "large", tokenizer, image_size=128)
+    for some, why in (
+        ([other], "not llava"),
+        ([variant], "mirrors model.py alone, not text-first"),
+        ([large], "64 pixels, not 128"),
+        ([tmp_path / "none"], "not a finished run"),
+        ([*half_runs, half_runs[0]], "one run or two, not 3"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            write(tmp_path / "no.html", *some)
+        said = (capsys.readouterr().err or str(stopped.value)).strip()
+        assert why in said and "\n" not in said
+    assert not (tmp_path / "no.html").exists()
+
+
+# --- The mirror
+
+
+def questions(n: int) -> list[data.Example]:
+    """One question about each of n pictures of the validation split, all families in turn."""
+    every = Shapes().heldout("val")
+    return [every[i * shapes.QUESTIONS + i % shapes.QUESTIONS] for i in range(n)]
+
+
+@torch.inference_mode()
+def by_torch(run, example, kind):
+    """ids, role and turn of the prompt, the logits of the answer's first token, the answer."""
+    model, tokenizer = opened(run)
+    model.config.mask = kind
+    row = data.encode(example, tokenizer, model.config.n_image_tokens, upto=0)
+    batch = data.collate([row], tokenizer.pad, model.config.image_size)
+    answer = model.generate(**batch, eos=tokenizer.eos, max_new_tokens=ANSWER_TOKENS)[0]
+    return [row.ids, row.role, row.turn], model.head(model(**batch)[0, -1]), answer
+
+
+def by_page(browser, examples, which, kind):
+    """The same of run number `which` of the page, for each example."""
+    asked = [
+        [
+            base64.b64encode(e.images[0].numpy().tobytes()).decode(),
+            e.turns[0][0].replace(data.IMAGE, ""),
+        ]
+        for e in examples
+    ]
+    return browser.js(
+        f"""{json.dumps(asked)}.map(([pixels, question]) => {{
+          const {{model, tokenizer, grid}} = data.runs[{which}];
+          const image = Uint8Array.from(atob(pixels), c => c.charCodeAt(0));
+          const {{ids, role, turn}} = encode(question, tokenizer, grid ** 2);
+          const out = model.generate(ids, role, image, turn, {json.dumps(kind)}, tokenizer.eos,
+                                     {ANSWER_TOKENS});
+          return [[ids, role, turn], [...out.logits], out.answer];
+        }})"""
+    )
+
+
+def assert_alike(browser, run, examples, which, kind):
+    for e, found in zip(examples, by_page(browser, examples, which, kind), strict=True):
+        row, logits, answer = by_torch(run, e, kind)
+        assert found[0] == row and found[2] == answer
+        assert (torch.tensor(found[1]) - logits).abs().max() < 1e-3
+        assert logits.std() > 0.1
+
+
+@pytest.mark.parametrize("which, kind, n", [(0, "causal", 50), (1, "mma", 50), (1, "causal", 8)])
+def test_the_forward_pass_is_pytorchs(shown, half_runs, which, kind, n):
+    """Logits and greedy answers: of the causal run, of the mma run, and of that one with its
+    rectangle shut."""
+    assert_alike(shown, half_runs[which], questions(n), which, kind)
+
+
+def test_the_rectangle_matters(half_runs):
+    e = questions(1)[0]
+    (_, open_, _), (_, shut, _) = (by_torch(half_runs[1], e, kind) for kind in ("mma", "causal"))
+    assert (open_ - shut).abs().max() > 0.01
+
+
+def test_a_model_of_other_sizes(browser, tokenizer, tmp_path):
+    """Widths that no four divides, more patches, a head of its own for the vocabulary, every query
+    head with its own keys, another mask."""
+    sizes = dict(d_model=36, n_head=6, n_kv_head=6, d_ff=50, encoder_width=18, encoder_heads=3)
+    run = half(tmp_path, tokenizer, mask="prefix", patch_size=8, tied=False, **sizes)
+    browser.open(write(tmp_path / "page.html", run))
+    for kind in ("prefix", "mma", "causal"):
+        assert_alike(browser, run, questions(4), 0, kind)
+    titles = browser.js("[...document.querySelectorAll('#runs h2')].map(x => x.textContent)")
+    assert titles == ["trained with prefix, under causal", "trained with prefix, under prefix"]
+
+
+def test_attention_and_mask_are_the_models(shown, half_runs):
+    """Of the second side, from the first to the last token but one of its answer."""
+    from lab.recording import recorded
+
+    row = shown.js(
+        "(({row}) => ({...row, w: row.w.map(heads => heads.map(w => [...w]))}))(panels[1])"
+    )
+    T, (model, _) = row["T"], opened(half_runs[1])
+    ids, role, turn = (torch.tensor([row[name]]) for name in ("ids", "role", "turn"))
+    image = torch.tensor(shown.js("[...picture]"), dtype=torch.uint8).view(1, 3, 64, 64)
+    with torch.inference_mode(), recorded(model) as weights:
+        model(ids, role, image, torch.tensor([0]), turn)
+    mask = attention_mask("mma", role, turn)[0, 0]
+    assert mask.flatten().tolist() == [bool(x) for x in row["readable"]] and mask.triu(1).any()
+    found = torch.tensor(row["w"]).view(model.config.n_layer, model.config.n_head, T, T)
+    assert (found - torch.cat(weights)).abs().max() < 1e-3
+
+
+def test_every_kind_of_mask_as_a_table(shown):
+    shown.js(f"EXTRA_PAIRS = {json.dumps({kind: playground.opens(kind) for kind in EXTRA_PAIRS})}")
+    role, turn = [1, 2, 2, 3, 3, 4, 4, 1, 2, 3, 4], [0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2]
+    for kind in EXTRA_PAIRS:
+        if kind == "leaky":  # of the lab's tests alone
+            continue
+        expected = attention_mask(kind, torch.tensor([role]), torch.tensor([turn]))[0, 0].tolist()
+        assert shown.js(f"attention_mask({json.dumps(kind)}, {role}, {turn})") == expected
+
+
+def test_the_tokenizer_is_sentencepieces(shown, tokenizer):
+    texts = [e.turns[0][0].replace(data.IMAGE, "") for e in Shapes().heldout("test")[:300]]
+    texts += [text.strip() for text in ODD] + list(ODD)
+    found = shown.js(f"{json.dumps(texts)}.map(text => data.runs[0].tokenizer.encode(text))")
+    ids = [list(tokenizer.encode(text)) for text in texts]
+    assert found == ids
+    ids += [[tokenizer.bos, *some, tokenizer.eos] for some in ids] + [[1, *ids[0]]]
+    g = torch.Generator().manual_seed(0)  # half of the pieces are bytes, and what is no character
+    ids += [torch.randint(len(tokenizer), (8,), generator=g).tolist() for _ in range(300)]
+    controls = "ids.filter(id => tokenizer.types[id] !== 'c')"
+    decode = f"({{tokenizer}}) => {json.dumps(ids)}.map(ids => tokenizer.decode({controls}))"
+    found = shown.js(f"({decode})(data.runs[0])")
+    assert found == [tokenizer.decode(some) for some in ids]
+    assert shown.js(f"{json.dumps(ODD)}.map(strip)") == [text.strip() for text in ODD]
+
+
+def test_an_empty_question_is_a_picture_alone(shown, tokenizer):
+    for question in ("", " \n", "is there <image> a red circle? "):
+        row = shown.js(f"encode({json.dumps(question)}, data.runs[0].tokenizer, 16)")
+        plain = data.Example([0], [(data.IMAGE + question.replace(data.IMAGE, " "), "")])
+        expected = data.encode(plain, tokenizer, 16, upto=0)
+        assert [row["ids"], row["role"]] == [expected.ids, expected.role]
+        assert row["turn"] == expected.turn
+
+
+def test_pictures_are_what_training_draws(shown):
+    """Each pixel of the page's picture lies within what render draws at that place for some draw;
+    and where nothing varies but noise, it is the shape that render draws."""
+    layout = torch.tensor(Shapes().layouts("test")[:6])
+    found = shown.js(f"{layout.tolist()}.map(cells => [...render(cells, world)])")
+    found = torch.tensor(found).view(6, 3, 64, 64)
+    g = torch.Generator().manual_seed(0)
+    drawn = torch.stack([shapes_scenes.render(layout, g).long() for _ in range(400)])
+    assert (found >= drawn.amin(0) - 2).all() and (found <= drawn.amax(0) + 2).all()
+    ink = (found != playground.BACKGROUND).any(1)  # [6, 64, 64]
+    cells = ink.view(6, 4, 16, 4, 16).transpose(2, 3).reshape(6, 16, 16, 16)
+    kinds, there = layout.clamp(min=0) % len(shapes_scenes.SHAPE), layout >= 0
+    expected = shapes_scenes.SPRITES[kinds, playground.SIZE] & there[..., None, None]
+    assert torch.equal(cells, expected)
+
+
+def test_right_answers_are_the_worlds(shown):
+    """Of 600 questions; none where a question is about what is not there, or is no question of
+    training."""
+    asked = [
+        [e.turns[0][0].replace(data.IMAGE, ""), cells, e.turns[0][1]]
+        for e, cells in zip(
+            Shapes().heldout("val")[:600],
+            [cells for cells in Shapes().layouts("val")[:100] for _ in range(shapes.QUESTIONS)],
+        )
+    ]
+    found = shown.js(f"{json.dumps(asked)}.map(([q, cells]) => right_answer(q, cells, world))")
+    assert found == [answer for *_, answer in asked]
+    none = [q for q, *_ in asked if not re.match("is there|how many|are there", q)]
+    none += ["how many circles are there?", "is there a red circle", "constructor?"]
+    nothing = [-1] * shapes.CELLS
+    found = shown.js(f"{json.dumps(none)}.map(q => right_answer(q, {nothing}, world))")
+    assert set(found) == {None}
