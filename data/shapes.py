@@ -37,10 +37,17 @@ __all__ = ["CELLS", "GRID", "Shapes", "asked_about", "question_only"]
 # Stage 1 begins with captions in reading order: a model that does not know what a cell holds yet
 # learns nothing from captions that name places (docs/log.md).
 STEPS_WITHOUT_PLACES = 120
-# What training asks, in turn: twice what is learned last. Val and test ask each family once.
+# What training asks, in turn. Stage 2 begins with places, every second question: who has not
+# learned to find a thing by both words of its name learns no relations. Then twice what is learned
+# last. Val and test ask each family once.
+STEPS_OF_PLACES = 400
+FIRST_FAMILIES = (
+    *("place", "existence", "place", "counting"),
+    *("place", "attribute", "place", "comparison"),
+)
 TRAINING_FAMILIES = (
     *("existence", "counting", "counting", "attribute"),
-    *("comparison", "place", "spatial", "spatial"),
+    *("comparison", "place", "place", "spatial", "spatial"),
 )
 BLOCK = 16  # scenes that are drawn together where training has a number of them
 QUESTIONS = len(FAMILIES)  # about each scene of val and test
@@ -99,9 +106,10 @@ class Shapes:
                 Example([image], [(IMAGE, self._caption(step, i, cells, g))], "caption")
                 for i, (image, cells) in enumerate(zip(images, layout.tolist()))
             ]
+        families = FIRST_FAMILIES if step < STEPS_OF_PLACES else TRAINING_FAMILIES
         return [
             Example([image], [(IMAGE + question, answer)], family)
-            for image, asked in zip(images, questions(layout, per_picture, g, TRAINING_FAMILIES))
+            for image, asked in zip(images, questions(layout, per_picture, g, families))
             for family, question, answer in asked
         ]
 
