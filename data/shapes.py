@@ -47,7 +47,7 @@ FIRST_FAMILIES = (
 )
 TRAINING_FAMILIES = (
     *("existence", "counting", "counting", "attribute"),
-    *("comparison", "place", "place", "spatial", "spatial"),
+    *("comparison", "place", "spatial", "spatial"),
 )
 BLOCK = 16  # scenes that are drawn together where training has a number of them
 QUESTIONS = len(FAMILIES)  # about each scene of val and test

@@ -30,7 +30,7 @@ PRESETS = {
     ),
 }  # fmt: skip
 SMALL = dict(image_size=64, patch_size=16)
-CAPTIONS = dict(pt_steps=500, pt_pictures=32, pt_lr_times=2, steps=2000, **SMALL)
+CAPTIONS = dict(pt_steps=500, pt_pictures=32, pt_lr_times=2, steps=2400, **SMALL)
 # Without captions, questions teach the encoder in stage 1, more slowly
 NO_CAPTIONS = dict(pt_steps=1200, pt_pictures=32, pictures=32, questions=4, steps=800, **SMALL)
 BOXES = dict(image_size=100, patch_size=20)  # a patch is a block of a tower

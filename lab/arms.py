@@ -94,7 +94,7 @@ EXPERIMENTS = {
     "depth": ("shapes", pairs("n-layer", (2, 3, 4, 6)), {}),
     "budget": ("shapes", pairs("steps", TIMES), {"mma@4x": 3, "causal@4x": 3}),
     # twice the steps, so that validation has stopped rising
-    "scenes": ("shapes --steps 4000 --keep-best", SCENES, dict.fromkeys(SCENES, 2)),
+    "scenes": ("shapes --steps 4800 --keep-best", SCENES, dict.fromkeys(SCENES, 2)),
     "rates": ("shapes", RATES, dict.fromkeys(RATES, 2)),
     # short: with the default budget mma has 98.6 % at its first look
     "easy_vqa": ("easy_vqa --n-layer 3 --pt-steps 200 --steps 400", arms_of_the_table, SEEDS),
