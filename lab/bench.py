@@ -10,7 +10,8 @@
     python -m lab.bench loader        how much faster batches are made than trained on
     python -m lab.bench size          the paper's shapes: parameters, memory, FLOPs; on a GPU also
                                       steps and memory as measured
-    python -m lab.bench accuracy      seconds from `python train.py` to 80 % on validation
+    python -m lab.bench job           `python train.py`: seconds to 80, 95 and 97 % on validation
+                                      and to the end, and how they divide
     python -m lab.bench code          lines a file
 
 Tables go to runs/results/speed_TOPIC.{json,md}; --publish writes docs/results too. The arms of a
@@ -19,48 +20,15 @@ noisy machine, absolute times only on the machine that the table names. train an
 `pip install transformers`; nothing else does.
 """
 
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
 
 from engine.options import Parser, positive
 from engine.run import one_line_errors
-from engine.tables import markdown, spread
-from lab import bench_model, bench_shared, bench_size, bench_theirs, publish, tables
+from engine.tables import markdown
+from lab import bench_job, bench_model, bench_shared, bench_size, bench_theirs, publish, tables
 from lab.bench_timing import WHERE
 
-UNTIMED = ("accuracy", "size")  # no medians of arms that take turns
-
-
-def accuracy(args) -> list[list[str]]:
-    """Seeds one after the other, each stopped when validation has reached the target. Needs the
-    machine to itself."""
-    table, taken = [["seed", "step", "seconds"]], []
-    for seed in range(3):
-        with tempfile.TemporaryDirectory() as out:
-            step, seconds = time_to(args.target, seed, Path(out))
-        table.append([str(seed), f"{step:,}" if step else "never", f"{seconds:.0f}"])
-        taken += [seconds] if step else []
-    mean = spread(taken, "{:.0f}") if len(taken) == 3 else f"{3 - len(taken)} of 3 never"
-    return [*table, ["mean", "", mean]]
-
-
-def time_to(target: float, seed: int, out: Path) -> tuple[int | None, float]:
-    """The step at which a run passes the target, None if it ends before, and the seconds."""
-    command = [sys.executable, "train.py", "--seed", str(seed), "--out", str(out)]
-    began, reached = time.perf_counter(), None
-    process = subprocess.Popen(command, cwd=tables.ROOT)
-    while reached is None and process.poll() is None:
-        time.sleep(0.2)
-        curve = tables.curve_of(out) if (out / "metrics.jsonl").exists() else {}
-        reached = next((step for step, value in curve.items() if value >= target), None)
-    seconds = time.perf_counter() - began
-    if process.poll() is None:
-        process.terminate()  # Windows has no SIGINT to send
-        process.wait()
-    return reached, seconds
+UNTIMED = ("job", "size")  # no medians of arms that take turns
 
 
 def code(args) -> list[list[str]]:
@@ -86,7 +54,7 @@ TOPICS = {
     "train": bench_theirs.train_step,
     "generate": bench_theirs.generate,
     "size": bench_size.size,
-    "accuracy": accuracy,
+    "job": bench_job.job,
     "code": code,
 }
 
@@ -112,7 +80,7 @@ def arguments(argv=None):
     add("-h", "--help", action="help", help="show this and exit")
     add("topic", choices=TOPICS, metavar="TOPIC", help=", ".join(TOPICS))
     add("--repeats", type=positive, default=9, metavar="N", help="timed calls of an arm (9)")
-    add("--target", type=float, default=0.8, metavar="SHARE", help="accuracy: of answers (0.8)")
+    add("--seeds", type=positive, default=3, metavar="N", help="job: one after the other (3)")
     add("--peak", type=float, default=989, metavar="TFLOPS",
         help="size: the GPU's, dense, bfloat16 (default: 989, an H100 SXM)")  # fmt: skip
     add("--results", type=Path, default=tables.RESULTS, metavar="DIR", help="default: runs/results")

@@ -2,6 +2,7 @@
 
 import json
 import queue
+import sys
 import threading
 import types
 
@@ -9,9 +10,20 @@ import pytest
 import torch
 import torch.nn.attention
 import torch.utils.flop_counter
+from helpers import RUN
 
+from data import DataError
 from engine import last_layer
-from lab import bench, bench_model, bench_shared, bench_size, bench_theirs, bench_timing, tables
+from lab import (
+    bench,
+    bench_job,
+    bench_model,
+    bench_shared,
+    bench_size,
+    bench_theirs,
+    bench_timing,
+    tables,
+)
 from model import MLLM, attention
 
 
@@ -25,7 +37,7 @@ def no_clock(monkeypatch):
         return {name: 1.0 + k for k, name in enumerate(arms)}
 
     monkeypatch.setattr(bench_timing, "turns", turns)
-    return types.SimpleNamespace(repeats=1, target=0.8, peak=989)
+    return types.SimpleNamespace(repeats=1, seeds=1, peak=989)
 
 
 def test_turns_are_taken_and_the_warm_up_does_not_count(monkeypatch):
@@ -255,3 +267,35 @@ def test_flops_are_those_that_torch_counts():
         last_layer.answer_loss(model, *positions, **batch).backward()
     expected = bench_size.flops(config, rows, batch["ids"].shape[1], answer)
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.1)
+
+
+def test_the_default_job_is_watched_to_its_end(no_clock, monkeypatch):
+    steps = "--pt-steps 20 --steps 40 --eval-every 20".split()
+    monkeypatch.setattr(bench_job, "TRAIN", [sys.executable, "train.py", *RUN, *steps])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    header, seed, mean = bench_job.job(no_clock)
+    taken = dict(zip(header, seed))
+    assert taken["seed"] == "0" and taken["to 97 %"] == "never"
+    assert mean[header.index("to 97 %")] == "never by all"
+    parts = ("start", "stage 1", "steps of stage 2", "looks", "end")
+    assert abs(sum(float(taken[part]) for part in parts) - float(taken["in all"])) < 0.3
+    assert 0 <= float(taken["test, %"]) <= 100
+
+
+def test_how_the_time_of_a_job_divides():
+    """10 s of start, 2 s for ten steps of stage 1, 3 s for ten of stage 2, a look of 1 s after
+    every twenty, 4 s at the end."""
+    look = {"val": {"accuracy": 0.96}}
+    lines = [(12, "pt", {}), (14, "pt", {}), (17, "sft", {}), (21, "sft", look), (24, "sft", {})]
+    lines = [(at, {"stage": stage, "step": 0, **more}) for at, stage, more in lines]
+    taken = bench_job.divide(lines, end=28, accuracy=0.5)
+    assert taken == {
+        **{"to 80 %": 21, "to 95 %": 21, "to 97 %": None, "in all": 28, "start": 10, "stage 1": 4},
+        **{"steps of stage 2": 9, "looks": 1, "end": 4, "test, %": 50},
+    }
+
+
+def test_a_job_that_fails_is_an_error(no_clock, monkeypatch):
+    monkeypatch.setattr(bench_job, "TRAIN", [sys.executable, "train.py", "--steps", "-1"])
+    with pytest.raises(DataError, match="ended with status"):
+        bench_job.job(no_clock)
