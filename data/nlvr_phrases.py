@@ -12,6 +12,7 @@ Shapes:  S scenes   3 boxes of a scene   8 items of a box at most
 
 import operator
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,10 +22,14 @@ from data.nlvr_scenes import COLOUR, SHAPE, Scenes
 
 NUMBER = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"]
 KINDS_OF_COUNT = (
-    *4 * [""], "exactly", "exactly", "only", "at least", "at least", "at most", "more than",
-    *3 * ["a"], "no",
+    *8 * [""], *4 * ["exactly"], "only", "only", *4 * ["at least"], "at most", "at most",
+    "more than", "less than", *6 * ["a"], "no", "no",
 )  # fmt: skip
-COMPARE = {"at least": operator.ge, "at most": operator.le, "more than": operator.gt}  # else: eq
+COMPARE = {
+    "at least": operator.ge, "at most": operator.le, "more than": operator.gt,
+    "less than": operator.lt,
+}  # fmt: skip
+MANY = 5  # what people call many
 
 
 @dataclass
@@ -89,6 +94,7 @@ class Phrases:
         if kind == "no":
             return Count("no", lambda x: x == 0, True)
         n = min(self.r.randint(1, most), self.r.randint(1, most + 2))
+        n = max(n, 2) if kind == "less than" else n
         compare = COMPARE.get(kind, operator.eq)
         return Count(f"{kind} {NUMBER[n]}".strip(), lambda x: compare(x, n), n == 1)
 
@@ -104,23 +110,27 @@ class Phrases:
         if self.chance(0.85):
             noun, mask = f"{COLOUR[c]} {noun}", mask & (self.s.colour == c)
         if not self.towers and self.chance(0.08):
-            size = self.pick(0, 2)
-            noun, mask = f"{('small', '', 'big')[size]} {noun}", mask & (self.s.size == size)
+            size = self.pick(0, 0, 1, 2)
+            noun, mask = f"{('small', 'medium', 'big')[size]} {noun}", mask & (self.s.size == size)
         return Thing(noun, mask)
 
     def place(self) -> tuple[str, Tensor]:
         """'touching the wall', and which items do: [S, 3, 8]."""
         s, closely = self.s, self.pick("", "closely ", "closely ")
-        edge = s.left | s.right | s.top | s.bottom
-        bottom = f"{closely}touching the bottom of a box", s.bottom
-        right = f"{closely}touching right wall of a box", s.right
+        edge, of_a_box = s.left | s.right | s.top | s.bottom, self.pick("", " of a box")
+        walls = ("the edge", "the edge", "any edge", "an edge", "the wall", "the side")
+        at_bottom = ("closely touching the bottom of a box", s.bottom)
         place, at = self.pick(
-            *[(f"touching {w}", edge) for w in ("the edge", "any edge", "the wall", "the side")],
-            ("touching the base", s.bottom),
+            *[(f"touching {wall}", edge) for wall in walls],
+            *3 * [at_bottom],
+            *2 * [("touching the base", s.bottom)],
             ("touching the bottom base", s.bottom),
-            *2 * [bottom, right],
+            (f"{closely}touching the bottom of a box", s.bottom),
+            *2 * [(f"{closely}touching right wall of a box", s.right)],
+            (f"{closely}touching {self.pick('a wall', 'the wall')} of a box", edge),
+            ("closely touching the roof of a box", s.top),
             ("touching the corner", s.corner),
-            (f"{closely}touching a corner{self.pick('', ' of a box')}", s.corner),
+            (f"{closely}touching a corner{of_a_box}", s.corner),
         )
         return (f"not {place}", ~edge) if at is edge and self.chance(0.4) else (place, at)
 
@@ -128,11 +138,13 @@ class Phrases:
 
     def height(self) -> tuple[str, Tensor]:
         """'at least three items'."""
-        count = self.count(4, no=False)
         nouns = ("block", "block", "item") if self.towers else ("item", "item", "object")
-        noun = self.pick(*nouns)
+        noun, within = self.pick(*nouns), self.pick("", "", "", " in it")
+        if not self.towers and self.chance(0.08):
+            return f"many {noun}s", self.n_items >= MANY
+        count = self.count(4 if self.towers else 7, no=False)
         count = two() if count.words == "a" else count
-        return count.of(Thing(noun, self.s.there)), count.holds(self.n_items)
+        return count.of(Thing(noun, self.s.there)) + within, count.holds(self.n_items)
 
     def colours(self) -> tuple[str, Tensor]:
         """'only black items', 'items of two different colors'."""
@@ -141,9 +153,19 @@ class Phrases:
         has = [(self.s.colour == c).any(2) for c in range(3)]
         kinds, both = sum(h.int() for h in has), has[a] & has[b] & ~has[3 - a - b]
         names, exactly = f"{COLOUR[a]} and {COLOUR[b]}", self.n_items == n
-        number = NUMBER[n]
-        same = self.pick("color", "colour")
+        how = self.count(4, no=False)
+        how = two() if how.singular else how
+        number, these, same = NUMBER[n], how.holds(self.n_items), self.pick("color", "colour")
+        some = f"{how.words} {noun}"
         return self.pick(
+            (f"{some} of {self.pick('', 'only ')}{names} color", both & these),
+            (f"{some} of all three different colors", (kinds == 3) & these),
+            (f"{some} of the same {same}", (kinds == 1) & these),
+            (f"{noun} of only {names} color", both),
+            (f"{noun} of {names} color", both),
+            (f"only {COLOUR[a]} color {noun}", has[a] & (kinds == 1)),
+            (f"{COLOUR[a]} {noun} only", has[a] & (kinds == 1)),
+            (f"{noun} of only two different colors", kinds == 2),
             (f"only {COLOUR[a]} {noun}", has[a] & (kinds == 1)),
             (f"only {names} {noun}", both),
             (f"{names} {noun}", has[a] & has[b]),
@@ -164,8 +186,35 @@ class Phrases:
             what += f" {thing.one}"
         else:
             what += f" a {thing.one}" if part.singular else f" {thing.many}"
-        words = f"{NUMBER[n]} {noun} {self.pick('of which', 'and the')} {number} {what}"
-        return words, (self.n_items == n) & part.holds(thing.mask.sum(2))
+        size, fits = NUMBER[n], self.n_items == n
+        if self.chance(0.3):
+            least = self.pick(2, 3)
+            size, fits = f"at least {NUMBER[least]}", self.n_items >= least
+        words = f"{size} {noun} {self.pick('of which', 'and the', 'including')} {number} {what}"
+        words = re.sub("including (.*?) (is|are) (a )?", r"including \1 ", words)
+        return words, fits & part.holds(thing.mask.sum(2))
+
+    def one_colour(self) -> tuple[str, Tensor]:
+        """'exactly one item which is blue': a box or a tower of one colour, of so many items."""
+        c, noun, n = self.r.randrange(3), self.pick("item", "block"), self.r.randint(1, 3)
+        noun, how = noun if self.towers else "item", self.pick("", "exactly ", "only ")
+        is_, s = ("is", "") if n == 1 else ("are", "s")
+        of = self.pick(f"of {COLOUR[c]} color", f"{COLOUR[c]} in color", COLOUR[c])
+        words = f"{how}{NUMBER[n]} {noun}{s} {self.pick('which', 'which', 'that')} {is_} {of}"
+        if n == 1 and self.chance(0.3):
+            words = self.pick(f"a single {noun} which is {of}", f"one {noun} and the color is {of}")
+            words = words.replace("the color is of", "it is of")
+        return words, (self.n_items == n) & ((self.s.colour == c) == self.s.there).all(2)
+
+    def shared(self) -> tuple[str, Tensor]:
+        """'two black and one blue item', 'a black and a yellow item'."""
+        a, b = self.r.sample(range(3), 2)
+        counts = [self.count(2, no=False) for _ in range(2)]
+        noun, fits = self.pick("item", "item", "block") if self.towers else "item", []
+        for c, count in zip((a, b), counts):
+            fits.append(count.holds((self.s.colour == c).sum(2)))
+        words = " and ".join(f"{n.words} {COLOUR[c]}" for n, c in zip(counts, (a, b)))
+        return f"{words} {noun}{'' if counts[1].singular else 's'}", fits[0] & fits[1]
 
     def several(self) -> tuple[str, Tensor]:
         """'a yellow square and two circles', 'two black and one blue item'."""
@@ -180,14 +229,34 @@ class Phrases:
         return " and ".join(words), holds
 
     def ends(self) -> tuple[str, Tensor]:
-        """'a blue block at the top'."""
+        """'a blue block at the top', 'one black block at the base'."""
         c, noun = self.r.randrange(3), self.pick("block", "block", "block", "item")
-        base = ("at the base", "at the base", "at base", "at the bottom", "touching the wall")
+        base = ("at the base", "at the base", "at the base", "at base", "at the bottom")
         where, end = self.pick(
-            *[(words, self.top) for words in ("at the top", "at the top", "on top")],
-            *[(words, self.base) for words in base],
+            *[(words, self.top) for words in ("at the top", "at the top", "at the top", "on top")],
+            *[(words, self.base) for words in (*base, "touching the wall")],
         )
-        return f"a {COLOUR[c]} {noun} {where}", end == c
+        if self.chance(0.06):
+            end_of = {"top": self.top, "base": self.base}
+            side = self.pick(*end_of)
+            return f"a {COLOUR[c]} {side}", end_of[side] == c
+        if self.chance(0.1):
+            d = self.r.randrange(3)
+            words = (
+                f"a {COLOUR[c]} {noun} at the base and {self.pick('a', 'one')} {COLOUR[d]} {noun}"
+            )
+            return f"{words} at the top", (self.base == c) & (self.top == d) & (self.n_items > 1)
+        return (
+            f"{self.pick('a', 'a', 'a', 'one', 'one', '')} {COLOUR[c]} {noun} {where}".strip(),
+            end == c,
+        )
+
+    def base_and_next(self) -> tuple[str, Tensor]:
+        """'a black item touching the wall and a blue item on top of it'."""
+        (c, d), noun = self.r.choices(range(3), k=2), self.pick("block", "item", "item")
+        words = f"a {COLOUR[c]} {noun} touching the wall and a {COLOUR[d]} {noun} on top"
+        has = (self.base == c) & (self.s.colour[..., 1] == d)
+        return words + self.pick(" of it", " of it", ""), has
 
     def over(self) -> tuple[str, Tensor]:
         """'a blue block over a black block', right above it: how often, in each box."""
@@ -209,9 +278,20 @@ class Phrases:
 
     def content(self) -> tuple[str, Tensor]:
         """Anything that a box may have."""
-        count, thing, form = self.count(3), self.item(), self.r.randrange(10)
-        if form < 4:
-            return (self.height, self.colours, self.of_which, self.several)[form]()
+        count, thing, form = self.count(3), self.item(), self.r.randrange(12)
+        if form < 8:
+            some = (
+                self.height,
+                self.height,
+                self.colours,
+                self.of_which,
+                self.several,
+                self.several,
+                self.shared,
+                self.one_colour,
+            )
+            return some[form]()
+        form -= 4
         if self.towers and form == 4:
             words, holds = self.ends()
             height, fits = self.height()

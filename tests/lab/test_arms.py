@@ -28,7 +28,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("arms")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "PUBLISHED", folder / "published")
-        patch.setattr(arms, "TEST_TIME", {name: arms.TEST_TIME[name] for name in SOME})
+        patch.setattr(finished, "TEST_TIME", {name: finished.TEST_TIME[name] for name in SOME})
         run_arms(folder, "shapes", "--only", "mma", "causal", "--seeds", "0", "--jobs", "2")
     return folder
 
