@@ -56,7 +56,7 @@ ASKS = {
     "place": r"\w*touch\w*|corners?|edges?|walls?|top|bases?|bottom|sides?|roof|lines?|middle"
     r"|above|over|on|below|bellow|under|underneath|beneath|between|left|right|near\w*"
     r"|attach\w*|stack\w*|second|third|positions?",
-    "count": r"two|three|four|five|six|seven|eight|zero|no|none|many|multiple|single|number"
+    "count": r"\d+|two|three|four|five|six|seven|eight|zero|no|none|many|multiple|single|number"
     r"|only one|(?<!at least )one(?! of)|exactly|at most|more|less",
 }
 
