@@ -12,7 +12,6 @@ Shapes:  S scenes   3 boxes of a scene   8 items of a box at most
 
 import operator
 import random
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,7 +28,7 @@ COMPARE = {
     "at least": operator.ge, "at most": operator.le, "more than": operator.gt,
     "less than": operator.lt,
 }  # fmt: skip
-MANY = 5  # what people call many
+MANY = 6  # from here on people call a box's items many: 80 % of 55 labels agree
 
 
 @dataclass
@@ -155,7 +154,7 @@ class Phrases:
         names, exactly = f"{COLOUR[a]} and {COLOUR[b]}", self.n_items == n
         how = self.count(4, no=False)
         how = two() if how.singular else how
-        number, these, same = NUMBER[n], how.holds(self.n_items), self.pick("color", "colour")
+        number, these, same = NUMBER[n], how.holds(self.n_items), "color"
         some = f"{how.words} {noun}"
         return self.pick(
             (f"{some} of {self.pick('', 'only ')}{names} color", both & these),
@@ -178,7 +177,14 @@ class Phrases:
     def of_which(self) -> tuple[str, Tensor]:
         """'four items of which two are black', 'three items and one of them is a circle'."""
         n, part, thing = self.r.randint(2, 5), self.count(2, no=False), self.item()
-        noun = self.pick("items", "items", "objects")
+        noun, link = self.pick("items", "items", "objects"), self.pick("of which", "and the")
+        size, fits = f"{NUMBER[n]} {noun}", self.n_items == n
+        if self.chance(0.3):
+            n = self.pick(2, 3)
+            size, fits = f"at least {NUMBER[n]} {noun}", self.n_items >= n
+        if self.chance(0.2):
+            words = f"{size} including {part.of(thing)}"
+            return words, fits & part.holds(thing.mask.sum(2))
         number = "at least one" if part.words == "a" else part.words
         what, (first, *others) = "is" if part.singular else "are", thing.one.split()
         if len(others) == 1 and first in COLOUR and self.chance(0.7):
@@ -186,35 +192,25 @@ class Phrases:
             what += f" {thing.one}"
         else:
             what += f" a {thing.one}" if part.singular else f" {thing.many}"
-        size, fits = NUMBER[n], self.n_items == n
-        if self.chance(0.3):
-            least = self.pick(2, 3)
-            size, fits = f"at least {NUMBER[least]}", self.n_items >= least
-        words = f"{size} {noun} {self.pick('of which', 'and the', 'including')} {number} {what}"
-        words = re.sub("including (.*?) (is|are) (a )?", r"including \1 ", words)
-        return words, fits & part.holds(thing.mask.sum(2))
+        return f"{size} {link} {number} {what}", fits & part.holds(thing.mask.sum(2))
 
     def one_colour(self) -> tuple[str, Tensor]:
-        """'exactly one item which is blue': a box or a tower of one colour, of so many items."""
-        c, noun, n = self.r.randrange(3), self.pick("item", "block"), self.r.randint(1, 3)
-        noun, how = noun if self.towers else "item", self.pick("", "exactly ", "only ")
-        is_, s = ("is", "") if n == 1 else ("are", "s")
+        """'exactly one item which is blue': people mean that nothing else is in the box."""
+        c, n, how = self.r.randrange(3), self.r.randint(1, 3), self.pick("", "exactly ", "only ")
+        number = self.pick(f"{how}one", f"{how}one", "a single") if n == 1 else how + NUMBER[n]
+        noun = self.pick("item", "block") if self.towers else "item"
         of = self.pick(f"of {COLOUR[c]} color", f"{COLOUR[c]} in color", COLOUR[c])
-        words = f"{how}{NUMBER[n]} {noun}{s} {self.pick('which', 'which', 'that')} {is_} {of}"
-        if n == 1 and self.chance(0.3):
-            words = self.pick(f"a single {noun} which is {of}", f"one {noun} and the color is {of}")
-            words = words.replace("the color is of", "it is of")
-        return words, (self.n_items == n) & ((self.s.colour == c) == self.s.there).all(2)
+        things = f"{noun} which is" if n == 1 else f"{noun}s which are"
+        all_of_it = (self.n_items == n) & ((self.s.colour == c) == self.s.there).all(2)
+        return f"{number} {things} {of}", all_of_it
 
     def shared(self) -> tuple[str, Tensor]:
         """'two black and one blue item', 'a black and a yellow item'."""
-        a, b = self.r.sample(range(3), 2)
-        counts = [self.count(2, no=False) for _ in range(2)]
-        noun, fits = self.pick("item", "item", "block") if self.towers else "item", []
-        for c, count in zip((a, b), counts):
-            fits.append(count.holds((self.s.colour == c).sum(2)))
-        words = " and ".join(f"{n.words} {COLOUR[c]}" for n, c in zip(counts, (a, b)))
-        return f"{words} {noun}{'' if counts[1].singular else 's'}", fits[0] & fits[1]
+        colours, counts = self.r.sample(range(3), 2), [self.count(2, no=False) for _ in range(2)]
+        noun = self.pick("item", "item", "block") if self.towers else "item"
+        a, b = (n.holds((self.s.colour == c).sum(2)) for n, c in zip(counts, colours))
+        words = " and ".join(f"{n.words} {COLOUR[c]}" for n, c in zip(counts, colours))
+        return f"{words} {noun}{'' if counts[1].singular else 's'}", a & b
 
     def several(self) -> tuple[str, Tensor]:
         """'a yellow square and two circles', 'two black and one blue item'."""
@@ -236,20 +232,16 @@ class Phrases:
             *[(words, self.top) for words in ("at the top", "at the top", "at the top", "on top")],
             *[(words, self.base) for words in (*base, "touching the wall")],
         )
-        if self.chance(0.06):
-            end_of = {"top": self.top, "base": self.base}
-            side = self.pick(*end_of)
-            return f"a {COLOUR[c]} {side}", end_of[side] == c
-        if self.chance(0.1):
+        form = self.r.random()
+        if form < 0.06:
+            side, end = self.pick(("top", self.top), ("base", self.base))
+            return f"a {COLOUR[c]} {side}", end == c
+        if form < 0.15:
             d = self.r.randrange(3)
-            words = (
-                f"a {COLOUR[c]} {noun} at the base and {self.pick('a', 'one')} {COLOUR[d]} {noun}"
-            )
-            return f"{words} at the top", (self.base == c) & (self.top == d) & (self.n_items > 1)
-        return (
-            f"{self.pick('a', 'a', 'a', 'one', 'one', '')} {COLOUR[c]} {noun} {where}".strip(),
-            end == c,
-        )
+            words = f"a {COLOUR[c]} {noun} at the base and a {COLOUR[d]} {noun} at the top"
+            return words, (self.base == c) & (self.top == d) & (self.n_items > 1)
+        article = self.pick("a ", "a ", "a ", "one ", "one ", "")
+        return f"{article}{COLOUR[c]} {noun} {where}", end == c
 
     def base_and_next(self) -> tuple[str, Tensor]:
         """'a black item touching the wall and a blue item on top of it'."""
@@ -264,8 +256,7 @@ class Phrases:
         noun, a = self.pick("block", "block", "block", "item"), self.pick("a", "a", "the")
         times = ((self.s.colour[..., :-1] == low) & (self.s.colour[..., 1:] == high)).sum(2)
         if self.chance(0.12):
-            below = self.pick("below", "bellow")
-            return f"{COLOUR[low]} {noun} {below} {a} {COLOUR[high]} {noun}", times
+            return f"{COLOUR[low]} {noun} below {a} {COLOUR[high]} {noun}", times
         above = self.pick("on", "above", "above", "over", "over", "on top of")
         return f"{COLOUR[high]} {noun} {above} {a} {COLOUR[low]} {noun}", times
 

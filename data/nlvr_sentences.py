@@ -90,22 +90,8 @@ class Speaker(Phrases):
             words, has = self.pick(("", only), (f" with {height}", only & fits))
             return f"there is a {COLOUR[c]} tower{words}", has.any(1), has
         if form == 5:
-            n = self.pick(1, 1, 2)
-            nth, has = ("second", "third")[n - 1], self.s.colour[..., n] == c
-            of_three, k = self.n_items == 3, self.r.randint(1, 4)
-            ends = self.pick(("top", self.top), ("base", self.base))
-            sentence, has = self.pick(
-                (f"the {nth} block from the base of a tower is {COLOUR[c]}", has),
-                (
-                    f"the {ends[0]} of a {NUMBER[k]} blocks tower is {COLOUR[c]}",
-                    (self.n_items == k) & (ends[1] == c),
-                ),
-                (
-                    f"there is a tower with a {COLOUR[c]} block in the middle",
-                    of_three & (self.s.colour[..., 1] == c),
-                ),
-            )
-            return sentence, has.any(1), has
+            words, has = self.nth_block(c)
+            return words, has.any(1), has
         if form == 6:
             return self.boxes(self.stacked(), "tower")
         if form == 7:
@@ -114,6 +100,18 @@ class Speaker(Phrases):
         else:
             content = self.ends()
         return self.boxes(content, self.pick("box", "tower", "tower", "tower"))
+
+    def nth_block(self, c: int) -> tuple[str, Tensor]:
+        """'the second block from the base of a tower is blue', and which towers' is."""
+        n, k = self.pick(1, 1, 2), self.r.randint(1, 4)
+        nth, is_c = ("", "second", "third")[n], self.s.colour == c
+        side, end = self.pick(("top", self.top == c), ("base", self.base == c))
+        middle = (self.n_items == 3) & is_c[..., 1]
+        return self.pick(
+            (f"the {nth} block from the base of a tower is {COLOUR[c]}", is_c[..., n]),
+            (f"the {side} of a {NUMBER[k]} blocks tower is {COLOUR[c]}", end & (self.n_items == k)),
+            (f"there is a tower with a {COLOUR[c]} block in the middle", middle),
+        )
 
     def tall_tower(self, c: int, at: str, end: Tensor):
         """'the tower with three blocks has a blue block at the top'."""

@@ -54,24 +54,19 @@ class World:
     def _sentence(self, family: str, scenes: Scenes, r: random.Random):
         """Words, what their truth rests on, and two scenes: one of which they are true, one of
         which they are false. These are twins, where a few draws find such words: then nothing but
-        the sentence tells the pictures apart."""
+        the sentence tells the pictures apart. (A count of all items is the same for twins.)"""
         found, method = None, family.replace(" ", "_")
         for tries in count(1):
             words, holds, basis = getattr(Speaker(scenes, r, family[0] == "t"), method)()
             truth = holds.tolist()
-            twins = [k for k, t in enumerate(truth) if t and not truth[k ^ 1]]
-            if twins:
+            true, false = (
+                [k for k, t in enumerate(truth) if t == which] for which in (True, False)
+            )
+            if twins := [k for k in true if not truth[k ^ 1]]:
                 k = r.choice(twins)
                 return words, basis, (k, k ^ 1)
-            if any(truth) and not all(truth) and found is None:
-                found = (
-                    words,
-                    basis,
-                    [
-                        r.choice([k for k, t in enumerate(truth) if t == answer])
-                        for answer in (True, False)
-                    ],
-                )
+            if true and false and not found:
+                found = words, basis, (r.choice(true), r.choice(false))
             if found and (tries >= TRIES or family.endswith("count")):
                 return found
 

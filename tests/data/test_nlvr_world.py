@@ -2,6 +2,7 @@
 
 import operator
 import random
+from itertools import combinations
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def items_of(scene):
 
 
 def test_a_twin_has_the_same_items_in_other_boxes_and_places():
-    r = random.Random(1)
+    r, standing = random.Random(1), [(TOWER_X, y) for y in TOWER_Y]
     for box in (tower, scatter):
         scenes = [[box(r) for _ in range(3)] for _ in range(60)]
         twins = [twin(scene, r, box is tower) for scene in scenes]
@@ -55,10 +56,10 @@ def test_a_twin_has_the_same_items_in_other_boxes_and_places():
         for scene, other in zip(scenes, twins):
             assert items_of(scene) == items_of(other)
             assert all(1 <= len(some) <= (4 if box is tower else 7) for some in other)
-            for some in other:
-                for i, (_, _, k, x, y) in enumerate(some):
-                    assert box is scatter or (x, y) == (TOWER_X, TOWER_Y[i])
-                    assert not any(touch((k, x, y), item[2:]) for item in some[:i])
+        boxes = [some for other in twins for some in other]
+        assert not any(touch(a[2:], b[2:]) for some in boxes for a, b in combinations(some, 2))
+        if box is tower:
+            assert all([i[3:] for i in some] == standing[: len(some)] for some in boxes)
 
 
 def test_a_sentence_is_asked_of_twins_where_it_can_be():
@@ -118,6 +119,12 @@ TOWERS = [[
                 "there is at most one black item",
                 "none of the yellow items are touching the base",
                 "there is a big black square touching the corner",
+                "there is a box with exactly one item which is yellow",
+                "there is a box with a single item which is yellow",
+                "there is a box with blue items only",
+                "one of the box has three items",
+                "there are less than two black items",
+                "there is a box with at least two items including one yellow circle",
             ],
             [
                 "there are three yellow circles",
@@ -128,6 +135,10 @@ TOWERS = [[
                 "each box has at least one square",
                 "there is exactly one item closely touching right wall of a box",
                 "there are two black items",
+                "there is a box with one item which is black in color",
+                "there is a box with one item which is black",
+                "there is a box with many items",
+                "there are less than two yellow circles",
             ],
         ),
         (
@@ -141,6 +152,10 @@ TOWERS = [[
                 "there is a yellow block on a black block",
                 "there are three yellow blocks",
                 "the tower with four blocks has a yellow block at the top",
+                "the top of a four blocks tower is yellow",
+                "there is a tower with a yellow block in the middle",
+                "there is a box with a black item touching the wall and a yellow item on top of it",
+                "there is a tower with a blue base",
             ],
             [
                 "there is a black tower",
@@ -148,6 +163,10 @@ TOWERS = [[
                 "there are exactly two yellow blocks",
                 "there is exactly one tower with a yellow block at the top",
                 "there is a blue block as the top of a tower with three blocks",
+                "there is a tower with a blue block in the middle",
+                "the base of a four blocks tower is blue",
+                "there is a box with a black item touching the wall and a black item on top of it",
+                "there is a tower with a yellow base",
             ],
         ),
     ],
