@@ -154,12 +154,12 @@ class Phrases:
         names, exactly = f"{COLOUR[a]} and {COLOUR[b]}", self.n_items == n
         how = self.count(4, no=False)
         how = two() if how.singular else how
-        number, these, same = NUMBER[n], how.holds(self.n_items), "color"
+        number, these = NUMBER[n], how.holds(self.n_items)
         some = f"{how.words} {noun}"
         return self.pick(
             (f"{some} of {self.pick('', 'only ')}{names} color", both & these),
             (f"{some} of all three different colors", (kinds == 3) & these),
-            (f"{some} of the same {same}", (kinds == 1) & these),
+            (f"{some} of the same color", (kinds == 1) & these),
             (f"{noun} of only {names} color", both),
             (f"{noun} of {names} color", both),
             (f"only {COLOUR[a]} color {noun}", has[a] & (kinds == 1)),
@@ -171,7 +171,7 @@ class Phrases:
             (f"{number} {noun} of {names} color", both & exactly),
             (f"{noun} of all three different colors", kinds == 3),
             (f"{number} {noun} of two different colors", (kinds == 2) & exactly),
-            (f"{number} {noun} of the same {same}", (kinds == 1) & exactly),
+            (f"{number} {noun} of the same color", (kinds == 1) & exactly),
         )
 
     def of_which(self) -> tuple[str, Tensor]:
