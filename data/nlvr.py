@@ -9,6 +9,9 @@ or the folder that holds this layout as `nlvr/`, as in a clone. Where a picture 
 does not matter. Where one of its six orders is missing, all are made by permuting the boxes of the
 first that is there. Each box is a picture of its own.
 
+An example's family is the kind of its picture and what its sentence asks, such as "towers place":
+see picture_kind and asks.
+
 Training takes the boxes in a random order. A held-out split asks every sentence six times, once for
 each order: that is NLVR's official accuracy. Consistency is the share of sentences (identifiers n)
 whose answers are all correct, for all of their pictures and orders. "train" and "val" both come
@@ -35,7 +38,27 @@ from data.prompt import IMAGE, Example
 ORDERS = list(permutations(range(3)))
 BOXES = [(x, 0, x + 100, 100) for x in (0, 150, 300)]  # left, top, right, bottom in a picture
 WORD_OF_DIGIT = dict(enumerate(NUMBER))
+# Found in train by its rare words
+MISSPELT = {
+    "atleast": "at least", "isa": "is a", "eactly": "exactly", "exacty": "exactly", "adge": "edge",
+    "exacrly": "exactly", "egde": "edge", "cirlce": "circle", "trianlge": "triangle", "ans": "and",
+    "sqaures": "squares", "yelllow": "yellow", "yelow": "yellow", "ble": "blue", "b;ue": "blue",
+    "touhing": "touching", "hte": "the", "theer": "there", "objetcs": "objects", "leats": "least",
+    "blicks": "blocks", "ablue": "a blue", "ad": "and", "od": "of", "bellow": "below",
+    "nealy": "nearly", "wth": "with", "circ;e": "circle", "colour": "color", "colours": "colors",
+    "coloured": "colored", "leat": "least",
+}  # fmt: skip
 FIELDS = ("sentence", "label", "identifier")
+# What a sentence asks, told by its words: the first of these that has one of its words. A sentence
+# with none of them says that something is there, or is everywhere: "exist".
+ASKS = {
+    "compare": r"same|different|equal|as many|kinds?|types?|than (?:the|in)|(?:least|most) number",
+    "place": r"\w*touch\w*|corners?|edges?|walls?|top|bases?|bottom|sides?|roof|lines?|middle"
+    r"|above|over|on|below|bellow|under|underneath|beneath|between|left|right|near\w*"
+    r"|attach\w*|stack\w*|second|third|positions?",
+    "count": r"\d+|two|three|four|five|six|seven|eight|zero|no|none|many|multiple|single|number"
+    r"|only one|(?<!at least )one(?! of)|exactly|at most|more|less",
+}
 
 
 def plain(sentence: str) -> str:
@@ -43,8 +66,27 @@ def plain(sentence: str) -> str:
     sentences' first letter, an A."""
     text = re.sub(r"\d", lambda m: f" {WORD_OF_DIGIT.get(int(m[0]), m[0])} ", sentence.lower())
     words = text.rstrip(" ./").replace(",", " , ").split()
+    words = " ".join(MISSPELT.get(word, word) for word in words).split()
     words[:1] = [{"ll": "all", "t": "at"}.get(word, word) for word in words[:1]]
     return " ".join(words).replace(" ,", ",")
+
+
+def asks(sentence: str) -> str:
+    """What a sentence, in one spelling, asks: compare, place, count or exist (see ASKS)."""
+    words = (kind for kind, some in ASKS.items() if re.search(rf"\b(?:{some})\b", sentence))
+    return next(words, "exist")
+
+
+def picture_kind(boxes) -> str:
+    """ "towers" or "scattered", by an entry's structured_rep; "unknown" where it has none. Towers
+    are squares of one size in one column."""
+    try:
+        items = {(i["type"].lower(), i["size"], i["x_loc"]) for box in boxes for i in box}
+    except (TypeError, KeyError, AttributeError):
+        items = set()
+    if not items:
+        return "unknown"
+    return "towers" if items == {("square", 20, 40)} else "scattered"
 
 
 def files_by_split(source: Path) -> dict[str, Path]:
@@ -89,27 +131,40 @@ def read_entry(line: str, where: str) -> dict:
     return {**entry, "sentence": sentence, "label": entry["label"].lower()}
 
 
+def pictures_of(file: Path) -> tuple[dict[str, Path], str]:
+    """The pictures of a split's JSON file, PREFIX-n-m -> the one with the lowest K; and the prefix
+    of that file's: its folder's name or its own, or, if no picture begins so, the only one there
+    is (a folder may have been renamed: test-P/images/test-0-0-0.png)."""
+    first, prefixes = {}, set()
+    paths = (file.parent / "images").rglob("*.png")
+    for path in sorted(paths, key=lambda path: path.name, reverse=True):
+        name = path.stem.rpartition("-")[0]
+        first[name] = path  # the lowest K is the one that stays
+        prefixes.add(name.rsplit("-", 2)[0])
+    named = [name for name in (file.parent.name, file.stem) if name in prefixes]
+    return first, [*named, *(prefixes if len(prefixes) == 1 else []), file.parent.name][0]
+
+
 def read_split(file: Path) -> dict[str, list[list[Example]]]:
     """directory -> its examples, those of one sentence together, the boxes in the order of the
     first picture there is."""
-    folder, first_picture, by_directory = file.parent, {}, {}
-    paths = (folder / "images").rglob("*.png")
-    for path in sorted(paths, key=lambda path: path.name, reverse=True):
-        first_picture[path.name.rpartition("-")[0]] = path  # the lowest K is the one that stays
+    folder, by_directory = file.parent, {}
+    first_picture, prefix = pictures_of(file)
     for number, line in enumerate(read_lines(file), 1):
         if not line.strip():
             continue
         where = f"{file}: line {number}"
         entry = read_entry(line, where)
         identifier = entry["identifier"]
-        picture = first_picture.get(f"{folder.name}-{identifier}")
+        picture = first_picture.get(f"{prefix}-{identifier}")
         if picture is None:
-            name = f"{folder.name}-{identifier}-K.png"
+            name = f"{prefix}-{identifier}-K.png"
             raise DataError(f"{where}: no picture {name} below {folder / 'images'}")
         example = Example(
             [Crop(picture, box, (400, 100)) for box in BOXES],
             [(IMAGE * 3 + entry["sentence"], entry["label"])],
             id=f"{where} ({identifier})",
+            family=f"{picture_kind(entry.get('structured_rep'))} {asks(entry['sentence'])}",
             group=f"{folder.name}-{identifier.split('-')[0]}",  # numbers begin anew in each split
         )
         directory = by_directory.setdefault(str(entry.get("directory", picture.parent.name)), {})
@@ -184,10 +239,15 @@ class NLVR(Folder):
             examples += self.world.draw(stage, step, pictures - n_own, per_picture, seed)
         return examples
 
+    def read_pictures(self, size: int, brief: bool = False) -> str:
+        """Of train and val (Folder.read_pictures); nothing where only official splits are there."""
+        return super().read_pictures(size, brief) if "train" in self.files else ""
+
     def split_names(self) -> list[str]:
         """train and val; the official splits that are there; world, where there is one."""
+        own = ["train", "val"] if "train" in self.files else []
         official = [name for name in self.files if name != "train"]
-        return ["train", "val", *official, *(["world"] if self.world else [])]
+        return [*own, *official, *(["world"] if self.world else [])]
 
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         """Every example in all six orders: first all examples in the first order, then in the

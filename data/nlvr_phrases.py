@@ -21,10 +21,14 @@ from data.nlvr_scenes import COLOUR, SHAPE, Scenes
 
 NUMBER = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"]
 KINDS_OF_COUNT = (
-    *4 * [""], "exactly", "exactly", "only", "at least", "at least", "at most", "more than",
-    *3 * ["a"], "no",
+    *8 * [""], *4 * ["exactly"], "only", "only", *4 * ["at least"], "at most", "at most",
+    "more than", "less than", *6 * ["a"], "no", "no",
 )  # fmt: skip
-COMPARE = {"at least": operator.ge, "at most": operator.le, "more than": operator.gt}  # else: eq
+COMPARE = {
+    "at least": operator.ge, "at most": operator.le, "more than": operator.gt,
+    "less than": operator.lt,
+}  # fmt: skip
+MANY = 6  # from here on people call a box's items many: 80 % of 55 labels agree
 
 
 @dataclass
@@ -89,6 +93,7 @@ class Phrases:
         if kind == "no":
             return Count("no", lambda x: x == 0, True)
         n = min(self.r.randint(1, most), self.r.randint(1, most + 2))
+        n = max(n, 2) if kind == "less than" else n
         compare = COMPARE.get(kind, operator.eq)
         return Count(f"{kind} {NUMBER[n]}".strip(), lambda x: compare(x, n), n == 1)
 
@@ -104,23 +109,27 @@ class Phrases:
         if self.chance(0.85):
             noun, mask = f"{COLOUR[c]} {noun}", mask & (self.s.colour == c)
         if not self.towers and self.chance(0.08):
-            size = self.pick(0, 2)
-            noun, mask = f"{('small', '', 'big')[size]} {noun}", mask & (self.s.size == size)
+            size = self.pick(0, 0, 1, 2)
+            noun, mask = f"{('small', 'medium', 'big')[size]} {noun}", mask & (self.s.size == size)
         return Thing(noun, mask)
 
     def place(self) -> tuple[str, Tensor]:
         """'touching the wall', and which items do: [S, 3, 8]."""
         s, closely = self.s, self.pick("", "closely ", "closely ")
-        edge = s.left | s.right | s.top | s.bottom
-        bottom = f"{closely}touching the bottom of a box", s.bottom
-        right = f"{closely}touching right wall of a box", s.right
+        edge, of_a_box = s.left | s.right | s.top | s.bottom, self.pick("", " of a box")
+        walls = ("the edge", "the edge", "any edge", "an edge", "the wall", "the side")
+        at_bottom = ("closely touching the bottom of a box", s.bottom)
         place, at = self.pick(
-            *[(f"touching {w}", edge) for w in ("the edge", "any edge", "the wall", "the side")],
-            ("touching the base", s.bottom),
+            *[(f"touching {wall}", edge) for wall in walls],
+            *3 * [at_bottom],
+            *2 * [("touching the base", s.bottom)],
             ("touching the bottom base", s.bottom),
-            *2 * [bottom, right],
+            (f"{closely}touching the bottom of a box", s.bottom),
+            *2 * [(f"{closely}touching right wall of a box", s.right)],
+            (f"{closely}touching {self.pick('a wall', 'the wall')} of a box", edge),
+            ("closely touching the roof of a box", s.top),
             ("touching the corner", s.corner),
-            (f"{closely}touching a corner{self.pick('', ' of a box')}", s.corner),
+            (f"{closely}touching a corner{of_a_box}", s.corner),
         )
         return (f"not {place}", ~edge) if at is edge and self.chance(0.4) else (place, at)
 
@@ -128,11 +137,13 @@ class Phrases:
 
     def height(self) -> tuple[str, Tensor]:
         """'at least three items'."""
-        count = self.count(4, no=False)
         nouns = ("block", "block", "item") if self.towers else ("item", "item", "object")
-        noun = self.pick(*nouns)
+        noun, within = self.pick(*nouns), self.pick("", "", "", " in it")
+        if not self.towers and self.chance(0.08):
+            return f"many {noun}s", self.n_items >= MANY
+        count = self.count(4 if self.towers else 7, no=False)
         count = two() if count.words == "a" else count
-        return count.of(Thing(noun, self.s.there)), count.holds(self.n_items)
+        return count.of(Thing(noun, self.s.there)) + within, count.holds(self.n_items)
 
     def colours(self) -> tuple[str, Tensor]:
         """'only black items', 'items of two different colors'."""
@@ -141,22 +152,39 @@ class Phrases:
         has = [(self.s.colour == c).any(2) for c in range(3)]
         kinds, both = sum(h.int() for h in has), has[a] & has[b] & ~has[3 - a - b]
         names, exactly = f"{COLOUR[a]} and {COLOUR[b]}", self.n_items == n
-        number = NUMBER[n]
-        same = self.pick("color", "colour")
+        how = self.count(4, no=False)
+        how = two() if how.singular else how
+        number, these = NUMBER[n], how.holds(self.n_items)
+        some = f"{how.words} {noun}"
         return self.pick(
+            (f"{some} of {self.pick('', 'only ')}{names} color", both & these),
+            (f"{some} of all three different colors", (kinds == 3) & these),
+            (f"{some} of the same color", (kinds == 1) & these),
+            (f"{noun} of only {names} color", both),
+            (f"{noun} of {names} color", both),
+            (f"only {COLOUR[a]} color {noun}", has[a] & (kinds == 1)),
+            (f"{COLOUR[a]} {noun} only", has[a] & (kinds == 1)),
+            (f"{noun} of only two different colors", kinds == 2),
             (f"only {COLOUR[a]} {noun}", has[a] & (kinds == 1)),
             (f"only {names} {noun}", both),
             (f"{names} {noun}", has[a] & has[b]),
             (f"{number} {noun} of {names} color", both & exactly),
             (f"{noun} of all three different colors", kinds == 3),
             (f"{number} {noun} of two different colors", (kinds == 2) & exactly),
-            (f"{number} {noun} of the same {same}", (kinds == 1) & exactly),
+            (f"{number} {noun} of the same color", (kinds == 1) & exactly),
         )
 
     def of_which(self) -> tuple[str, Tensor]:
         """'four items of which two are black', 'three items and one of them is a circle'."""
         n, part, thing = self.r.randint(2, 5), self.count(2, no=False), self.item()
-        noun = self.pick("items", "items", "objects")
+        noun, link = self.pick("items", "items", "objects"), self.pick("of which", "and the")
+        size, fits = f"{NUMBER[n]} {noun}", self.n_items == n
+        if self.chance(0.3):
+            n = self.pick(2, 3)
+            size, fits = f"at least {NUMBER[n]} {noun}", self.n_items >= n
+        if self.chance(0.2):
+            words = f"{size} including {part.of(thing)}"
+            return words, fits & part.holds(thing.mask.sum(2))
         number = "at least one" if part.words == "a" else part.words
         what, (first, *others) = "is" if part.singular else "are", thing.one.split()
         if len(others) == 1 and first in COLOUR and self.chance(0.7):
@@ -164,8 +192,25 @@ class Phrases:
             what += f" {thing.one}"
         else:
             what += f" a {thing.one}" if part.singular else f" {thing.many}"
-        words = f"{NUMBER[n]} {noun} {self.pick('of which', 'and the')} {number} {what}"
-        return words, (self.n_items == n) & part.holds(thing.mask.sum(2))
+        return f"{size} {link} {number} {what}", fits & part.holds(thing.mask.sum(2))
+
+    def one_colour(self) -> tuple[str, Tensor]:
+        """'exactly one item which is blue': people mean that nothing else is in the box."""
+        c, n, how = self.r.randrange(3), self.r.randint(1, 3), self.pick("", "exactly ", "only ")
+        number = self.pick(f"{how}one", f"{how}one", "a single") if n == 1 else how + NUMBER[n]
+        noun = self.pick("item", "block") if self.towers else "item"
+        of = self.pick(f"of {COLOUR[c]} color", f"{COLOUR[c]} in color", COLOUR[c])
+        things = f"{noun} which is" if n == 1 else f"{noun}s which are"
+        all_of_it = (self.n_items == n) & ((self.s.colour == c) == self.s.there).all(2)
+        return f"{number} {things} {of}", all_of_it
+
+    def shared(self) -> tuple[str, Tensor]:
+        """'two black and one blue item', 'a black and a yellow item'."""
+        colours, counts = self.r.sample(range(3), 2), [self.count(2, no=False) for _ in range(2)]
+        noun = self.pick("item", "item", "block") if self.towers else "item"
+        a, b = (n.holds((self.s.colour == c).sum(2)) for n, c in zip(counts, colours))
+        words = " and ".join(f"{n.words} {COLOUR[c]}" for n, c in zip(counts, colours))
+        return f"{words} {noun}{'' if counts[1].singular else 's'}", a & b
 
     def several(self) -> tuple[str, Tensor]:
         """'a yellow square and two circles', 'two black and one blue item'."""
@@ -180,14 +225,30 @@ class Phrases:
         return " and ".join(words), holds
 
     def ends(self) -> tuple[str, Tensor]:
-        """'a blue block at the top'."""
+        """'a blue block at the top', 'one black block at the base'."""
         c, noun = self.r.randrange(3), self.pick("block", "block", "block", "item")
-        base = ("at the base", "at the base", "at base", "at the bottom", "touching the wall")
+        base = ("at the base", "at the base", "at the base", "at base", "at the bottom")
         where, end = self.pick(
-            *[(words, self.top) for words in ("at the top", "at the top", "on top")],
-            *[(words, self.base) for words in base],
+            *[(words, self.top) for words in ("at the top", "at the top", "at the top", "on top")],
+            *[(words, self.base) for words in (*base, "touching the wall")],
         )
-        return f"a {COLOUR[c]} {noun} {where}", end == c
+        form = self.r.random()
+        if form < 0.06:
+            side, end = self.pick(("top", self.top), ("base", self.base))
+            return f"a {COLOUR[c]} {side}", end == c
+        if form < 0.15:
+            d = self.r.randrange(3)
+            words = f"a {COLOUR[c]} {noun} at the base and a {COLOUR[d]} {noun} at the top"
+            return words, (self.base == c) & (self.top == d) & (self.n_items > 1)
+        article = self.pick("a ", "a ", "a ", "one ", "one ", "")
+        return f"{article}{COLOUR[c]} {noun} {where}", end == c
+
+    def base_and_next(self) -> tuple[str, Tensor]:
+        """'a black item touching the wall and a blue item on top of it'."""
+        (c, d), noun = self.r.choices(range(3), k=2), self.pick("block", "item", "item")
+        words = f"a {COLOUR[c]} {noun} touching the wall and a {COLOUR[d]} {noun} on top"
+        has = (self.base == c) & (self.s.colour[..., 1] == d)
+        return words + self.pick(" of it", " of it", ""), has
 
     def over(self) -> tuple[str, Tensor]:
         """'a blue block over a black block', right above it: how often, in each box."""
@@ -195,8 +256,7 @@ class Phrases:
         noun, a = self.pick("block", "block", "block", "item"), self.pick("a", "a", "the")
         times = ((self.s.colour[..., :-1] == low) & (self.s.colour[..., 1:] == high)).sum(2)
         if self.chance(0.12):
-            below = self.pick("below", "bellow")
-            return f"{COLOUR[low]} {noun} {below} {a} {COLOUR[high]} {noun}", times
+            return f"{COLOUR[low]} {noun} below {a} {COLOUR[high]} {noun}", times
         above = self.pick("on", "above", "above", "over", "over", "on top of")
         return f"{COLOUR[high]} {noun} {above} {a} {COLOUR[low]} {noun}", times
 
@@ -209,9 +269,20 @@ class Phrases:
 
     def content(self) -> tuple[str, Tensor]:
         """Anything that a box may have."""
-        count, thing, form = self.count(3), self.item(), self.r.randrange(10)
-        if form < 4:
-            return (self.height, self.colours, self.of_which, self.several)[form]()
+        count, thing, form = self.count(3), self.item(), self.r.randrange(12)
+        if form < 8:
+            some = (
+                self.height,
+                self.height,
+                self.colours,
+                self.of_which,
+                self.several,
+                self.several,
+                self.shared,
+                self.one_colour,
+            )
+            return some[form]()
+        form -= 4
         if self.towers and form == 4:
             words, holds = self.ends()
             height, fits = self.height()

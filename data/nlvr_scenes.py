@@ -14,6 +14,7 @@ from torch import Tensor
 COLOURS = {"black": (0, 0, 0), "yellow": (255, 255, 0), "blue": (0, 153, 255)}
 COLOUR, SHAPE, SIZE = list(COLOURS), ["circle", "square", "triangle"], [10, 20, 30]
 BOX, GREY, ITEMS = 100, 211, 8
+MOST = 7  # scattered items of a box
 # The blocks of a tower, from the base up; they stand one pixel apart
 TOWER_X, TOWER_Y = 40, (80, 59, 38, 17)
 
@@ -41,21 +42,52 @@ SPRITES = sprites()
 
 def tower(r: random.Random) -> list[tuple]:
     """One to four blocks, from the base up: (colour, shape, size, x, y) each."""
-    return [(r.randrange(3), 1, 1, TOWER_X, y) for y in TOWER_Y[: r.randint(1, 4)]]
+    return stack([(r.randrange(3), 1, 1) for _ in range(r.randint(1, len(TOWER_Y)))], r)
+
+
+def stack(items: list[tuple], r: random.Random) -> list[tuple]:
+    """Blocks (colour, shape, size), from the base up, with their places."""
+    return [(*item, TOWER_X, y) for item, y in zip(items, TOWER_Y)]
 
 
 def scatter(r: random.Random) -> list[tuple]:
-    """One to seven items that do not touch each other. What would stick out stands at the right
-    wall, or on the bottom."""
-    items = []
-    for _ in range(r.randint(1, 7)):
+    """One to seven items that do not touch each other."""
+    while True:
+        n = r.randint(1, MOST)
+        placed = strew([tuple(r.randrange(3) for _ in range(3)) for _ in range(n)], r)
+        if placed:
+            return placed
+
+
+def strew(items: list[tuple], r: random.Random) -> list[tuple] | None:
+    """Items (colour, shape, size) with random places where they do not touch each other; None if
+    none is found. What would stick out stands at the right wall, or on the bottom."""
+    placed = []
+    for c, s, k in items:
         for _ in range(50):
-            k = r.randrange(3)
             x, y = (min(r.randrange(BOX), BOX - SIZE[k]) for _ in range(2))
-            if not any(touch((k, x, y), (j, u, v)) for _, _, j, u, v in items):
-                items.append((r.randrange(3), r.randrange(3), k, x, y))
+            if not any(touch((k, x, y), (j, u, v)) for _, _, j, u, v in placed):
+                placed.append((c, s, k, x, y))
                 break
-    return items
+        else:
+            return None
+    return placed
+
+
+def twin(scene: list[list[tuple]], r: random.Random, towers: bool) -> list[list[tuple]]:
+    """A scene of the same items, in other boxes and places. So were half of NLVR's pictures made:
+    people wrote what is true of one and false of its twin."""
+    items = [item[:3] for box in scene for item in box]
+    put, most = (stack, len(TOWER_Y)) if towers else (strew, MOST)
+    for _ in range(50):
+        r.shuffle(items)
+        first, second = sorted(r.sample(range(1, len(items)), 2)) if len(items) > 2 else (1, 2)
+        parts = items[:first], items[first:second], items[second:]
+        if all(1 <= len(part) <= most for part in parts):
+            boxes = [put(part, r) for part in parts]
+            if all(boxes):
+                return boxes
+    return scene
 
 
 def touch(a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:

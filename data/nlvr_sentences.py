@@ -19,23 +19,23 @@ class Speaker(Phrases):
     [S, 3]: how many there are (int64), or whether there is one (bool)."""
 
     def boxes(self, content: tuple[str, Tensor], noun: str):
-        """'there are two boxes with ...'"""
+        """'there are two boxes with ...', 'one of the grey box has ...'"""
         (words, holds), form = content, self.r.random()
         nouns = noun + ("es" if noun.endswith("box") else "s")
         n, with_ = holds.sum(1), self.pick(*5 * ["with"], "which has", "that has", "containing")
-        if form < 0.82:
+        if form < 0.82 and "grey" not in noun:
             count = at_least_one("a" if form < 0.5 else "at least one")
-            count = self.count(2) if 0.5 <= form < 0.75 else count
+            count = self.count(2) if 0.5 <= form < 0.78 else count
             noun, with_ = (noun, with_) if count.singular else (nouns, with_.replace("has", "have"))
             return count.there(f"{count.words} {noun} {with_} {words}"), count.holds(n), holds
         has, have = self.pick(("has", "have"), ("contains", "contain"))
         sentence, truth = self.pick(
-            *2 * [(f"one of the {nouns} {has} {words}", n >= 1)],
+            *4 * [(f"one of the {self.pick(noun, noun, nouns)} {has} {words}", n >= 1)],
             (f"one {noun} {has} {words}", n >= 1),
             (f"at least one {noun} {has} {words}", n >= 1),
-            (f"two {nouns} {have} {words}", n == 2),
-            (f"each {noun} {has} {words}", n == 3),
-            (f"all the {nouns} {have} {words}", n == 3),
+            (f"two {nouns} {self.pick(has, have)} {words}", n == 2),
+            (f"{self.pick('each', 'every')} {noun} {has} {words}", n == 3),
+            (f"all {self.pick('the ', '')}{nouns} {self.pick(has, have)} {words}", n == 3),
         )
         return sentence, truth, holds
 
@@ -43,7 +43,7 @@ class Speaker(Phrases):
         return self.boxes(self.content(), self.pick("box", "tower", "tower"))
 
     def item_box(self):
-        return self.boxes(self.content(), self.pick("box", "box", "box", "grey box", "grey square"))
+        return self.boxes(self.content(), self.pick(*6 * ["box"], "grey box", "grey square"))
 
     def item_count(self):
         count, thing = self.count(5), self.item()
@@ -51,7 +51,8 @@ class Speaker(Phrases):
         one = f"{self.pick('a', 'at least one')} {thing.one}"
         n = thing.mask.sum(2)
         if self.chance(0.2):
-            words = self.pick(f"there is {one} in each {box}", f"each {box} has {one}")
+            each = self.pick("each", "every")
+            words = self.pick(f"there is {one} in {each} {box}", f"{each} {box} has {one}")
             return words, (n > 0).all(1), n
         return count.there(count.of(thing)), count.holds(n.sum(1)), n
 
@@ -70,11 +71,12 @@ class Speaker(Phrases):
         return sentence, truth, n
 
     def tower_order(self):
-        c, form, count = self.r.randrange(3), self.r.randrange(9), self.count(2)
+        c, form, count = self.r.randrange(3), self.r.randrange(11), self.count(2)
         at, end = self.pick(("top", self.top == c), ("base", self.base == c))
         height, fits = self.height()
         if form < 2:
-            words = f"{count.of(Thing(f'{COLOUR[c]} block', end))} as the {at} of a tower"
+            of = self.pick("a tower", "a tower", "a tower", "at least one tower")
+            words = f"{count.of(Thing(f'{COLOUR[c]} block', end))} as the {at} of {of}"
             words, has = (words, end) if form == 0 else (f"{words} with {height}", end & fits)
             return count.there(words), count.holds(has.sum(1)), has
         if form == 2:
@@ -88,17 +90,28 @@ class Speaker(Phrases):
             words, has = self.pick(("", only), (f" with {height}", only & fits))
             return f"there is a {COLOUR[c]} tower{words}", has.any(1), has
         if form == 5:
-            n = self.pick(1, 1, 2)
-            nth, has = ("second", "third")[n - 1], self.s.colour[..., n] == c
-            return f"the {nth} block from the base of a tower is {COLOUR[c]}", has.any(1), has
+            words, has = self.nth_block(c)
+            return words, has.any(1), has
         if form == 6:
             return self.boxes(self.stacked(), "tower")
         if form == 7:
             words, times = self.over()
-            content = "a " + words, times > 0
+            content = self.pick(("a " + words, times > 0), self.base_and_next())
         else:
             content = self.ends()
         return self.boxes(content, self.pick("box", "tower", "tower", "tower"))
+
+    def nth_block(self, c: int) -> tuple[str, Tensor]:
+        """'the second block from the base of a tower is blue', and which towers' is."""
+        n, k = self.pick(1, 1, 2), self.r.randint(1, 4)
+        nth, is_c = ("", "second", "third")[n], self.s.colour == c
+        side, end = self.pick(("top", self.top == c), ("base", self.base == c))
+        middle = (self.n_items == 3) & is_c[..., 1]
+        return self.pick(
+            (f"the {nth} block from the base of a tower is {COLOUR[c]}", is_c[..., n]),
+            (f"the {side} of a {NUMBER[k]} blocks tower is {COLOUR[c]}", end & (self.n_items == k)),
+            (f"there is a tower with a {COLOUR[c]} block in the middle", middle),
+        )
 
     def tall_tower(self, c: int, at: str, end: Tensor):
         """'the tower with three blocks has a blue block at the top'."""

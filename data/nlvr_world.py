@@ -14,18 +14,22 @@ import argparse
 import random
 import time
 from dataclasses import replace
+from itertools import count
 
 import torch
 from torch import Tensor
 
 from data.folder import seed_of
 from data.nlvr_phrases import NUMBER
-from data.nlvr_scenes import Scenes, caption, scatter, tower
+from data.nlvr_scenes import Scenes, caption, scatter, tower, twin
 from data.nlvr_sentences import Speaker
 from data.prompt import IMAGE, Example
 
 WHY = "in each box?"  # the second turn of a dialogue
 FAMILIES = ["tower count", "tower box", "tower order", "item count", "item box", "item place"]
+# As often as people ask them
+CYCLE = [*FAMILIES, "tower box", "item box", "tower order", "item place", "tower order", "item box"]
+TRIES = 5  # sentences drawn until one tells twins apart
 
 
 class World:
@@ -36,10 +40,35 @@ class World:
 
     def _scenes(self, n: int, *key) -> tuple[list[tuple[Scenes, Tensor]], random.Random]:
         """Two pools of scenes with their pictures: towers and scattered items, half of n scenes
-        each; never so few that no sentence tells them apart. Then the generator to go on with."""
-        r, n = random.Random(seed_of("nlvr world", *key)), max(6, n // 2)
-        kinds = [Scenes([[box(r) for _ in range(3)] for _ in range(n)]) for box in (tower, scatter)]
+        each, every second one the twin of the one before; never so few that no sentence tells them
+        apart. Then the generator to go on with."""
+        r, kinds = random.Random(seed_of("nlvr world", *key)), []
+        for box in (tower, scatter):
+            boxes = []
+            while len(boxes) < max(6, n // 2):
+                scene = [box(r) for _ in range(3)]
+                boxes += [scene, twin(scene, r, box is tower)]
+            kinds.append(Scenes(boxes))
         return [(scenes, scenes.render()) for scenes in kinds], r
+
+    def _sentence(self, family: str, scenes: Scenes, r: random.Random):
+        """Words, what their truth rests on, and two scenes: one of which they are true, one of
+        which they are false. These are twins, where a few draws find such words: then nothing but
+        the sentence tells the pictures apart. (A count of all items is the same for twins.)"""
+        found, method = None, family.replace(" ", "_")
+        for tries in count(1):
+            words, holds, basis = getattr(Speaker(scenes, r, family[0] == "t"), method)()
+            truth = holds.tolist()
+            true, false = (
+                [k for k, t in enumerate(truth) if t == which] for which in (True, False)
+            )
+            if twins := [k for k in true if not truth[k ^ 1]]:
+                k = r.choice(twins)
+                return words, basis, (k, k ^ 1)
+            if true and false and not found:
+                found = words, basis, (r.choice(true), r.choice(false))
+            if found and (tries >= TRIES or family.endswith("count")):
+                return found
 
     def _sentences(self, pools, r: random.Random, n: int) -> list[Example]:
         """n rows: a sentence of a scene where it is true, then the same of one where it is false. A
@@ -47,18 +76,13 @@ class World:
         to look for, many times faster than true and false alone."""
         rows = []
         while len(rows) < n:
-            family = FAMILIES[len(rows) // 2 % len(FAMILIES)]
-            towers, truth = family.startswith("tower"), ()
-            scenes, pictures = pools[0 if towers else 1]
-            while not any(truth) or all(truth):
-                speaker = Speaker(scenes, r, towers)
-                words, holds, basis = getattr(speaker, family.replace(" ", "_"))()
-                truth = holds.tolist()
+            family = CYCLE[len(rows) // 2 % len(CYCLE)]
+            scenes, pictures = pools[0 if family.startswith("tower") else 1]
+            words, basis, two = self._sentence(family, scenes, r)
             names = ("no", "yes") if basis.dtype == torch.bool else NUMBER
-            for answer in (True, False):
-                scene = r.choice([k for k, t in enumerate(truth) if t == answer])
+            for answer, scene in zip(("true", "false"), two):
                 why = " ".join(names[k] for k in basis[scene].tolist())
-                turns = [(IMAGE * 3 + words, str(answer).lower()), (WHY, why)]
+                turns = [(IMAGE * 3 + words, answer), (WHY, why)]
                 rows.append(Example(list(pictures[scene]), turns, family))
         return rows[:n]
 

@@ -40,7 +40,14 @@ RECIPES = {
     "llava": NO_CAPTIONS,
     "nlvr": dict(pt_steps=60, pt_pictures=16, pictures=16, questions=4, steps=300, **BOXES),
     "nlvr+world": dict(
-        pt_steps=220, pt_pictures=32, pictures=24, questions=4, steps=3000, freeze=[], **BOXES
+        pt_steps=220,
+        pt_pictures=32,
+        pt_lr_times=2,
+        pictures=24,
+        questions=4,
+        steps=3000,
+        freeze=[],
+        **BOXES,
     ),
 }
 # Settings that no recipe or preset names; a variant (lab/variants.py) or another command may.

@@ -27,6 +27,20 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join([line(rows[0]), f"|{rule}|", *map(line, rows[1:])])
 
 
+def parts_of(families: dict[str, dict]) -> dict[str, dict]:
+    """Where every family has a name of two words ("towers count"), the same numbers by each word:
+    towers, scattered; count, place, ...; else the families as they are."""
+    names = [name.split() for name in families]
+    if not all(len(words) == 2 for words in names):
+        return families
+    parts = {}
+    for part in [*sorted({a for a, _ in names}), *sorted({b for _, b in names})]:
+        some = [f for name, f in families.items() if part in name.split()]
+        n = sum(f["n"] for f in some)
+        parts[part] = {"accuracy": sum(f["accuracy"] * f["n"] for f in some) / max(1, n), "n": n}
+    return parts
+
+
 def pool(runs: list[dict]) -> dict[str, list[dict]]:
     """Runs that differ by seed alone stand together: label -> runs. How and where a run was made
     does not matter."""
@@ -53,7 +67,8 @@ def pool(runs: list[dict]) -> dict[str, list[dict]]:
 
 
 def table(groups: dict[str, list[dict]]) -> str:
-    """Markdown: a row for each family, a column for each group of runs (see pool)."""
+    """Markdown: a row for each family, and each part of families (parts_of); a column for each
+    group of runs (see pool)."""
     everyone = [run for runs in groups.values() for run in runs]
 
     def row(name, values, form="{:.1f}"):
@@ -64,11 +79,15 @@ def table(groups: dict[str, list[dict]]) -> str:
 
     def of_family(family):
         return lambda run: [
-            100 * f["accuracy"] for name, f in run["families"].items() if name == family
+            100 * f["accuracy"]
+            for name, f in {**run["families"], **parts_of(run["families"])}.items()
+            if name == family
         ]
 
-    rows = [["accuracy, %", *groups]]
-    rows += [row(f, of_family(f)) for f in sorted({f for run in everyone for f in run["families"]})]
+    rows, families = [["accuracy, %", *groups]], {f for run in everyone for f in run["families"]}
+    parts = dict.fromkeys(part for run in everyone for part in parts_of(run["families"]))
+    names = [*sorted(families), *(part for part in parts if part not in families)]
+    rows += [row(name, of_family(name)) for name in names]
     rows.append(row("**overall**", lambda run: [100 * run["accuracy"]]))
     if any("consistency" in run for run in everyone):
         rows.append(

@@ -16,7 +16,6 @@ settings, not by its name; it is never made twice, and one that was stopped goes
 is given to every run (python -m lab.arms shapes -- --preset small).
 """
 
-import contextlib
 import json
 import os
 import subprocess
@@ -28,13 +27,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import eval as evaluation
 from data import DataError
 from engine.checkpoint import NON_IDENTITY_ARGS
 from engine.options import Parser, positive
 from engine.options import arguments as train_arguments
 from engine.run import one_line_errors
-from lab import publish, tables, variants
+from lab import finished, publish, tables, variants
 from mma import EXTRA_PAIRS
 
 ARMS = {
@@ -56,14 +54,6 @@ SEEDS = {"causal": 5, "mma": 5, "prefix": 5, "v2v": 3, "cca": 3, "t&i": 3, "dot"
 # Kinds and methods without an arm: where the picture comes before the question, mutual is mma pair
 # by pair (tests/lab/test_arms.py); leaky and leaky-captions are lessons.
 NO_ARM = ("mutual", "leaky", "leaky-captions")
-# Switched on for the test of what causal and mma trained: name -> options of eval.py, or of AIF's
-TEST_TIME = {
-    "v2v": ["--mask", "v2v"],
-    "v2t": ["--mask", "mma"],  # FutureMask's name of the same set
-    "f": ["--mask", "f"],
-    "aif 0.25": ["--share", "0.25"],
-    "aif 0.5": ["--share", "0.5"],
-}
 # What makes the recipe: published runs of another one do not belong into the same table
 RECIPE = ("preset", "n_layer", "pt_steps", "pt_pictures", "steps", "pictures", "questions", "lr")
 NO_IDENTITY = ("eval_every", "val_limit", *NON_IDENTITY_ARGS)  # not what a run is
@@ -87,8 +77,8 @@ def pairs(option: str, values) -> dict[str, str]:
 
 RATES = pairs("lr", (0.002, 0.004, 0.008))
 SCENES = pairs("scenes", (2000, 8000, 32000))
-# name -> the data and the options that all arms share; the arms, or how they are made; how many
-# seeds an arm has, if more than one
+# name -> the data and the options that all arms share; the arms (names in ARMS, or lines of
+# options, or how they are made); how many seeds an arm has, if more than one
 EXPERIMENTS = {
     "shapes": ("shapes", arms_of_the_table, SEEDS),
     "depth": ("shapes", pairs("n-layer", (2, 3, 4, 6)), {}),
@@ -98,13 +88,18 @@ EXPERIMENTS = {
     "rates": ("shapes", RATES, dict.fromkeys(RATES, 2)),
     # short: with the default budget mma has 98.6 % at its first look
     "easy_vqa": ("easy_vqa --n-layer 3 --pt-steps 200 --steps 400", arms_of_the_table, SEEDS),
-    "nlvr": ("nlvr --n-layer 3", {arm: ARMS[arm] for arm in ("causal", "mma")}, {}),
-    "nlvr+world": ("nlvr+world --n-layer 3", {arm: ARMS[arm] for arm in ("causal", "mma")}, {}),
+    # long: with its own sentences alone it learns little, and the best look at validation is kept
+    "nlvr": ("nlvr --steps 1500 --keep-best", "causal mma", {"causal": 2, "mma": 2}),
+    "nlvr+world": ("nlvr+world", "causal mma prefix cca", {"causal": 3, "mma": 3}),
 }
+# experiment -> the official split on which its runs are compared, read once a finished run; others
+# are compared on what train.py reports at its end
+OFFICIAL = {"nlvr": "dev", "nlvr+world": "dev"}
 
 
 def arms_of(experiment: str) -> dict[str, str]:
     arms = EXPERIMENTS[experiment][1]
+    arms = {arm: ARMS[arm] for arm in arms.split()} if isinstance(arms, str) else arms
     return arms() if callable(arms) else arms
 
 
@@ -218,32 +213,6 @@ def make(todo: list[tuple[str, list[str]]], runs: Path, jobs: int) -> None:
         raise DataError(f"{len(failed)} runs failed; see log.txt in {', '.join(failed)}")
 
 
-def test_time(arms: dict[str, Path], limit: int | None, make: bool = True) -> list[dict]:
-    """Masks and AIF that are only switched on when answering, on finished runs; each result is kept
-    beside the run."""
-    out, first = [], ["--limit", str(limit)] if limit else []
-    for arm, run in arms.items():
-        for name, options in {"as trained": [], **TEST_TIME}.items():
-            file = run / f"test-{name.replace(' ', '-')}.json"
-            if not file.exists() and not make:
-                continue
-            if not file.exists():
-                answer([str(run), *options, *first, "--json", str(file)])
-            record = json.loads(file.read_text())["runs"][0]
-            result = {key: record[key] for key in ("accuracy", "families")}
-            out.append({"trained": arm, "test": name, **result})
-    return out
-
-
-def answer(line: list[str]) -> None:
-    """Evaluate a run, without a word: by lab/aif.py if AIF is asked for, else by eval.py."""
-    command = evaluation
-    if "--share" in line:
-        from lab import aif as command
-    with contextlib.redirect_stdout(None):
-        command.main(line)
-
-
 # --- The command
 
 
@@ -278,14 +247,17 @@ def reproduce(args) -> None:
 def collect(args, trials: list[Trial], arms: dict[str, str]) -> dict:
     """What has finished, as the tables want it."""
     found = {(t.arm, t.seed): find(args.runs, t.settings) for t in trials}
+    split = OFFICIAL.get(args.experiment)
+    if split:
+        found = {t: finished.asked_on(run, split, not args.tables) for t, run in found.items()}
     done = {arm: [run for (a, _), run in found.items() if a == arm and run] for arm in arms}
     missing = [f"{t.arm}-{t.seed}" for t in trials if t.asked and not found[t.arm, t.seed]]
-    records = {arm: [tables.read(run) for run in runs] for arm, runs in done.items() if runs}
+    records = {arm: [tables.read(run, split) for run in runs] for arm, runs in done.items() if runs}
     result = {"arms": records, "options": {arm: arms[arm] for arm in records}, "missing": missing}
     if args.experiment == "shapes":
         first = {arm: done[arm][0] for arm in ("causal", "mma") if done.get(arm)}
         limit = trials[0].settings["limit"]
-        result["test_time"] = test_time(first, limit, make=not args.tables)
+        result["test_time"] = finished.test_time(first, limit, make=not args.tables)
     return json.loads(json.dumps(result))  # as it will be read again
 
 

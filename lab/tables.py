@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data import DataError
 from engine.run import read_record
-from engine.tables import markdown, spread
+from engine.tables import markdown, parts_of, spread
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "docs" / "results"  # written on --publish alone
@@ -31,9 +31,12 @@ def curve_of(run: Path) -> dict[int, float]:
     return {line["step"]: line["val"]["accuracy"] for line in log if "val" in line}
 
 
-def read(run: Path) -> dict:
-    """What the tables need of a finished run."""
+def read(run: Path, split: str | None = None) -> dict:
+    """What the tables need of a finished run. split: with its numbers on an official split, as
+    eval.py wrote them (lab/finished.py)."""
     record, curve = read_record(run), curve_of(run)
+    if split:
+        record |= json.loads((run / f"{split}.json").read_text())["runs"][0]
     step_at_80 = next((step for step, accuracy in curve.items() if accuracy >= 0.8), None)
     kept = {key: record[key] for key in KEYS if key in record}
     return {**kept, "curve": curve, "step_at_80": step_at_80, "run": run.name}
@@ -47,7 +50,8 @@ def last_validation(run: dict) -> float:
 def in_percent(runs: list[dict], family: str | None = None) -> dict[int, float]:
     """seed -> test accuracy in %, overall or of a family of questions."""
     return {
-        run["seed"]: 100 * (run["families"][family] if family else run)["accuracy"] for run in runs
+        run["seed"]: 100 * (parts_of(run["families"])[family] if family else run)["accuracy"]
+        for run in runs
     }
 
 
@@ -59,11 +63,15 @@ def reached(runs: list[dict]) -> str:
 
 def arms_table(arms: dict[str, list[dict]]) -> str:
     """A row for each arm: test accuracy in % (mean ± standard deviation over seeds), overall and by
-    family; when it passes 80 % on validation."""
-    families = sorted({name for runs in arms.values() for run in runs for name in run["families"]})
-    rows = [["arm", "seeds", "overall", *families, "80 % at step", "parameters"]]
+    family, or part of families (engine.tables.parts_of); the consistency, where there is one; when
+    it passes 80 % on validation."""
+    everyone = [run for runs in arms.values() for run in runs]
+    families = list(dict.fromkeys(name for run in everyone for name in parts_of(run["families"])))
+    consistent = ["consistency"] if any("consistency" in run for run in everyone) else []
+    rows = [["arm", "seeds", "overall", *consistent, *families, "80 % at step", "parameters"]]
     for arm, runs in arms.items():
         means = [spread(list(in_percent(runs, name).values())) for name in (None, *families)]
+        means[1:1] = [spread([100 * run[key] for run in runs]) for key in consistent]
         rows.append([arm, str(len(runs)), *means, reached(runs), f"{runs[0]['params']:,}"])
     return markdown(rows)
 

@@ -3,8 +3,9 @@ tokenizer, run.json and a picture to ask about.
 
     python -m lab.weights runs/shapes-mma-0 weights/shapes-mma
 
-eval.py, lab.talk and lab.explore read the folder as they read a run. The model computes in float32
-when it is loaded, so that only the weights are rounded: to 11 bits.
+eval.py, lab.talk and lab.explore read the folder as they read a run; where its data lie, --source
+tells them, since paths of the machine that trained are left out. The model computes in float32 when
+it is loaded, so that only the weights are rounded: to 11 bits.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 
 from engine.checkpoint import write_file
-from engine.options import Parser
+from engine.options import PATHS, Parser
 from engine.run import one_line_errors, read_record
 
 COPIED = ("tokenizer.model", "tokenizer.json", "example.png")
@@ -36,6 +37,7 @@ def give_away(run: Path, out: Path) -> None:
         if (run / name).exists():
             shutil.copyfile(run / name, out / name)
     record["run"] = record["args"]["out"] = out.as_posix()
+    record["args"].update(dict.fromkeys(PATHS))  # on another machine --source says where data lie
     text = json.dumps(record, indent=1) + "\n"
     write_file(out / "run.json", lambda file: file.write(text.encode()))
 

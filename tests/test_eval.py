@@ -11,7 +11,7 @@ import data
 import eval as evaluation
 from engine.checkpoint import save_model
 from engine.options import arguments
-from engine.tables import markdown, pool, spread, table
+from engine.tables import markdown, parts_of, pool, spread, table
 from eval import normalise, score, summarise
 from model import MLLM, Config
 
@@ -119,6 +119,22 @@ def summary(name, mask, seed, accuracy):
         "n": 10, "unparsed": 0, "params": 1234, "mask": mask, "seed": seed,
         "args": {"mask": mask, "seed": seed, "out": name, "lr": 0.1},
     }  # fmt: skip
+
+
+def test_families_of_two_words_are_told_by_each_word_too():
+    numbers = {"towers count": (0.5, 10), "towers place": (0.25, 30), "scattered count": (1.0, 30)}
+    families = {name: {"accuracy": a, "n": n} for name, (a, n) in numbers.items()}
+    parts = parts_of(families)
+    assert list(parts) == ["scattered", "towers", "count", "place"]
+    assert parts["towers"] == {"accuracy": (5 + 7.5) / 40, "n": 40}
+    assert parts["count"] == {"accuracy": (5 + 30) / 40, "n": 40}
+    other = {**families, "all": {"accuracy": 1, "n": 1}}
+    assert parts_of(other) == other
+    run = {"run": "x", "accuracy": 0.6, "families": families, "n": 70, "unparsed": 0, "params": 1,
+           "mask": "mma", "seed": 0, "args": {}}  # fmt: skip
+    lines = [line.split("|")[1:3] for line in table(pool([run])).splitlines()]
+    cells = {name.strip(): value.strip() for name, value in lines}
+    assert (cells["towers place"], cells["towers"], cells["count"]) == ("25.0", "31.2", "87.5")
 
 
 def test_pooled_seeds_by_hand():

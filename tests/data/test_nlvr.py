@@ -13,9 +13,10 @@ import data
 import eval as evaluation
 import train
 from data import IMAGE, Crop, DataError, Example
-from data.nlvr import BOXES, ORDERS, plain
+from data.nlvr import BOXES, ORDERS, asks, picture_kind, plain
 from data.nlvr_world import FAMILIES
 from data.pictures import read_picture
+from lab import weights
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
 
@@ -87,6 +88,65 @@ def test_sentences_are_brought_to_one_spelling():
     assert plain("ll the towers has a black block/") == "all the towers has a black block"
     mended = plain("t least 1 box has a  circle ,a square")
     assert mended == "at least one box has a circle, a square"
+
+
+def test_misspelt_words_are_mended():
+    assert (
+        plain("There isa box with atleast 2 sqaures") == "there is a box with at least two squares"
+    )
+
+
+@pytest.mark.parametrize("sentence,kind", [
+    ("there is a box with three items of the same color", "compare"),
+    ("there are two towers with the same height", "compare"),
+    ("the box with the least number of objects has a blue item", "compare"),
+    ("there are exactly two blue circles touching the edge", "place"),
+    ("there is a tower with a black block at the top", "place"),
+    ("there is a blue block on a black block", "place"),
+    ("there are exactly two blue circles", "count"),
+    ("there is one box with blue items", "count"),
+    ("there is no yellow circle", "count"),
+    ("there is a box with more than one item", "count"),
+    ("one of the boxes has a blue item", "exist"),
+    ("there is at least one yellow block", "exist"),
+    ("there is a box with only black items", "exist"),
+])  # fmt: skip
+def test_what_a_sentence_asks_is_told_by_its_words(sentence, kind):
+    assert asks(sentence) == kind
+
+
+def test_the_kind_of_a_picture_is_read_from_its_structure():
+    block = {"type": "square", "color": "Black", "size": 20, "x_loc": 40, "y_loc": 80}
+    other = {**block, "type": "circle"}
+    assert picture_kind([[block], [block, {**block, "y_loc": 59}], [block]]) == "towers"
+    assert picture_kind([[block], [other], [block]]) == "scattered"
+    for nothing in (None, [], [[], [], []], "x", [[{}]], 3, [[{**block, "type": 1}]]):
+        assert picture_kind(nothing) == "unknown"
+
+
+def test_families_name_the_kind_of_picture_and_what_is_asked(nlvr):
+    file, block = nlvr / "dev" / "dev.json", {"type": "square", "size": 20, "x_loc": 40}
+    entry = json.loads(file.read_text().splitlines()[0])
+    entry |= {"sentence": "A block is on a block.", "structured_rep": [[block]] * 3}
+    file.write_text(json.dumps(entry))
+    examples = data.load("nlvr", nlvr).heldout("dev")
+    assert {e.family for e in examples} == {"towers place"} and len(examples) == 6
+    assert {e.family for e in data.load("nlvr", nlvr).heldout("test")} == {"unknown count"}
+
+
+def test_a_split_is_read_whatever_its_folder_is_called(nlvr):
+    expected = [e.turns for e in data.load("nlvr", nlvr).heldout("test")]
+    (nlvr / "test").rename(nlvr / "test-P")
+    again = data.load("nlvr", nlvr)
+    assert again.split_names() == ["train", "val", "dev", "hidden", "test-P"]
+    assert [e.turns for e in again.heldout("test-P")] == expected
+    assert len({e.group for e in again.heldout("test-P")}) == 3
+    (nlvr / "test-P" / "test.json").rename(nlvr / "test-P" / "anything.json")
+    assert len(data.load("nlvr", nlvr).heldout("test-P")) == len(expected)
+    picture = next((nlvr / "test-P" / "images").glob("*.png"))
+    picture.with_name("other-0-0-0.png").write_bytes(picture.read_bytes())
+    with pytest.raises(DataError, match="no picture test-P-0-0-K.png below .*test-P.images"):
+        data.load("nlvr", nlvr).heldout("test-P")
 
 
 def changed(old, new):
@@ -166,7 +226,7 @@ def test_it_trains_and_evaluates(nlvr, tmp_path, capsys, name):
     evaluation.main([*evaluate, "--split", "dev", "--json", str(tmp_path / "r.json")])
     result = json.loads((tmp_path / "r.json").read_text())["runs"][0]
     assert result["n"] == 60 and 0 <= result["consistency"] <= 1
-    assert "| consistency |" in capsys.readouterr().out
+    assert "| consistency " in capsys.readouterr().out
     evaluation.main([*evaluate, "--limit", "3"])
     message = "error: .*no split 'hiden'; there are train, val, dev, hidden, test"
     with pytest.raises(SystemExit, match=message):
@@ -174,13 +234,44 @@ def test_it_trains_and_evaluates(nlvr, tmp_path, capsys, name):
 
 
 def test_plain_and_mixed_batches(nlvr):
-    assert {e.family for e in data.load("nlvr", nlvr).draw("sft", 0, 8, 4, 0)} == {"all"}
+    own = {"unknown count"}
+    assert {e.family for e in data.load("nlvr", nlvr).draw("sft", 0, 8, 4, 0)} == own
     mixed = data.load("nlvr+world", nlvr)
     assert {e.family for e in mixed.draw("sft", 0, 8, 4, 0)} == set(FAMILIES)
     families = [e.family for e in mixed.draw("sft", mixed.AFTER, 8, 4, 0)]
-    assert families.count("all") == 4 * 4 and len(families) == 8 * 4
+    assert families.count("unknown count") == 4 * 4 and len(families) == 8 * 4
     assert {e.family for e in mixed.heldout("world", 12)} == set(FAMILIES)
-    assert {e.family for e in mixed.heldout("val")} == {"all"}
+    assert {e.family for e in mixed.heldout("val")} == own
+
+
+def test_weights_are_tested_where_only_an_official_split_is_there(nlvr, tmp_path, capsys):
+    """Half precision, another folder than in training, no train: what people have who test it."""
+    run, given, result = tmp_path / "run", tmp_path / "weights", tmp_path / "r.json"
+    options = "--pt-steps 1 --steps 1 --questions 4 --limit 6 --data nlvr+world".split()
+    train.main([*TINY, *options, "--source", str(nlvr), "--out", str(run)])
+    weights.main([str(run), str(given)])
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (nlvr / "test").rename(elsewhere / "test-P")
+    nlvr.rename(tmp_path / "gone")
+    command = [str(given), "--device", "cpu", "--data", "nlvr"]
+    here = [*command, "--source", str(elsewhere)]
+    evaluation.main([*here, "--split", "test-P", "--json", str(result)])
+    record = json.loads(result.read_text())["runs"][0]
+    assert record["n"] == 36 and 0 <= record["consistency"] <= 1
+    assert record["families"].keys() == {"unknown count"}
+    printed = capsys.readouterr().out
+    assert "| unknown count |" in printed and "| count " in printed and "| consistency " in printed
+    for line, message in (
+        (command, "--data nlvr needs --source: the path of its folder"),
+        ([*here, "--split", "val"], "nlvr has no split 'val'; there are test-P"),
+        (here, "nlvr has no split 'val'; there are test-P"),
+        ([*command, "--source", str(nlvr)], r"no such folder \(check --source\)"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{message}"):
+            evaluation.main(line)
+    with pytest.raises(SystemExit, match="train.json: no such file"):
+        train.main([*TINY, "--data", "nlvr", "--source", str(elsewhere), "--out", str(run) + "2"])
 
 
 SHARED = Path(os.environ.get("MMA_NLVR", ROOT.parent / "shared" / "data" / "nlvr"))

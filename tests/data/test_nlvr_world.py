@@ -2,6 +2,7 @@
 
 import operator
 import random
+from itertools import combinations
 
 import pytest
 import torch
@@ -16,10 +17,12 @@ from data.nlvr_scenes import (
     Scenes,
     caption,
     scatter,
+    touch,
     tower,
+    twin,
 )
 from data.nlvr_sentences import NUMBER, Speaker
-from data.nlvr_world import FAMILIES, WHY, World
+from data.nlvr_world import CYCLE, FAMILIES, WHY, World
 
 
 def blocks(*colours):
@@ -38,6 +41,39 @@ def test_towers_and_scattered_items_are_as_nlvrs():
             assert 0 <= x <= 100 - SIZE[k] and 0 <= y <= 100 - SIZE[k]
             for _, _, j, u, v in items[:i]:  # a pixel apart at least
                 assert max(x - u - SIZE[j], u - x - SIZE[k], y - v - SIZE[j], v - y - SIZE[k]) >= 1
+
+
+def items_of(scene):
+    return sorted(item[:3] for box in scene for item in box)
+
+
+def test_a_twin_has_the_same_items_in_other_boxes_and_places():
+    r, standing = random.Random(1), [(TOWER_X, y) for y in TOWER_Y]
+    for box in (tower, scatter):
+        scenes = [[box(r) for _ in range(3)] for _ in range(60)]
+        twins = [twin(scene, r, box is tower) for scene in scenes]
+        assert sum(a == b for a, b in zip(scenes, twins)) < 6
+        for scene, other in zip(scenes, twins):
+            assert items_of(scene) == items_of(other)
+            assert all(1 <= len(some) <= (4 if box is tower else 7) for some in other)
+        boxes = [some for other in twins for some in other]
+        assert not any(touch(a[2:], b[2:]) for some in boxes for a, b in combinations(some, 2))
+        if box is tower:
+            assert all([i[3:] for i in some] == standing[: len(some)] for some in boxes)
+
+
+def test_a_sentence_is_asked_of_twins_where_it_can_be():
+    """Nothing but what the sentence says tells the true scene from the false one."""
+    pools, r = World()._scenes(24, "test")
+    alike = {}
+    for n in range(120):
+        family = FAMILIES[n % len(FAMILIES)]
+        scenes = pools[0 if family.startswith("tower") else 1][0]
+        words, basis, (yes, no) = World()._sentence(family, scenes, r)
+        same = items_of(scenes.boxes[yes]) == items_of(scenes.boxes[no])
+        alike.setdefault(family, []).append(same)
+    for family in ("tower box", "tower order", "item box", "item place"):
+        assert sum(alike[family]) > 16, family
 
 
 def test_pictures_show_their_scene():
@@ -83,6 +119,12 @@ TOWERS = [[
                 "there is at most one black item",
                 "none of the yellow items are touching the base",
                 "there is a big black square touching the corner",
+                "there is a box with exactly one item which is yellow",
+                "there is a box with a single item which is yellow",
+                "there is a box with blue items only",
+                "one of the box has three items",
+                "there are less than two black items",
+                "there is a box with at least two items including one yellow circle",
             ],
             [
                 "there are three yellow circles",
@@ -93,6 +135,10 @@ TOWERS = [[
                 "each box has at least one square",
                 "there is exactly one item closely touching right wall of a box",
                 "there are two black items",
+                "there is a box with one item which is black in color",
+                "there is a box with one item which is black",
+                "there is a box with many items",
+                "there are less than two yellow circles",
             ],
         ),
         (
@@ -106,6 +152,10 @@ TOWERS = [[
                 "there is a yellow block on a black block",
                 "there are three yellow blocks",
                 "the tower with four blocks has a yellow block at the top",
+                "the top of a four blocks tower is yellow",
+                "there is a tower with a yellow block in the middle",
+                "there is a box with a black item touching the wall and a yellow item on top of it",
+                "there is a tower with a blue base",
             ],
             [
                 "there is a black tower",
@@ -113,6 +163,10 @@ TOWERS = [[
                 "there are exactly two yellow blocks",
                 "there is exactly one tower with a yellow block at the top",
                 "there is a blue block as the top of a tower with three blocks",
+                "there is a tower with a blue block in the middle",
+                "the base of a four blocks tower is blue",
+                "there is a box with a black item touching the wall and a black item on top of it",
+                "there is a tower with a yellow base",
             ],
         ),
     ],
@@ -177,7 +231,7 @@ def test_counts_against_a_slow_reading():
         how = "exactly" if parts[0] in number else parts.pop(0)
         how = f"{how} {parts.pop(0)}" if how in ("at", "more", "less") else how
         n = number[parts.pop(0)] if parts[0] in number else 1
-        size = {"small": 0, "big": 2}.get(parts[0])
+        size = {"small": 0, "medium": 1, "big": 2}.get(parts[0])
         parts = parts[1:] if size is not None else parts
         colour = parts.pop(0) if parts[0] in COLOUR else None
         noun = parts[0].rstrip("s")
@@ -199,7 +253,8 @@ def test_a_sentence_is_true_as_often_as_false():
     heldout = World().heldout("val", 240)
     for family in FAMILIES:
         some = [e.turns[0][1] for e in heldout if e.family == family]
-        assert some.count("true") == some.count("false") == 20
+        n = 240 // len(CYCLE) // 2 * CYCLE.count(family)
+        assert some.count("true") == some.count("false") == n
 
 
 def test_the_world_follows_stage_step_and_seed_alone():

@@ -10,7 +10,7 @@ import data
 from engine.batches import StepBatches
 from engine.options import arguments as train_arguments
 from engine.tables import spread
-from lab import arms, bench_arms, publish, tables, variants
+from lab import arms, bench_arms, finished, publish, tables, variants
 from mma import EXTRA_PAIRS, attention_mask
 from model import MLLM, Config
 
@@ -28,7 +28,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("arms")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "PUBLISHED", folder / "published")
-        patch.setattr(arms, "TEST_TIME", {name: arms.TEST_TIME[name] for name in SOME})
+        patch.setattr(finished, "TEST_TIME", {name: finished.TEST_TIME[name] for name in SOME})
         run_arms(folder, "shapes", "--only", "mma", "causal", "--seeds", "0", "--jobs", "2")
     return folder
 
@@ -160,6 +160,44 @@ def test_each_arm_has_its_number_of_seeds_and_first_seeds_come_first():
     assert seeds["lora"] == [0]
     assert planned("depth")[-1] == ("causal@6", 0)
     assert {seed for _, seed in planned("depth", "--seeds", "3", "5")} == {3, 5}
+
+
+def test_nlvr_compares_the_masks_on_dev_which_is_read_once(tmp_path, monkeypatch):
+    args = arms.arguments(["nlvr+world", "--source", "x", "--", "--preset", "tiny"])
+    table = arms.arms_of("nlvr+world")
+    trials = arms.plan(args, table, ["--data", "nlvr+world", "--source", "x"])
+    seeds = {arm: [t.seed for t in trials if t.arm == arm and t.asked] for arm in table}
+    assert seeds == {"causal": [0, 1, 2], "mma": [0, 1, 2], "prefix": [0], "cca": [0]}
+    assert arms.arms_of("nlvr").keys() == {"causal", "mma"}
+    val = {"run": "x", "accuracy": 0.5, "consistency": 0.2, "families": {}, "n": 6, "args": {}}
+    val |= {"seed": 0, "params": 1, "unparsed": 0, "seconds": 1}
+    dev = {**val, "accuracy": 0.75, "consistency": 0.25, "n": 12}
+    dev["families"] = {"towers count": {"accuracy": 0.7, "n": 6}}
+    dev["families"]["scattered place"] = {"accuracy": 0.8, "n": 6}
+    run, asked = tmp_path / "mma-0", []
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps(val))
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 5, "val": {"accuracy": 0.9}}) + "\n")
+    monkeypatch.setattr(arms, "find", lambda runs, s: run if s == trials[1].settings else None)
+
+    def answer(line):
+        asked.append(line)
+        (run / "dev.json").write_text(json.dumps({"runs": [dev]}))
+
+    monkeypatch.setattr(finished, "answer", answer)
+    args.tables = True
+    assert arms.collect(args, trials, table)["arms"] == {} and not asked
+    args.tables = False
+    for _ in range(2):
+        result = arms.collect(args, trials, table)
+    assert asked == [[str(run), "--split", "dev", "--json", str(run / "dev.json")]]
+    (record,) = result["arms"]["mma"]
+    assert record["accuracy"] == 0.75 and record["curve"] == {"5": 0.9}
+    header, _, row = tables.arms_table(result["arms"]).splitlines()
+    cells = dict(zip(*([c.strip() for c in line.split("|")] for line in (header, row))))
+    assert [cells[c] for c in ("overall", "consistency", "towers", "place")] == [
+        "75.0", "25.0", "70.0", "80.0"
+    ]  # fmt: skip
 
 
 def test_every_kind_and_every_variant_is_an_arm_by_its_name():

@@ -9,7 +9,7 @@ TINY = (
     "--pt-steps 2 --steps 3 --eval-every 2 --limit 100 --val-limit 40"
 ).split()
 SMALL = ["--", *TINY, "--steps", "2", "--eval-every", "2"]
-SOME = ("v2v", "aif 0.5")  # of arms.TEST_TIME
+SOME = ("v2v", "aif 0.5")  # of finished.TEST_TIME
 
 
 def run_arms(folder, *args):
