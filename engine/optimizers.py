@@ -116,7 +116,8 @@ def orthogonalise(m: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
         a = product(x, x.mT)
-        x = 3.4445 * x + product(-4.775 * a + product(2.0315 * a, a), x)
+        b = product(a, a).mul_(2.0315).add_(a, alpha=-4.775)
+        x = product(b, x).add_(x, alpha=3.4445)
     return x.mT if tall else x
 
 
