@@ -8,6 +8,7 @@
     python -m lab.bench train         a training step against the same model of transformers
     python -m lab.bench generate      prefill and decoding against transformers' generate
     python -m lab.bench loader        how much faster batches are made than trained on
+    python -m lab.bench limit         a training step's share of what the machine can do
     python -m lab.bench size          the paper's shapes: parameters, memory, FLOPs; on a GPU also
                                       steps and memory as measured
     python -m lab.bench job           `python train.py`: seconds to 80, 95 and 97 % on validation
@@ -25,7 +26,16 @@ from pathlib import Path
 from engine.options import Parser, positive
 from engine.run import one_line_errors
 from engine.tables import markdown
-from lab import bench_job, bench_model, bench_shared, bench_size, bench_theirs, publish, tables
+from lab import (
+    bench_job,
+    bench_limit,
+    bench_model,
+    bench_shared,
+    bench_size,
+    bench_theirs,
+    publish,
+    tables,
+)
 from lab.bench_timing import WHERE
 
 UNTIMED = ("job", "size")  # no medians of arms that take turns
@@ -53,6 +63,7 @@ TOPICS = {
     "shared": bench_shared.shared,
     "train": bench_theirs.train_step,
     "generate": bench_theirs.generate,
+    "limit": bench_limit.limit,
     "size": bench_size.size,
     "job": bench_job.job,
     "code": code,

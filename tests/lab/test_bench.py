@@ -17,6 +17,7 @@ from engine import last_layer
 from lab import (
     bench,
     bench_job,
+    bench_limit,
     bench_model,
     bench_shared,
     bench_size,
@@ -128,8 +129,8 @@ def test_last_layer_times_the_trick_against_the_plain_loss(no_clock, monkeypatch
     monkeypatch.setattr(bench_timing, "RATE", 0.0)  # both arms then see the same weights
     table = bench_model.last_layer(no_clock)
     assert [row[2] for row in table[1:]] == ["1.00", "2.00"] and "96 rows of 34" in table[0][0]
-    assert len(losses) == 2 and len(calls) == 1
-    assert torch.allclose(*losses, rtol=1e-5)
+    assert len(losses) == 4 and len(calls) == 2  # each arm's step is in two parts
+    assert torch.allclose(sum(losses[:2]), sum(losses[2:]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("topic", [bench_theirs.generate, bench_theirs.train_step])
@@ -251,6 +252,31 @@ def test_the_papers_shapes(no_clock):
     table = bench_size.size(no_clock)
     assert ["Muon's FLOPs of a step", "289 T", "0 T", "0 T", "0 T"] in table
     assert {len(row) for row in table} == {5} and table[-1][1] == "-"
+
+
+def test_limit_sets_a_step_beside_its_own_products(no_clock, monkeypatch):
+    monkeypatch.setattr(bench_limit, "LARGE", 64)
+    alone, seen = bench_limit.alone, []
+    monkeypatch.setattr(bench_limit, "alone", lambda found: seen.append(found) or alone(found))
+    table = bench_limit.limit(no_clock)
+    assert [row[0] for row in table[1:]] == [
+        "a training step", "its matrix products alone", "a product of 64 x 64",
+    ]  # fmt: skip
+    flops = float(table[1][1])
+    assert table[2][1] == table[1][1] and 5 < flops < 20 and table[1][3] == f"{flops:.1f}"
+    assert [row[4] for row in table[1:3]] == ["100%", "200%"]
+    again, counted = bench_limit.products_of(alone(seen[0]))
+    assert again == seen[0] and counted / 1e9 == pytest.approx(flops, abs=0.01)
+
+
+def test_limit_counts_every_product_of_a_step():
+    def call():
+        x = torch.ones(2, 3, 4)
+        torch.addmm(torch.ones(5), x[0], torch.ones(4, 5)), x[0] @ x[0].T, x @ x.mT
+
+    found, flops = bench_limit.products_of(call)
+    assert sum(found.values()) == 3 and flops == 2 * (3 * 4 * 5 + 3 * 4 * 3 + 2 * 3 * 4 * 3)
+    assert ((3, 4), (4, 1), torch.float32) in [x for _, operands in found for x in operands]
 
 
 def test_flops_are_those_that_torch_counts():
