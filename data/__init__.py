@@ -7,6 +7,7 @@
     folder.py       a finite data set: splits, what cannot be used, what a step draws
     families.py     what the built-in worlds share: questions in families, how much they tell
     shapes.py       the built-in world; shapes_scenes.py, shapes_questions.py
+    shapes_pairs.py two pictures of it a row
     sounds.py       a built-in world of sound
     audio.py        sound -> spectrograms, which are pictures; WAV files
     nlvr_world.py   a world in NLVR's manner; nlvr_scenes.py, nlvr_phrases.py, nlvr_sentences.py
@@ -30,7 +31,7 @@ __all__ = [
     "read_json", "readable", "seed_of", "unusable",
 ]  # fmt: skip
 
-BUILT_IN = ("shapes", "sounds")
+BUILT_IN = ("shapes", "shapes-pairs", "sounds")
 NAMES = (*BUILT_IN, "easy_vqa", "llava", "nlvr", "nlvr+world")
 HEARD = ("sounds",)  # whose pictures are spectrograms
 
@@ -44,7 +45,7 @@ def load(
     for stage 1. scenes: of the built-in world, how many training has (default: ever new ones).
     Raises DataError if the files are not what they should be."""
     # Here, so that `python -m data.shapes` does not import what it is about to run
-    from data import easy_vqa, llava, nlvr, nlvr_world, shapes, sounds
+    from data import easy_vqa, llava, nlvr, nlvr_world, shapes, shapes_pairs, sounds
 
     if name not in BUILT_IN and source is None:
         needed = "JSON file" if name == "llava" else "folder"
@@ -55,6 +56,8 @@ def load(
         raise DataError(f"--scenes belongs to --data shapes, not to {name}")
     if name == "shapes":
         return shapes.Shapes(scenes)
+    if name == "shapes-pairs":
+        return shapes_pairs.Pairs()
     if name == "sounds":
         return sounds.Sounds()
     if name.startswith("nlvr"):

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from data.prompt import IMAGE, Example
+
 QA = tuple[str, str]  # a question and its answer
 
 
@@ -66,6 +68,21 @@ def ask(facts: Facts, families: dict, names, per_scene: int) -> list:
     return [
         [asked[(start + i) % len(asked)][scene] for i in range(per_scene)]
         for scene, start in enumerate(starts)
+    ]
+
+
+def examples(shown: Tensor, asked: list, split: str = "") -> list[Example]:
+    """An Example for each question (see `ask`) about each scene. shown: its pictures, uint8
+    [S, pictures a row, 3, size, size]."""
+    return [
+        Example(
+            list(images),
+            [(IMAGE * len(images) + question, answer)],
+            family,
+            split and f"{split}-{i}",
+        )
+        for i, (images, some) in enumerate(zip(shown, asked))
+        for family, question, answer in some
     ]
 
 

@@ -99,11 +99,8 @@ class Shapes:
                 Example([image], [(IMAGE, self._caption(step, i, cells, g))], "caption")
                 for i, (image, cells) in enumerate(zip(images, layout.tolist()))
             ]
-        return [
-            Example([image], [(IMAGE + question, answer)], family)
-            for image, asked in zip(images, questions(layout, per_picture, g, TRAINING_FAMILIES))
-            for family, question, answer in asked
-        ]
+        asked = questions(layout, per_picture, g, TRAINING_FAMILIES)
+        return families.examples(images[:, None], asked)
 
     def _caption(self, step: int, i: int, cells: list[int], g: torch.Generator) -> str:
         if step < STEPS_WITHOUT_PLACES or i % 2 == 0:
@@ -117,11 +114,8 @@ class Shapes:
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         """The same 1,000 scenes with QUESTIONS questions each, whatever the run's seed."""
         layout, images, g = self._scenes(split, 1000, 0)
-        return [
-            Example([image], [(IMAGE + question, answer)], family, f"{split}-{i}")
-            for i, (image, asked) in enumerate(zip(images, questions(layout, QUESTIONS, g)))
-            for family, question, answer in asked
-        ][:limit]
+        asked = questions(layout, QUESTIONS, g)
+        return families.examples(images[:, None], asked, split)[:limit]
 
 
 def question_only(n_scenes: int = 20_000) -> dict[str, tuple[float, float]]:

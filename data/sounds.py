@@ -228,20 +228,14 @@ class Sounds:
                 for image, notes in zip(images, layout.tolist())
             ]
         asked = questions(layout, per_picture, g, TRAINING_FAMILIES)
-        return self._examples(images, asked)
+        return families.examples(images[:, None], asked)
 
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         """The same 1,000 sounds with QUESTIONS questions each, whatever the run's seed."""
         layout, g = self.layouts(split, 1000, 0)
         images = audio.picture_of(render(layout, g))
-        return self._examples(images, questions(layout, QUESTIONS, g), split)[:limit]
-
-    def _examples(self, images: Tensor, asked: list, split: str = "") -> list[Example]:
-        return [
-            Example([image], [(IMAGE + question, answer)], family, split and f"{split}-{i}")
-            for i, (image, some) in enumerate(zip(images, asked))
-            for family, question, answer in some
-        ]
+        asked = questions(layout, QUESTIONS, g)
+        return families.examples(images[:, None], asked, split)[:limit]
 
     def write_example(self, file, split: str = "test") -> list[int]:
         """Write the first held-out sound as a WAV file; returns its notes."""
