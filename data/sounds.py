@@ -35,6 +35,7 @@ LOUDNESS = ["quiet", "loud"]
 NAMES = [f"{pitch} {instrument}" for pitch in PITCH for instrument in INSTRUMENT]
 KINDS, BEATS = len(NAMES), 8
 BEAT = audio.SAMPLES // BEATS  # samples
+BLOCK = 64  # sounds that are made together
 
 # How many notes there are of each of a sound's five kinds: six or seven, beside two rests or one.
 # There are always kinds with two, one and no notes to ask about.
@@ -77,28 +78,41 @@ def layouts(S: int, g: torch.Generator) -> Tensor:
 def render(layout: Tensor, g: torch.Generator) -> Tensor:
     """float32 [S, SAMPLES], from -1 to 1. Tuning, beginning, length and exact loudness of a note
     vary and mean nothing; so does the noise."""
-
-    def vary(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(*shape, generator=g)
-
-    S, kind = len(layout), layout.clamp(min=0) // 2
-    pitch, instrument = kind // len(INSTRUMENT), kind % len(INSTRUMENT)
-    frequency = FREQUENCY[pitch] * 2 ** vary(-1 / 12, 1 / 12, S, BEATS)
-    begin, length = vary(0, 0.02, S, BEATS, 1), vary(0.16, 0.22, S, BEATS, 1)
-    t = torch.arange(BEAT) / audio.RATE - begin  # s since the note began, [S, BEATS, BEAT]
+    S, heard = len(layout), layout != EMPTY
     sound = torch.zeros(S, BEATS, BEAT)
-    for ratio, strength in zip(PARTIALS[instrument].unbind(-1), STRENGTH[instrument].unbind(-1)):
-        hertz, phase = (frequency * ratio)[..., None], vary(0, 1, S, BEATS, 1)
-        strength = torch.where(hertz < 0.48 * audio.RATE, strength[..., None], 0)
-        sound += strength * torch.sin(2 * torch.pi * (hertz * t + phase))
-    rise = (t / ATTACK[instrument][..., None]).clamp(0, 1)
-    end = ((length - t) / 0.015).clamp(0, 1)
-    shape = rise * end * torch.exp(-t.clamp(min=0) / DECAY[instrument][..., None])
-    decibel = torch.where(layout % 2 == 1, 0, QUIET) + vary(-1.5, 1.5, S, BEATS)
-    level = torch.where(layout == EMPTY, 0, 10 ** (decibel / 20))
-    sound = (sound * shape * level[..., None]).flatten(1)
-    sound += vary(0.003, 0.03, S, 1) * torch.randn(S, audio.SAMPLES, generator=g)
+    sound[heard] = render_notes(layout[heard], g)
+    noise = torch.randn(S, audio.SAMPLES, generator=g)
+    sound = sound.flatten(1) + uniform(0.003, 0.02, g, S, 1) * noise
     return 0.9 * sound / sound.abs().amax(1, keepdim=True)
+
+
+def render_notes(notes: Tensor, g: torch.Generator) -> Tensor:
+    """float32 [N, BEAT], a beat each, of notes [N] as they stand in a layout."""
+    N, instrument = len(notes), notes // 2 % len(INSTRUMENT)
+    hertz = FREQUENCY[notes // 2 // len(INSTRUMENT)] * 2 ** uniform(-1 / 12, 1 / 12, g, N)
+    begin, length = uniform(0, 0.02, g, N, 1), uniform(0.16, 0.22, g, N, 1)
+    t = torch.arange(BEAT) / audio.RATE - begin  # s since the note began
+    tones = torch.zeros(N, BEAT)
+    for ratio, strength in zip(PARTIALS[instrument].unbind(1), STRENGTH[instrument].unbind(1)):
+        partial, phase = hertz * ratio, uniform(0, 1, g, N)
+        some = (strength > 0) & (partial < 0.48 * audio.RATE)  # more, 8 kHz cannot hold
+        cycles = partial[some, None] * t[some] + phase[some, None]
+        tones[some] += strength[some, None] * torch.sin(2 * torch.pi * cycles)
+    decibel = torch.where(notes % 2 == 1, 0, QUIET) + uniform(-1.5, 1.5, g, N)
+    rise = (t / ATTACK[instrument, None]).clamp(0, 1)
+    end = ((length - t) / 0.015).clamp(0, 1)
+    fall = torch.exp(-t.clamp(min=0) / DECAY[instrument, None])
+    return tones * rise * end * fall * 10 ** (decibel[:, None] / 20)
+
+
+def uniform(low: float, high: float, g: torch.Generator, *shape: int) -> Tensor:
+    return low + (high - low) * torch.rand(*shape, generator=g)
+
+
+def pictures_of(layout: Tensor, g: torch.Generator) -> Tensor:
+    """uint8 [S, 3, 64, 64], made BLOCK at a time: a thousand at once would fill the caches of
+    a CPU."""
+    return torch.cat([audio.picture_of(render(some, g)) for some in layout.split(BLOCK)])
 
 
 def caption(notes: list[int]) -> str:
@@ -221,7 +235,7 @@ class Sounds:
 
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
         layout, g = self.layouts("train", pictures, stage, step, seed)
-        images = audio.picture_of(render(layout, g))
+        images = pictures_of(layout, g)
         if stage == "pt":
             return [
                 Example([image], [(IMAGE, caption(notes))], "caption")
@@ -233,14 +247,14 @@ class Sounds:
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         """The same 1,000 sounds with QUESTIONS questions each, whatever the run's seed."""
         layout, g = self.layouts(split, 1000, 0)
-        images = audio.picture_of(render(layout, g))
+        images = pictures_of(layout, g)
         asked = questions(layout, QUESTIONS, g)
         return families.examples(images[:, None], asked, split)[:limit]
 
     def write_example(self, file, split: str = "test") -> list[int]:
         """Write the first held-out sound as a WAV file; returns its notes."""
         layout, g = self.layouts(split, 1000, 0)
-        audio.write(file, render(layout, g)[0])
+        audio.write(file, render(layout[:BLOCK], g)[0])
         return layout[0].tolist()
 
 
