@@ -246,14 +246,18 @@ class Sounds:
 
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         """The same 1,000 sounds with QUESTIONS questions each, whatever the run's seed."""
-        layout, g = self.layouts(split, 1000, 0)
-        images = pictures_of(layout, g)
-        asked = questions(layout, QUESTIONS, g)
+        layout, asked, g = self._heldout(split)
+        blocks = layout.split(BLOCK)[: limit and -(-limit // (BLOCK * QUESTIONS))]
+        images = pictures_of(torch.cat(blocks), g)  # of those alone that are asked about
         return families.examples(images[:, None], asked, split)[:limit]
 
-    def write_example(self, file, split: str = "test") -> list[int]:
-        """Write the first held-out sound as a WAV file; returns its notes."""
+    def _heldout(self, split: str) -> tuple[Tensor, list, torch.Generator]:
         layout, g = self.layouts(split, 1000, 0)
+        return layout, questions(layout, QUESTIONS, g), g
+
+    def write_example(self, file) -> list[int]:
+        """Write the first test sound as a WAV file; returns its notes."""
+        layout, _, g = self._heldout("test")
         audio.write(file, render(layout[:BLOCK], g)[0])
         return layout[0].tolist()
 
