@@ -2,7 +2,8 @@
 
     python train.py                                                the built-in world of shapes
     python train.py --mask causal                                  the same without MMA
-    python train.py --data sounds                                  the built-in world of sound
+    python train.py --data sounds                                  a built-in world of sound
+    python train.py --data shapes-pairs                            two pictures a row
     python train.py --data easy_vqa --source PATH                  easy-VQA, in its own layout
     python train.py --data nlvr --source PATH                      NLVR, in its own layout
     python train.py --data llava --source FILE.json --images DIR   your own pictures and dialogues

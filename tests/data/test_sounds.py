@@ -27,6 +27,7 @@ from data.sounds import (
     questions,
     render,
 )
+from lab import watch
 from mma import Role, leaks
 
 COLUMNS = audio.SIZE // BEATS  # of a beat
@@ -219,7 +220,8 @@ def test_roles_and_mask_are_those_of_pictures(kind, model, tokenizer):
         assert reads.all() if kind != "causal" else not reads.any()
 
 
-def test_train_on_it_then_ask_about_the_sound_that_is_left(tmp_path, capsys):
+def test_train_on_it_then_ask_about_the_sound_that_is_left(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(watch, "write_curves", lambda path, records: None)  # seconds of matplotlib
     out = tmp_path / "run"
     train.main([*TINY, "--data", "sounds", "--limit", "12", "--val-limit", "9", "--out", str(out)])
     *_, hint = capsys.readouterr().out.splitlines()
