@@ -6,6 +6,7 @@
     python eval.py RUN --split dev                      another split: train, val, test, all, ...
     python eval.py RUN --mask v2v                       another mask at test time than in training
     python eval.py RUN --image FILE --question "..."    one answer; a conversation: lab/talk.py
+    python eval.py RUN --audio FILE --question "..."    the same of a WAV file (--data sounds)
 
 Decoding is greedy. "unparsed" counts answers that cannot be right whatever the question: outside
 the data set's closed list of answers, or, where it has none, empty or without an end.
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 
 import data
-from engine.answering import encode_prompts, row_batches, say_unread
+from engine.answering import asked_picture, check_asked, encode_prompts, row_batches, say_unread
 from engine.batches import examples_of
 from engine.checkpoint import load_model
 from engine.options import Parser, add_run_options, positive
@@ -126,6 +127,7 @@ def arguments(argv=None) -> argparse.Namespace:
     add("--limit", type=positive, metavar="N", help="the first N examples (default: all)")
     add("--mask", choices=list(EXTRA_PAIRS), metavar="KIND", help="another one at test time only")
     add("--image", type=Path, metavar="FILE", help="a picture to ask --question about")
+    add("--audio", type=Path, metavar="FILE", help="a WAV file to ask --question about")
     add("--question", action="append", help="may be given again")
     add("--json", type=Path, metavar="FILE", help="write the results here")
     add("--md", type=Path, metavar="FILE", help="write the table here")
@@ -133,8 +135,8 @@ def arguments(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def ask(model: MLLM, tokenizer: data.Tokenizer, image: Path, questions: list[str]) -> list[str]:
-    """The answers to questions about one picture."""
+def ask(model: MLLM, tokenizer: data.Tokenizer, image, questions: list[str]) -> list[str]:
+    """The answers to questions about one picture, a file or uint8 [3, size, size]."""
     examples = [data.Example([image], [(data.IMAGE + q, "")]) for q in questions]
     data.pixels_of(image, model.config.image_size, "")  # DataError, if it cannot be read
     return [r["given"] for r in answer_all(model, tokenizer, examples, max_new_tokens=128)]
@@ -145,8 +147,7 @@ def main(argv=None) -> None:
     with one_line_errors():
         check_device(args.device)
         check_writable(args.json, args.md)
-        if (args.image is None) != (args.question is None):
-            raise data.DataError("--image and --question belong together")
+        check_asked(args)
         from lab import variants  # the one look upwards: runs of other methods
 
         results = []
@@ -156,7 +157,8 @@ def main(argv=None) -> None:
             model, tokenizer = open_run(run, args.device, args.mask, *classes)
             if args.question:
                 label = f"{run}: " if len(args.runs) > 1 else ""
-                answers = ask(model, tokenizer, args.image, args.question)
+                about = asked_picture(args, record["args"], run)
+                answers = ask(model, tokenizer, about, args.question)
                 print("\n".join(label + answer for answer in answers))
                 continue
             source, examples = examples_of(record["args"], args, model.config.image_size)

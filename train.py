@@ -2,6 +2,8 @@
 
     python train.py                                                the built-in world of shapes
     python train.py --mask causal                                  the same without MMA
+    python train.py --data sounds                                  a built-in world of sound
+    python train.py --data shapes-pairs                            two pictures a row
     python train.py --data easy_vqa --source PATH                  easy-VQA, in its own layout
     python train.py --data nlvr --source PATH                      NLVR, in its own layout
     python train.py --data llava --source FILE.json --images DIR   your own pictures and dialogues
@@ -12,7 +14,7 @@ Stage 2 (SFT): questions and answers under --mask; the vision encoder is frozen,
 Data without captions use questions and answers in stage 1 too.
 
 Written to --out: model.pt, tokenizer.model, run.json, metrics.jsonl; curves.png, if matplotlib is
-installed; sheet.png, test answers; example.png, a picture to ask about.
+installed; sheet.png, test answers; example.png (and example.wav), to ask about.
 """
 
 import engine.terminal  # noqa: F401 - first: then Ctrl-C while torch loads is no traceback
@@ -121,12 +123,13 @@ def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> 
     run.save_model(model)
     results = answer(source.heldout(source.final_split, args.limit), progress=ranks.is_main)
     if watch and (ranks.is_main or ranks.sharded):
-        watch.write_sheet(args.out, model, tokenizer, results, write=ranks.is_main)
+        watch.write_sheet(args.out, model, tokenizer, results, ranks.is_main, source)
     if ranks.is_main:
         record = run.finish(summarise(results))
         print(f"\nHeld-out answers, after {record['seconds']:.0f} seconds:")
         print(table(pool([record])))
-        print(f'Ask it: python eval.py {args.out} --image FILE --question "..."')
+        option = "--audio" if args.data in data.HEARD else "--image"
+        print(f'Ask it: python eval.py {args.out} {option} FILE --question "..."')
     ranks.end()
 
 

@@ -5,7 +5,11 @@
     prompt.py       the prompt format: tokenizer, rows of tokens with roles, batches
     packing.py      rows of different lengths, packed
     folder.py       a finite data set: splits, what cannot be used, what a step draws
+    families.py     what the built-in worlds share: questions in families, how much they tell
     shapes.py       the built-in world; shapes_scenes.py, shapes_questions.py
+    shapes_pairs.py two pictures of it a row
+    sounds.py       a built-in world of sound
+    audio.py        sound -> spectrograms, which are pictures; WAV files
     nlvr_world.py   a world in NLVR's manner; nlvr_scenes.py, nlvr_phrases.py, nlvr_sentences.py
     nlvr.py         NLVR's files
     easy_vqa.py     easy-VQA's files
@@ -22,12 +26,14 @@ from data.pictures import Crop, can_open, pixels_of
 from data.prompt import ANSWER, IMAGE, Example, Row, Tokenizer, collate, encode, readable
 
 __all__ = [
-    "ANSWER", "IMAGE", "NAMES", "Crop", "DataError", "Example", "Folder", "Row", "SkippedEntries",
-    "Tokenizer", "can_open", "collate", "encode", "load", "pack", "pixels_of", "read_json",
-    "readable", "seed_of", "unusable",
+    "ANSWER", "HEARD", "IMAGE", "NAMES", "Crop", "DataError", "Example", "Folder", "Row",
+    "SkippedEntries", "Tokenizer", "can_open", "collate", "encode", "load", "pack", "pixels_of",
+    "read_json", "readable", "seed_of", "unusable",
 ]  # fmt: skip
 
-NAMES = ("shapes", "easy_vqa", "llava", "nlvr", "nlvr+world")
+BUILT_IN = ("shapes", "shapes-pairs", "sounds")
+NAMES = (*BUILT_IN, "easy_vqa", "llava", "nlvr", "nlvr+world")
+HEARD = ("sounds",)  # whose pictures are spectrograms
 
 
 def load(
@@ -39,9 +45,9 @@ def load(
     for stage 1. scenes: of the built-in world, how many training has (default: ever new ones).
     Raises DataError if the files are not what they should be."""
     # Here, so that `python -m data.shapes` does not import what it is about to run
-    from data import easy_vqa, llava, nlvr, nlvr_world, shapes
+    from data import easy_vqa, llava, nlvr, nlvr_world, shapes, shapes_pairs, sounds
 
-    if name != "shapes" and source is None:
+    if name not in BUILT_IN and source is None:
         needed = "JSON file" if name == "llava" else "folder"
         raise DataError(f"--data {name} needs --source: the path of its {needed}")
     if pt_source is not None and name != "llava":
@@ -50,6 +56,10 @@ def load(
         raise DataError(f"--scenes belongs to --data shapes, not to {name}")
     if name == "shapes":
         return shapes.Shapes(scenes)
+    if name == "shapes-pairs":
+        return shapes_pairs.Pairs()
+    if name == "sounds":
+        return sounds.Sounds()
     if name.startswith("nlvr"):
         return nlvr.NLVR(source, nlvr_world.World() if name == "nlvr+world" else None)
     if name == "easy_vqa":

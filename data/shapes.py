@@ -13,11 +13,11 @@ Shapes:  S scenes
 
 import argparse
 import time
-from collections import Counter, defaultdict
 
 import torch
 from torch import Tensor
 
+from data import families
 from data.errors import DataError
 from data.folder import seed_of
 from data.prompt import IMAGE, Example
@@ -106,12 +106,8 @@ class Shapes:
                 Example([image], [(IMAGE, self._caption(step, i, cells, g))], "caption")
                 for i, (image, cells) in enumerate(zip(images, layout.tolist()))
             ]
-        families = FIRST_FAMILIES if step < STEPS_OF_PLACES else TRAINING_FAMILIES
-        return [
-            Example([image], [(IMAGE + question, answer)], family)
-            for image, asked in zip(images, questions(layout, per_picture, g, families))
-            for family, question, answer in asked
-        ]
+        mix = FIRST_FAMILIES if step < STEPS_OF_PLACES else TRAINING_FAMILIES
+        return families.examples(images[:, None], questions(layout, per_picture, g, mix))
 
     def _caption(self, step: int, i: int, cells: list[int], g: torch.Generator) -> str:
         if step < STEPS_WITHOUT_PLACES or i % 2 == 0:
@@ -125,28 +121,15 @@ class Shapes:
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         """The same 1,000 scenes with QUESTIONS questions each, whatever the run's seed."""
         layout, images, g = self._scenes(split, 1000, 0)
-        return [
-            Example([image], [(IMAGE + question, answer)], family, f"{split}-{i}")
-            for i, (image, asked) in enumerate(zip(images, questions(layout, QUESTIONS, g)))
-            for family, question, answer in asked
-        ][:limit]
+        asked = questions(layout, QUESTIONS, g)
+        return families.examples(images[:, None], asked, split)[:limit]
 
 
 def question_only(n_scenes: int = 20_000) -> dict[str, tuple[float, float]]:
-    """family -> (accuracy of the best answer to each question, known from half of the scenes, on
-    the other half; chance)."""
+    """What the question alone tells of its answer, by family; see families.question_only."""
     g = torch.Generator().manual_seed(1)
     asked = questions(scenes(n_scenes, "train", g), QUESTIONS, g)
-    answer_counts, ceilings = defaultdict(Counter), {}
-    for family, question, answer in (row for rows in asked[::2] for row in rows):
-        answer_counts[family, question][answer] += 1
-    best = {key: counts.most_common(1)[0][0] for key, counts in answer_counts.items()}
-    for family in FAMILIES:
-        rows = [row for rows in asked[1::2] for row in rows if row[0] == family]
-        right = sum(best.get((family, question)) == answer for _, question, answer in rows)
-        chance = sum(1 / len(known_answers(question)) for _, question, _ in rows)
-        ceilings[family] = right / len(rows), chance / len(rows)
-    return ceilings
+    return families.question_only(asked, known_answers, FAMILIES)
 
 
 if __name__ == "__main__":
@@ -156,9 +139,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--png", metavar="FILE", help="write 32 pictures here")
     args = parser.parse_args()
-    print(f"{'family':<12}{'question only':>14}{'chance':>8}")
-    for family, (ceiling, chance) in question_only().items():
-        print(f"{family:<12}{ceiling:>13.1%}{chance:>8.1%}")
+    families.show(question_only())
     world, start = Shapes(), time.perf_counter()
     rows = sum(len(world.draw("sft", step, 64, 4, 0)) for step in range(50))
     print(f"{rows / (time.perf_counter() - start):,.0f} questions with pictures a second")

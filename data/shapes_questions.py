@@ -1,13 +1,13 @@
 """What is said about the scenes of the built-in world: captions, and questions in families.
 
 Answers are balanced by construction: for each question the answer is drawn first, uniformly, then a
-question about the scene that has it. The rules are symmetric in colours, shapes and places, so the
-words of a question tell nothing about its answer.
+question about the scene that has it (families.py). The rules are symmetric in colours, shapes and
+places, so the words of a question tell nothing about its answer.
 
     python -m data.shapes      some questions, and what the question alone tells of its answer
 
-A new family is a function of Facts and its name in FAMILIES; what answers it may have is added to
-`known_answers`, and to Shapes.answers if they are new.
+A new family is a function of SceneFacts and its name in FAMILIES; what answers it may have is added
+to `known_answers`, and to Shapes.answers if they are new.
 
 Shapes:  S scenes   CELLS = 16 cells in reading order   KINDS = 24 kinds (colour x shape)
 """
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from data.families import QA, Facts, ask, counting, existence, rows, yes_no
 from data.shapes_scenes import CELLS, COLOUR, EMPTY, GRID, KINDS, SHAPE
 
 
@@ -39,24 +40,24 @@ def caption_of_places(cells: list[int], g: torch.Generator) -> str:
 
 
 def name_of(kind: int) -> str:
-    return f"{COLOUR[kind // len(SHAPE)]} {SHAPE[kind % len(SHAPE)]}"
+    return NAMES[kind]
+
+
+NAMES = [f"{colour} {shape}" for colour in COLOUR for shape in SHAPE]
 
 
 @dataclass
-class Facts:
-    """What is true of S scenes, and the generator with which questions about them are drawn."""
+class SceneFacts(Facts):
+    """The same of colours, shapes and places."""
 
-    generator: torch.Generator
-    count: Tensor  # int64 [S, KINDS]: objects of each kind
-    table: Tensor  # the same as [S, colours, shapes]
+    table: Tensor  # count as [S, colours, shapes]
     of_colour: Tensor  # int64 [S, colours]: objects of each colour
     of_shape: Tensor  # int64 [S, shapes]
-    possible: Tensor  # bool [S, KINDS]: the kind's colour is there, and its shape
     row: Tensor  # int64 [S, KINDS]: the row of a kind that stands once, from 0
     column: Tensor  # the same of its column
 
     @classmethod
-    def of(cls, layout: Tensor, generator: torch.Generator) -> "Facts":
+    def of(cls, layout: Tensor, generator: torch.Generator) -> "SceneFacts":
         """layout: int64 [S, CELLS], see shapes_scenes.layouts."""
         S = len(layout)
         stands = layout[:, :, None] == torch.arange(KINDS)  # [S, CELLS, KINDS]
@@ -64,46 +65,12 @@ class Facts:
         table = count.view(S, len(COLOUR), len(SHAPE))
         of_colour, of_shape = table.sum(2), table.sum(1)
         possible = (of_colour > 0)[:, :, None] & (of_shape > 0)[:, None, :]
-        possible = possible.view(S, KINDS)
         cell = torch.where(stands, torch.arange(CELLS)[:, None], 0).sum(1)
-        place = cell // GRID, cell % GRID
-        return cls(generator, count, table, of_colour, of_shape, possible, *place)
-
-    def pick(self, allowed: Tensor) -> Tensor:
-        """int64 [S]: the index of a random True in each row of allowed [S, X]; each has one."""
-        return (torch.rand(allowed.shape, generator=self.generator) + allowed).argmax(1)
-
-    def coin(self) -> Tensor:
-        """bool [S]: a fair coin for each scene."""
-        return torch.rand(len(self.count), generator=self.generator) < 0.5
+        counted = generator, NAMES, count, possible.view(S, KINDS)
+        return cls(*counted, table, of_colour, of_shape, cell // GRID, cell % GRID)
 
 
-QA = tuple[str, str]  # a question and its answer
-
-
-def yes_no(yes: bool) -> str:
-    return "yes" if yes else "no"
-
-
-def rows(*columns: Tensor):
-    """The values [S] of each column, scene by scene."""
-    return zip(*(column.tolist() for column in columns))
-
-
-def existence(facts: Facts) -> list[QA]:
-    yes = facts.coin()
-    absent = facts.possible & (facts.count == 0)
-    kind = facts.pick(torch.where(yes[:, None], facts.count > 0, absent))
-    return [(f"is there a {name_of(k)}?", yes_no(y)) for k, y in rows(kind, yes)]
-
-
-def counting(facts: Facts) -> list[QA]:
-    number = torch.randint(4, (len(facts.count),), generator=facts.generator)
-    kind = facts.pick(facts.possible & (facts.count == number[:, None]))
-    return [(f"how many {name_of(k)}s are there?", str(n)) for k, n in rows(kind, number)]
-
-
-def attribute(facts: Facts) -> list[QA]:
+def attribute(facts: SceneFacts) -> list[QA]:
     """The shape of the only object of a colour, or the colour of the only object of a shape."""
     colour, shape = facts.pick(facts.of_colour == 1), facts.pick(facts.of_shape == 1)
     scene = torch.arange(len(colour))
@@ -118,7 +85,7 @@ def attribute(facts: Facts) -> list[QA]:
     return asked
 
 
-def comparison(facts: Facts) -> list[QA]:
+def comparison(facts: SceneFacts) -> list[QA]:
     """Two colours, or two shapes, that are there and differ in number."""
 
     def pairs(n: Tensor) -> Tensor:
@@ -135,7 +102,7 @@ def comparison(facts: Facts) -> list[QA]:
     return asked
 
 
-def place(facts: Facts) -> list[QA]:
+def place(facts: SceneFacts) -> list[QA]:
     """The row or the column of an object that is the only one of its kind. Half of the time, where
     there is such a one, it shares its colour with other objects and its shape with others, so that
     neither word alone finds it."""
@@ -152,7 +119,7 @@ def place(facts: Facts) -> list[QA]:
     ]
 
 
-def spatial(facts: Facts) -> list[QA]:
+def spatial(facts: SceneFacts) -> list[QA]:
     """Which of two objects, each the only one of its kind, is further to one side."""
     once, vertical = facts.count == 1, facts.coin()
     left_of, above = (
@@ -173,7 +140,7 @@ def spatial(facts: Facts) -> list[QA]:
 
 SIDES = ("row", "column")
 RELATIONS = (("further left", "further right"), ("higher up", "lower down"))
-FAMILIES: dict[str, Callable[[Facts], list[QA]]] = {
+FAMILIES: dict[str, Callable[[SceneFacts], list[QA]]] = {
     "existence": existence,
     "counting": counting,
     "attribute": attribute,
@@ -186,17 +153,7 @@ FAMILIES: dict[str, Callable[[Facts], list[QA]]] = {
 def questions(layout: Tensor, per_scene: int, g: torch.Generator, families=tuple(FAMILIES)):
     """[(family, question, answer), ...], per_scene for each scene: the families in turn, starting
     at a random one."""
-    facts, rounds = Facts.of(layout, g), -(-per_scene // len(families))
-    asked = [
-        [(family, *qa) for qa in FAMILIES[family](facts)]
-        for _ in range(rounds)
-        for family in families
-    ]
-    starts = torch.randint(len(families), (len(layout),), generator=g).tolist()
-    return [
-        [asked[(start + i) % len(asked)][scene] for i in range(per_scene)]
-        for scene, start in enumerate(starts)
-    ]
+    return ask(SceneFacts.of(layout, g), FAMILIES, families, per_scene)
 
 
 def known_answers(question: str):

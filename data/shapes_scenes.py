@@ -76,11 +76,11 @@ def split_of(layout: Tensor) -> Tensor:
     return h * 7919 % 1_000_003 % 10
 
 
-def scenes(S: int, split: str, g: torch.Generator) -> Tensor:
-    """S layouts of the split, int64 [S, CELLS]."""
+def scenes(S: int, split: str, g: torch.Generator, draw=layouts) -> Tensor:
+    """S layouts of the split, int64 [S, CELLS]. draw(S, g): makes those that it is chosen from."""
     kept, n, wanted = [], 0, SPLITS[split]
     while n < S:
-        layout = layouts(max(64, int(1.5 * S * 10 / len(wanted))), g)
+        layout = draw(max(64, int(1.5 * S * 10 / len(wanted))), g)
         found = split_of(layout)
         kept.append(layout[(found >= wanted.start) & (found < wanted.stop)])
         n += len(kept[-1])

@@ -1,10 +1,15 @@
-"""Prompts in batches that fit the memory, and what is said of pictures that cannot be read."""
+"""Prompts in batches that fit the memory, what a question of one's own is about, and what is said
+of pictures that cannot be read."""
 
+import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
 
+from torch import Tensor
 from tqdm import tqdm
 
-from data import DataError, Row, encode, readable
+from data import HEARD, DataError, Row, audio, encode, readable
 
 # Of a batch's KV cache. At the paper's size a token takes 0.75 MiB in float32: 10 rows of 500
 # tokens. Half as much again is taken while rows that have finished are dropped.
@@ -48,3 +53,30 @@ def say_unread(results: list[dict], say, strict: bool = False) -> None:
         f"{len(unread):,} of {len(results):,} questions are not answered, and count as wrong: a "
         f"picture of theirs cannot be read, such as {unread[0]['unread']}"
     )
+
+
+def check_asked(args) -> None:
+    """DataError unless eval.py's --question and the file that it is about are given together."""
+    if args.image is not None and args.audio is not None:
+        raise DataError("--image and --audio: a question is about one of them")
+    option = "--image" if args.audio is None else "--audio"
+    if (args.image is None and args.audio is None) != (args.question is None):
+        raise DataError(f"{option} and --question belong together")
+
+
+def asked_picture(args, trained: dict, run: Path) -> Path | Tensor:
+    """The picture that eval.py's --question is about: --image's file, or the spectrogram of
+    --audio's. trained: the arguments of the run. DataError, if the run knows the other one only."""
+    heard = trained["data"] in HEARD
+    if heard != (args.audio is not None):
+        knows, option = ("sounds", "--audio FILE.wav") if heard else ("pictures", "--image FILE")
+        raise DataError(f"{run} was trained on {knows}: ask it with {option}")
+    return args.image or picture_of(args.audio)
+
+
+@cache  # what is done to a file is said once, however many runs are asked
+def picture_of(file: Path) -> Tensor:
+    sound, done = audio.read(file)
+    if done:
+        print(done, file=sys.stderr)
+    return audio.picture_of(sound[None])[0]

@@ -2,7 +2,8 @@
 
     python -m lab.arms shapes             train what is not yet there; tables in runs/results
     python -m lab.arms depth              mma against causal over decoder depth; likewise: budget,
-                                          scenes, rates, easy_vqa, nlvr, nlvr+world
+                                          scenes, rates, sounds, shapes-pairs, easy_vqa, nlvr,
+                                          nlvr+world
     python -m lab.arms shapes --tables    train nothing: the tables of what has finished
     python -m lab.arms shapes --only mma+lora cca    these arms alone
     python -m lab.arms shapes --publish   write the tables into docs/results too
@@ -77,6 +78,7 @@ def pairs(option: str, values) -> dict[str, str]:
 
 RATES = pairs("lr", (0.002, 0.004, 0.008))
 SCENES = pairs("scenes", (2000, 8000, 32000))
+OTHERS = "causal mma prefix t&i"
 # name -> the data and the options that all arms share; the arms (names in ARMS, or lines of
 # options, or how they are made); how many seeds an arm has, if more than one
 EXPERIMENTS = {
@@ -86,6 +88,9 @@ EXPERIMENTS = {
     # twice the steps, so that validation has stopped rising
     "scenes": ("shapes --steps 4800 --keep-best", SCENES, dict.fromkeys(SCENES, 2)),
     "rates": ("shapes", RATES, dict.fromkeys(RATES, 2)),
+    # a second modality; several pictures a row
+    "sounds": ("sounds", OTHERS, dict.fromkeys(OTHERS.split(), 3)),
+    "shapes-pairs": ("shapes-pairs", OTHERS, dict.fromkeys(OTHERS.split(), 3)),
     # short: with the default budget mma has 98.6 % at its first look
     "easy_vqa": ("easy_vqa --n-layer 3 --pt-steps 200 --steps 400", arms_of_the_table, SEEDS),
     # long: with its own sentences alone it learns little, and the best look at validation is kept

@@ -1,5 +1,6 @@
 """What train.py draws while it trains: curves.png at every look at validation, and at the end
-sheet.png (patches with a frame: where the row that gives the answer looks) and example.png.
+sheet.png (patches with a frame: where the row that gives the answer looks) and example.png; of a
+world of sound also example.wav.
 
 Without matplotlib there are no curves; metrics.jsonl has their numbers.
 """
@@ -27,9 +28,12 @@ def write_curves(path: Path, records: list[dict]) -> None:
         told = True
 
 
-def write_sheet(out: Path, model, tokenizer, results: list[dict], write: bool = True) -> None:
-    """sheet.png and example.png in the folder `out`; results: as eval.answer_all gives them. All
-    processes of a sharded model call it, one with write."""
+def write_sheet(
+    out: Path, model, tokenizer, results: list[dict], write: bool = True, source=None
+) -> None:
+    """sheet.png and example.png in the folder `out`, and example.wav, if the data set, source, can
+    write one; results: as eval.answer_all gives them. All processes of a sharded model call it, one
+    with write."""
     from lab.figures import write_sheet as write_png
     from lab.look import attended
 
@@ -43,6 +47,8 @@ def write_sheet(out: Path, model, tokenizer, results: list[dict], write: bool = 
     pictures = [image for r in some for image in r["prompt"][0].images]
     if pictures:
         write_example(out / "example.png", pictures[0], model.config.image_size)
+    if hasattr(source, "write_example"):
+        write_file(out / "example.wav", source.write_example)
 
 
 def write_example(path: Path, image, size: int) -> None:

@@ -1,6 +1,7 @@
 """Evaluation: tables and JSON of runs, one question about one picture, scores by hand."""
 
 import json
+import wave
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from eval import normalise, score, summarise
 from model import MLLM, Config
 
 
-def make_run(out, tokenizer, mask="mma", seed=0):
+def make_run(out, tokenizer, mask="mma", seed=0, data="shapes"):
     """A finished run's folder, of random weights."""
     torch.manual_seed(seed)
     model = enlarge(MLLM(Config(vocab_size=len(tokenizer), mask=mask, n_layer=1)))
-    args = arguments([*TINY, "--mask", mask, "--seed", str(seed), "--out", str(out)])
+    options = ["--data", data, "--mask", mask, "--seed", str(seed), "--out", str(out)]
+    args = arguments([*TINY, *options])
     out.mkdir(parents=True)
     with open(out / "model.pt", "wb") as file:
         save_model(file, model.float())
@@ -69,6 +71,44 @@ def test_another_split_another_mask_and_one_picture(runs, tmp_path, capsys):
     assert capsys.readouterr().out.count("\n") == 1
     with pytest.raises(SystemExit, match="--image and --question belong together"):
         evaluation.main([run, "--device", "cpu", *picture])
+
+
+def test_a_sound_is_asked_about_and_what_was_done_to_it_is_said_once(tokenizer, tmp_path, capsys):
+    names = [str(make_run(tmp_path / n, tokenizer, data="sounds")) for n in ("a", "b")]
+    with wave.open(str(tmp_path / "x.wav"), "wb") as file:
+        file.setparams((2, 3, 11025, 0, "NONE", ""))
+        file.writeframes(bytes(range(6)) * 11025)
+    asked = ["--audio", str(tmp_path / "x.wav"), "--question", "is there a low drum?"]
+    evaluation.main([*names, "--device", "cpu", *asked])
+    printed = capsys.readouterr()
+    assert [printed.out.count(f"{name}: ") for name in names] == [1, 1]
+    done = "11025 samples a second are made 8000; its 1.0 s are followed by silence, up to 2 s"
+    assert printed.err == f"{tmp_path / 'x.wav'}: {done}\n"
+
+
+def test_pictures_are_not_asked_of_a_run_on_sounds_nor_the_other_way_round(
+    runs, tokenizer, tmp_path
+):
+    heard, seen = make_run(tmp_path / "heard", tokenizer, data="sounds"), runs / "mma-0"
+    picture, sound = ["--image", str(tmp_path / "x.png")], ["--audio", str(tmp_path / "x.wav")]
+    Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
+    question = ["--question", "is there a low drum?", "--device", "cpu"]
+
+    def error(*options) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            evaluation.main(list(map(str, options)))
+        return str(stopped.value)
+
+    known = f"error: {seen} was trained on pictures: ask it with --image FILE"
+    assert error(seen, *sound, *question) == known
+    known = f"error: {heard} was trained on sounds: ask it with --audio FILE.wav"
+    assert error(heard, *picture, *question) == known
+    assert error(heard, *sound, *question) == f"error: {tmp_path / 'x.wav'}: no such file"
+    (tmp_path / "x.wav").write_text("no sound")
+    assert "x.wav: not a readable WAV file" in error(heard, *sound, *question)
+    assert error(heard, *sound) == "error: --audio and --question belong together"
+    both = error(heard, *sound, *picture, *question)
+    assert both == "error: --image and --audio: a question is about one of them"
 
 
 def test_what_is_not_a_run_is_named(tmp_path):

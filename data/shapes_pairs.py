@@ -1,0 +1,181 @@
+"""Two pictures of the built-in world a row, and questions about both or about one of them.
+
+    python -m data.shapes_pairs          what the question alone can tell, by family
+
+The scenes, their captions (stage 1, one picture each) and their splits are those of shapes.py: a
+scene of val or test is in no pair that is trained on. A training step of N pictures has N pairs.
+
+Shapes:  S pairs   CELLS = 16 cells in reading order   KINDS = 24 kinds (colour x shape)
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data import families
+from data.families import QA, rows, yes_no
+from data.folder import seed_of
+from data.shapes import Shapes
+from data.shapes_questions import NAMES, SceneFacts, caption, caption_of_places
+from data.shapes_questions import counting as counting_in_one
+from data.shapes_scenes import CELLS, COLOUR, KINDS, SHAPE, render, scenes
+
+WHICH = ("first", "second")
+ITEMS = [
+    *(f"{name}s" for name in NAMES),
+    *(f"{c} objects" for c in COLOUR),
+    *(f"{s}s" for s in SHAPE),
+]
+
+
+def contents(layout: Tensor) -> Tensor:
+    """bool [S, 2, KINDS]: the kinds in each picture of the pairs, int64 [S, 2, CELLS]."""
+    return (layout[..., None] == torch.arange(KINDS)).any(2)
+
+
+def pairs(S: int, split: str, g: torch.Generator) -> Tensor:
+    """S pairs of the split's scenes, int64 [S, 2, CELLS], with a kind that both pictures have, and
+    a kind of its own in each, so that all families have all answers."""
+    kept, n = [], 0
+    while n < S:
+        some = scenes(4 * S, split, g).view(-1, 2, CELLS)
+        a, b = contents(some).unbind(1)
+        kept.append(some[(a & b).any(1) & (a & ~b).any(1) & (b & ~a).any(1)])
+        n += len(kept[-1])
+    return torch.cat(kept)[:S]
+
+
+@dataclass
+class PairFacts(families.Facts):
+    """The same of S pairs; count is of both pictures together."""
+
+    layout: Tensor  # int64 [S, 2, CELLS]
+    there: Tensor  # bool [S, 2, KINDS]: in each picture
+    items: Tensor  # int64 [S, 2, ITEMS]: how many kinds, objects of a colour, objects of a shape
+
+    @classmethod
+    def of(cls, layout: Tensor, generator: torch.Generator) -> "PairFacts":
+        first, second = (SceneFacts.of(picture, generator) for picture in layout.unbind(1))
+        items = [torch.cat([f.count, f.of_colour, f.of_shape], 1) for f in (first, second)]
+        possible = first.possible | second.possible
+        items = torch.stack(items, 1)
+        return cls(
+            generator, NAMES, first.count + second.count, possible, layout, contents(layout), items
+        )
+
+    def one_and_other(self, values: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Of values [S, 2, X], those of the picture that is asked about, and of the other one."""
+        pair = torch.arange(len(second))
+        return values[pair, second.long()], values[pair, 1 - second.long()]
+
+
+def existence(facts: PairFacts) -> list[QA]:
+    """A kind that one of the pictures has."""
+    yes, second = facts.coin(), facts.coin()
+    here, elsewhere = facts.one_and_other(facts.there, second)
+    only = torch.where(yes[:, None], here & ~elsewhere, elsewhere & ~here)
+    return [
+        (f"is there a {NAMES[k]} in the {WHICH[s]} picture?", yes_no(y))
+        for k, y, s in rows(facts.pick(only), yes, second)
+    ]
+
+
+def both(facts: PairFacts) -> list[QA]:
+    """A kind that both of the pictures have, or one of them."""
+    yes, (a, b) = facts.coin(), facts.there.unbind(1)
+    kind = facts.pick(torch.where(yes[:, None], a & b, a ^ b))
+    return [(f"is there a {NAMES[k]} in both pictures?", yes_no(y)) for k, y in rows(kind, yes)]
+
+
+def more(facts: PairFacts) -> list[QA]:
+    """Of which there are more in one picture; half of the time, if it can be, there are some in the
+    other one too, so that they have to be counted."""
+    second = facts.coin()
+    here, elsewhere = facts.one_and_other(facts.items, second)
+    larger, counted = here > elsewhere, (here > elsewhere) & (elsewhere > 0)
+    chosen = (facts.coin() & counted.any(1))[:, None]
+    item = facts.pick(torch.where(chosen, counted, larger))
+    return [(f"which picture has more {ITEMS[i]}?", WHICH[s]) for i, s in rows(item, second)]
+
+
+def counting(facts: PairFacts) -> list[QA]:
+    """shapes' question about one of the pictures."""
+    second = facts.coin()
+    asked, _ = facts.one_and_other(facts.layout, second)
+    answered = counting_in_one(SceneFacts.of(asked, facts.generator))
+    return [
+        (question.replace("?", f" in the {WHICH[s]} picture?"), answer)
+        for (question, answer), s in zip(answered, second.tolist())
+    ]
+
+
+FAMILIES = {f.__name__: f for f in (existence, both, more, counting)}
+# What training asks, in turn. Val and test ask each family once.
+TRAINING_FAMILIES = (*FAMILIES, "more", "counting")
+QUESTIONS = len(FAMILIES)  # about each pair of val and test
+
+
+def known_answers(question: str):
+    """The answers that make sense for a question."""
+    if question.startswith("which"):
+        return WHICH
+    return ("0", "1", "2", "3") if question.startswith("how many") else ("yes", "no")
+
+
+class Pairs(Shapes):
+    """The world as a data set (the interface of data.Folder)."""
+
+    answers = {"yes", "no", *"0123", *WHICH}
+
+    def _pairs(self, split: str, S: int, *key):
+        """S pairs drawn for the key: layout, pictures [S, 2, 3, 64, 64], the facts to ask about."""
+        g = torch.Generator().manual_seed(seed_of("pairs", split, *key))
+        layout = pairs(S, split, g)
+        pictures = render(layout.flatten(0, 1), g).unflatten(0, (S, 2))
+        return layout, pictures, PairFacts.of(layout, g)
+
+    def texts(self):
+        layout, _, facts = self._pairs("train", 2000, 0)
+        asked = families.ask(facts, FAMILIES, tuple(FAMILIES), 2 * QUESTIONS)
+        for both_cells, some in zip(layout.tolist(), asked):
+            for cells in both_cells:
+                yield caption(cells)
+                yield caption_of_places(cells, facts.generator)
+            for _, question, answer in some:
+                yield question
+                yield answer
+
+    def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
+        if stage == "pt":
+            return super().draw(stage, step, pictures, per_picture, seed)
+        _, shown, facts = self._pairs("train", pictures, stage, seed, step)
+        return families.examples(
+            shown, families.ask(facts, FAMILIES, TRAINING_FAMILIES, per_picture)
+        )
+
+    def heldout(self, split: str, limit: int | None = None):
+        """The same 1,000 pairs with QUESTIONS questions each, whatever the run's seed."""
+        _, shown, facts = self._pairs(split, 1000, 0)
+        asked = families.ask(facts, FAMILIES, tuple(FAMILIES), QUESTIONS)
+        return families.examples(shown, asked, split)[:limit]
+
+    def layouts(self, split: str) -> list[list[list[int]]]:
+        """The layouts of each pair of `heldout`."""
+        return self._pairs(split, 1000, 0)[0].tolist()
+
+
+def question_only(n_pairs: int = 20_000) -> dict[str, tuple[float, float]]:
+    """What the question alone tells of its answer, by family; see families.question_only."""
+    g = torch.Generator().manual_seed(1)
+    facts = PairFacts.of(pairs(n_pairs, "train", g), g)
+    asked = families.ask(facts, FAMILIES, tuple(FAMILIES), QUESTIONS)
+    return families.question_only(asked, known_answers, FAMILIES)
+
+
+if __name__ == "__main__":
+    import engine.terminal  # noqa: F401 - so that `| head` ends it without a traceback
+
+    families.show(question_only())
+    for example in Pairs().heldout("test", 8):
+        print(f"  {example.turns[0][0]} {example.turns[0][1]}")

@@ -1,0 +1,138 @@
+"""WAV files of one's own, and sound as a picture."""
+
+import struct
+import wave
+
+import pytest
+import torch
+
+from data import DataError, audio
+
+WIDTHS = (1, 2, 3, 4)
+
+
+def tone(hertz: float, rate: int = 8000, seconds: float = 2) -> torch.Tensor:
+    t = torch.arange(round(rate * seconds), dtype=torch.float64) / rate
+    return 0.5 * torch.sin(2 * torch.pi * hertz * t)
+
+
+def save(path, channels: list[torch.Tensor], width: int = 2, rate: int = 8000):
+    """A WAV file, a sample at a time, by the standard library's words for PCM."""
+    top, frames = 2 ** (8 * width - 1) - 1, bytearray()
+    for values in zip(*(channel.tolist() for channel in channels)):
+        for value in values:
+            number = round(value * top)
+            if width == 1:
+                frames += struct.pack("<B", number + 128)
+            else:
+                frames += number.to_bytes(width, "little", signed=True)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((len(channels), width, rate, 0, "NONE", ""))
+        file.writeframes(bytes(frames))
+    return path
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_width_is_read_mono_and_stereo(tmp_path, width):
+    wanted = tone(440)
+    for channels in ([wanted], [wanted * 2, wanted * 0], [wanted] * 3):
+        sound, done = audio.read(save(tmp_path / "x.wav", channels, width))
+        assert sound.shape == (audio.SAMPLES,) and sound.dtype == torch.float32 and done == ""
+        assert (sound - wanted).abs().max() < 1.1 / 2 ** (8 * width - 1) + 1e-6
+    extremes = torch.tensor([1.0, -1.0, 0.0] * 4)
+    sound, _ = audio.read(save(tmp_path / "x.wav", [extremes], width))
+    assert (sound[:12] - extremes).abs().max() < 1.1 / 2 ** (8 * width - 1)
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    sound = tone(300).float()
+    audio.write(tmp_path / "x.wav", sound)
+    assert (audio.read(tmp_path / "x.wav")[0] - sound).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("rate", [4000, 11025, 16000, 44100, 48000])
+def test_any_rate_becomes_8_khz(tmp_path, rate):
+    sound, done = audio.read(save(tmp_path / "x.wav", [tone(440, rate)], rate=rate))
+    assert (sound - tone(440)).abs()[100:-100].max() < 0.01
+    assert done == f"{tmp_path / 'x.wav'}: {rate} samples a second are made 8000"
+    if rate > 16000:  # what 8 kHz cannot hold is gone, not folded back
+        sound, _ = audio.read(save(tmp_path / "x.wav", [tone(6000, rate)], rate=rate))
+        assert sound.abs()[100:-100].max() < 0.01
+
+
+def test_short_and_long_ones_are_filled_and_cut_and_it_is_said(tmp_path):
+    sound, done = audio.read(save(tmp_path / "x.wav", [tone(440, seconds=0.5)]))
+    assert done.endswith("x.wav: its 0.5 s are followed by silence, up to 2 s")
+    assert sound[:4000].abs().max() > 0.4 and not sound[4000:].any()
+    sound, done = audio.read(save(tmp_path / "x.wav", [tone(440, 16000, 3)], rate=16000))
+    assert done.count("\n") == 0 and len(sound) == audio.SAMPLES
+    assert "16000 samples a second are made 8000; only the first 2 of its 3.0 s are heard" in done
+
+
+def a_file(path, name: str):
+    """A file that cannot be read, by what is wrong with it."""
+    good = save(path, [tone(440, seconds=0.1)]).read_bytes()
+    floats = good[:20] + struct.pack("<H", 3) + good[22:]
+    slow = good[:24] + struct.pack("<I", 7) + good[28:]
+    contents = {
+        "text": b"this is no sound", "empty": b"", "half a header": good[:30], "floats": floats,
+        "no sound": good[:40] + bytes(4), "7 samples a second": slow,
+        "fast": good[:24] + b"\xff" * 4 + good[28:],
+    }  # fmt: skip
+    path.write_bytes(contents[name])
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["text", "empty", "half a header", "floats", "no sound", "7 samples a second", "fast"]
+)
+def test_what_cannot_be_read_is_one_error_that_names_the_file(tmp_path, name):
+    file = a_file(tmp_path / "x.wav", name)
+    with pytest.raises(DataError) as error:
+        audio.read(file)
+    assert str(error.value).startswith(f"{file}: ") and "\n" not in str(error.value)
+
+
+def test_no_file_and_a_folder(tmp_path):
+    with pytest.raises(DataError, match=r"none.wav: no such file"):
+        audio.read(tmp_path / "none.wav")
+    with pytest.raises(DataError, match="not a readable WAV file"):
+        audio.read(tmp_path)
+
+
+def test_a_file_that_breaks_off_is_read_as_far_as_it_goes(tmp_path):
+    file = save(tmp_path / "x.wav", [tone(440), tone(440)], 3)
+    file.write_bytes(file.read_bytes()[: 44 + 6 * 8000 + 5])
+    sound, done = audio.read(file)
+    assert "its 1.0 s are followed by silence" in done and sound[7000:8000].abs().max() > 0.4
+
+
+# --- As a picture
+
+
+def test_a_tone_is_a_line_at_its_band_and_low_is_at_the_bottom():
+    lines = []
+    for hertz in (200, 800, 2000, 3500):
+        picture = audio.picture_of(tone(hertz).float()[None])
+        assert picture.shape == (1, 3, 64, 64) and picture.dtype == torch.uint8
+        assert torch.equal(picture[0, 0], picture[0, 2])
+        rows = picture[0, 0, :, 5:-5].float().mean(1)
+        lines.append(int(rows.argmax()))
+        # 2595 log10(1 + f / 700) of the row's middle is the tone's, within a band
+        mel = 2595 * torch.log10(torch.tensor(1 + hertz / 700)) / (2146.06 / 65)
+        assert abs((64 - lines[-1]) - mel) < 1.01
+    assert lines == sorted(lines, reverse=True)
+
+
+def test_a_click_is_a_column_at_its_time():
+    for column in (0, 17, 63):
+        sound = torch.zeros(1, audio.SAMPLES)
+        sound[0, column * audio.HOP + audio.HOP // 2] = 1
+        assert audio.picture_of(sound)[0, 0].float().mean(0).argmax() == column
+
+
+def test_the_level_of_a_recording_does_not_matter_and_silence_is_black():
+    sound = torch.randn(2, audio.SAMPLES, generator=torch.Generator().manual_seed(0)) / 10
+    loud, quiet = audio.picture_of(sound).int(), audio.picture_of(sound / 50).int()
+    assert (loud - quiet).abs().max() <= 1
+    assert not audio.picture_of(torch.zeros(1, audio.SAMPLES)).any()

@@ -1,0 +1,158 @@
+"""Two pictures a row against a slow reading of both."""
+
+import re
+from collections import Counter
+
+import pytest
+import torch
+from helpers import TINY
+
+import data
+import train
+from data import families
+from data.shapes_pairs import (
+    FAMILIES,
+    QUESTIONS,
+    WHICH,
+    PairFacts,
+    Pairs,
+    pairs,
+    question_only,
+)
+from data.shapes_questions import NAMES
+from data.shapes_scenes import COLOUR, EMPTY, SHAPE, SPLITS, split_of
+from mma import Role, leaks
+
+
+def oracle(pair, question):
+    """The answer, by reading both scenes cell by cell."""
+    there = [[NAMES[k].split() for k in cells if k != EMPTY] for cells in pair]
+
+    def count(which, words):
+        """words: "red circle", "red object" or "circle"."""
+        *colour, shape = words.split()
+        return sum(
+            colour in ([], [c]) and shape in ("object", s) for c, s in there[WHICH.index(which)]
+        )
+
+    if m := re.fullmatch(r"is there a (\w+ \w+) in the (\w+) picture\?", question):
+        return "yes" if count(m[2], m[1]) else "no"
+    if m := re.fullmatch(r"is there a (\w+ \w+) in both pictures\?", question):
+        return "yes" if all(count(which, m[1]) for which in WHICH) else "no"
+    if m := re.fullmatch(r"how many (\w+ \w+)s are there in the (\w+) picture\?", question):
+        return str(count(m[2], m[1]))
+    if m := re.fullmatch(r"which picture has more ([\w ]+)s\?", question):
+        first, second = (count(which, m[1]) for which in WHICH)
+        assert first != second
+        return WHICH[second > first]
+    raise AssertionError(question)
+
+
+def asked_about(S: int, per_pair: int, seed: int = 0):
+    g = torch.Generator().manual_seed(seed)
+    layout = pairs(S, "train", g)
+    asked = families.ask(PairFacts.of(layout, g), FAMILIES, tuple(FAMILIES), per_pair)
+    return layout.tolist(), asked
+
+
+def test_every_answer_is_exact():
+    seen, more = set(), Counter()
+    for pair, asked in zip(*asked_about(400, 8)):
+        assert {f for f, *_ in asked} == set(FAMILIES)
+        for family, question, answer in asked:
+            assert oracle(pair, question) == answer, question
+            seen.add((family, answer))
+            if family == "more":
+                words = question.removesuffix("?").split()[4:]
+                more["kind" if len(words) == 2 and words[1] != "objects" else words[-1]] += 1
+    assert {a for _, a in seen} == Pairs.answers
+    assert {a for f, a in seen if f == "counting"} == set("0123")
+    assert set(more) == {"kind", "objects", *(f"{shape}s" for shape in SHAPE)}
+
+
+def test_the_other_picture_alone_does_not_tell():
+    """What the question names is in one picture where it asks about one, so that the two must be
+    told apart; of what there is more of, the other picture often has some too."""
+    some_in_both = 0
+    for pair, asked in zip(*asked_about(400, 4, 1)):
+        for family, question, answer in asked:
+            if family == "existence":
+                which = "first" if "first" in question else "second"
+                other = question.replace(which, WHICH[1 - WHICH.index(which)])
+                assert oracle(pair, other) != answer
+            if family == "more":
+                item = question.removeprefix("which picture has more ").removesuffix("s?")
+                words = item.removesuffix(" object").split()
+                in_both = all(
+                    any(set(words) <= set(NAMES[k].split()) for k in cells if k != EMPTY)
+                    for cells in pair
+                )
+                some_in_both += in_both
+    assert 0.4 < some_in_both / 400 < 0.8
+
+
+def test_answers_are_balanced_and_the_question_tells_little():
+    counts = {family: Counter() for family in FAMILIES}
+    for family, _, answer in (row for rows in asked_about(4000, 4, 2)[1] for row in rows):
+        counts[family][answer] += 1
+    for family, number in dict(existence=2, both=2, more=2, counting=4).items():
+        shares = [count / 4000 for count in counts[family].values()]
+        assert len(shares) == number and max(shares) - min(shares) < 0.05, counts[family]
+    for family, (ceiling, chance) in question_only(6000).items():
+        assert ceiling < chance + 0.03, family
+
+
+def test_scenes_of_val_and_test_are_in_no_training_pair():
+    g, found = torch.Generator().manual_seed(0), {}
+    for split, residues in SPLITS.items():
+        scenes = pairs(500, split, g).flatten(0, 1)
+        assert set(split_of(scenes).tolist()) <= set(residues)
+        found[split] = {tuple(cells) for cells in scenes.tolist()}
+    assert sum(map(len, found.values())) == len(set().union(*found.values()))
+
+
+def test_draws_follow_stage_step_and_seed_alone():
+    world = Pairs()
+
+    def key(*args):
+        return [(e.turns, [image.sum().item() for image in e.images]) for e in world.draw(*args)]
+
+    base = key("sft", 7, 5, 6, 0)
+    assert base == key("sft", 7, 5, 6, 0) and len(base) == 30
+    assert base != key("sft", 8, 5, 6, 0) and base != key("sft", 7, 5, 6, 1)
+    assert {len(shown) for _, shown in base} == {2}
+    assert {len(shown) for _, shown in key("pt", 7, 5, 6, 0)} == {1}  # captions, of one picture
+
+
+def test_pictures_stand_in_their_order():
+    """The first picture of a row is the first scene of its layout: its colours are there."""
+    world = Pairs()
+    held, layouts = world.heldout("val", 40), world.layouts("val")
+    assert [e.id for e in held[:5]] == ["val-0"] * QUESTIONS + ["val-1"]
+    for i, e in enumerate(held):
+        pair = layouts[i // QUESTIONS]
+        question = e.turns[0][0].removeprefix("<image><image>")
+        assert oracle(pair, question) == e.turns[0][1]
+        for image, cells in zip(e.images, pair):
+            squares = image.float().amax(0).unflatten(0, (4, 16)).unflatten(2, (4, 16))
+            bright = (squares.amax((1, 3)) > 100).flatten()
+            assert bright.tolist() == [k != EMPTY for k in cells]
+    assert len(COLOUR) == 6
+
+
+@pytest.mark.parametrize("kind", ["causal", "mma", "prefix"])
+def test_both_pictures_read_the_question_under_mma(kind, model, tokenizer):
+    for example in Pairs().draw("sft", 0, 3, 4, 0):
+        row = data.encode(example, tokenizer, 4)
+        assert row.role.count(Role.IMAGE) == 8 and len(row.images) == 2
+        role, turn = torch.tensor([row.role]), torch.tensor([row.turn])
+        mask, _ = model.mask_and_positions(kind, role, turn)
+        assert not leaks(mask, role).any()
+        reads = mask[0, 0][role[0] == Role.IMAGE][:, role[0] == Role.QUESTION]
+        assert reads.all() if kind != "causal" else not reads.any()
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_train_on_it(tmp_path, capsys):
+    train.main([*TINY, "--data", "shapes-pairs", "--limit", "20", "--out", str(tmp_path / "run")])
+    assert "--image FILE" in capsys.readouterr().out.splitlines()[-1]

@@ -1,0 +1,235 @@
+"""The built-in world of sound against a slow reading of its notes and of its spectrograms."""
+
+import re
+import shlex
+from collections import Counter
+
+import pytest
+import torch
+from helpers import TINY
+
+import data
+import eval as evaluation
+import train
+from data import audio
+from data.shapes_scenes import EMPTY, SPLITS, scenes, split_of
+from data.sounds import (
+    BEATS,
+    FAMILIES,
+    INSTRUMENT,
+    NAMES,
+    PITCH,
+    QUESTIONS,
+    Sounds,
+    caption,
+    layouts,
+    question_only,
+    questions,
+    render,
+)
+from lab import watch
+from mma import Role, leaks
+
+COLUMNS = audio.SIZE // BEATS  # of a beat
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def oracle(notes, question):
+    """The answer, by going through the notes one by one."""
+    heard = [(beat, NAMES[n // 2], n % 2) for beat, n in enumerate(notes) if n != EMPTY]
+
+    def only(name):
+        (found,) = [i for i, note in enumerate(heard) if note[1] == name]
+        return found
+
+    if m := re.fullmatch(r"is there a (\w+ \w+)\?", question):
+        return "yes" if any(note[1] == m[1] for note in heard) else "no"
+    if m := re.fullmatch(r"how many (\w+ \w+)s are there\?", question):
+        return str(sum(note[1] == m[1] for note in heard))
+    if m := re.fullmatch(r"in which half is the (\w+ \w+)\?", question):
+        return "first" if heard[only(m[1])][0] < 4 else "second"
+    if m := re.fullmatch(r"what comes (after|before) the (\w+ \w+)\?", question):
+        i = only(m[2]) + (1 if m[1] == "after" else -1)
+        assert 0 <= i < len(heard), question
+        return heard[i][1]
+    if m := re.fullmatch(r"which is louder, the (\w+ \w+) or the (\w+ \w+)\?", question):
+        a, b = (heard[only(name)][2] for name in m.groups())
+        assert a != b
+        return m[1] if a > b else m[2]
+    raise AssertionError(question)
+
+
+def test_every_answer_is_exact():
+    g = generator(5)
+    layout, seen = scenes(600, "train", g, layouts), set()
+    for notes, asked in zip(layout.tolist(), questions(layout, 10, g)):
+        assert {f for f, *_ in asked} == set(FAMILIES)
+        for family, question, answer in asked:
+            assert oracle(notes, question) == answer, question
+            seen.add((family, answer))
+    assert {a for f, a in seen if f in ("louder", "order")} == set(NAMES)
+    assert {a for f, a in seen if f == "counting"} == set("012")
+    assert {a for _, a in seen} == Sounds.answers
+
+
+def test_answers_are_balanced_and_the_question_tells_little():
+    g = generator(1)
+    layout = scenes(6000, "train", g, layouts)
+    counts = {family: Counter() for family in FAMILIES}
+    for family, question, answer in (row for rows in questions(layout, 5, g) for row in rows):
+        named_first = family == "louder" and question.index(answer) < question.index(" or ")
+        counts[family][named_first if family == "louder" else answer] += 1
+    n_answers = dict(existence=2, counting=3, half=2, louder=2, order=12)
+    for family, number in n_answers.items():
+        shares = [count / 6000 for count in counts[family].values()]
+        assert len(shares) == number
+        assert max(shares) - min(shares) < 0.04, (family, counts[family])
+    for family, (ceiling, chance) in question_only(8000).items():
+        assert ceiling < chance + 0.03, family
+
+
+def test_every_sound_has_rests_and_what_is_asked_about():
+    for notes in layouts(500, generator()).tolist():
+        kinds = Counter(n // 2 for n in notes if n != EMPTY)
+        assert len(kinds) == 5 and notes.count(EMPTY) in (1, 2) and {1, 2} == set(kinds.values())
+        assert {n % 2 for n in notes if n != EMPTY and kinds[n // 2] == 1} == {0, 1}
+
+
+def test_captions_say_every_beat():
+    for example, notes in zip(*some_captions()):
+        assert example.turns == [("<image>", caption(notes))]
+        words = caption(notes).split()
+        for n in notes:
+            said, words = (words[:1], words[1:]) if n == EMPTY else (words[:3], words[3:])
+            loud = "loud" if n % 2 else "quiet"
+            expected = f"{loud} {PITCH[n // 2 // 4]} {INSTRUMENT[n // 2 % 4]}"
+            assert " ".join(said) == ("rest" if n == EMPTY else expected)
+        assert not words
+
+
+def some_captions():
+    world = Sounds()
+    return world.draw("pt", 3, 20, 1, 0), world.layouts("train", 20, "pt", 3, 0)[0].tolist()
+
+
+# --- What is heard
+
+
+def decibel(layout: torch.Tensor) -> torch.Tensor:
+    """[S, bands, BEATS, COLUMNS]"""
+    power = audio.spectrogram(render(layout, generator(2)))
+    return (10 * power.log10()).unflatten(2, (BEATS, COLUMNS))
+
+
+def test_notes_sound_where_the_layout_says():
+    """Every note is louder than every rest of its sound, at the beat and in the band of its
+    pitch."""
+    layout = layouts(200, generator(4))
+    spectrum = decibel(layout)
+    peaks, bands = spectrum[..., 1:7].amax(3).max(1)  # [S, BEATS]; a window is wider than a column
+    registers = (range(0, 10), range(10, 23), range(23, 64))
+    for i, notes in enumerate(layout.tolist()):
+        rests = [peaks[i, beat].item() for beat in range(BEATS) if notes[beat] == EMPTY]
+        for beat, n in enumerate(notes):
+            if n != EMPTY:
+                assert peaks[i, beat] > max(rests) + 3, (notes, beat)
+            if n != EMPTY and n // 2 % 4 in (0, 2):  # a drum or a flute: nearly one pitch
+                assert bands[i, beat] in registers[n // 2 // 4], (notes, beat)
+
+
+def test_loud_is_louder_than_quiet_whatever_the_note():
+    """Beside the same loud note, because a sound's level is that of its loudest moment."""
+    layout = torch.full((20, BEATS), EMPTY)
+    layout[:, 6], peaks = 2 * NAMES.index("middle horn") + 1, []
+    for n in range(2 * len(NAMES)):
+        layout[:, 3] = n
+        spectrum = decibel(layout).amax((1, 3))
+        peaks.append(spectrum[:, 3] - spectrum[:, 6])
+    quiet, loud = torch.stack(peaks[::2]), torch.stack(peaks[1::2])
+    assert loud.min() > quiet.max() and 12 < (loud - quiet).mean() < 18
+
+
+@pytest.mark.parametrize("pitch", PITCH)
+def test_instruments_differ_in_their_partials_and_in_how_they_end(pitch):
+    layout = torch.full((50, BEATS), EMPTY)
+    partials, fall = {}, {}
+    for instrument in INSTRUMENT:
+        layout[:, 3] = 2 * NAMES.index(f"{pitch} {instrument}") + 1
+        spectrum = decibel(layout)[:, :, 3]  # [S, bands, COLUMNS]
+        beginning = spectrum[:, :, 1:3].amax(2)
+        edges = beginning > beginning.amax(1, keepdim=True) - 15
+        partials[instrument] = ((edges[:, 1:] & ~edges[:, :-1]).sum(1) + edges[:, 0]).float().mean()
+        fall[instrument] = (beginning.amax(1) - spectrum[:, :, 4].amax(1)).mean()
+    assert partials["horn"] > partials["bell"] > partials["flute"] + 0.5
+    assert abs(partials["flute"] - 1) < 0.2
+    assert fall["drum"] > fall["bell"] + 5 > fall["flute"] + 8 and abs(fall["horn"]) < 3
+
+
+# --- A data set
+
+
+def test_splits_are_disjoint_by_construction():
+    world, found = Sounds(), {}
+    for split, residues in SPLITS.items():
+        layout, _ = world.layouts(split, 2000, 0)
+        assert set(split_of(layout).tolist()) == set(residues)
+        found[split] = {tuple(notes) for notes in layout.tolist()}
+    assert sum(map(len, found.values())) == len(set().union(*found.values()))
+
+
+def test_draws_follow_stage_step_and_seed_alone():
+    world = Sounds()
+
+    def key(*args):
+        return [(e.turns, e.images[0].sum().item()) for e in world.draw(*args)]
+
+    base = key("sft", 7, 5, 6, 0)
+    assert base == key("sft", 7, 5, 6, 0) and len(base) == 30
+    assert base != key("sft", 8, 5, 6, 0) and base != key("sft", 7, 5, 6, 1)
+    heard = {shown for _, shown in key("pt", 7, 5, 6, 0)}
+    assert not heard & {shown for _, shown in base}
+
+
+def test_held_out_questions_are_about_their_sounds_and_are_the_same_every_time():
+    world = Sounds()
+    once, again = world.heldout("val", 60), world.heldout("val", 400)[:60]
+    assert [(e.id, e.turns) for e in once] == [(e.id, e.turns) for e in again]
+    assert all(torch.equal(a.images[0], b.images[0]) for a, b in zip(once, again))
+    layout = world.layouts("val", 1000, 0)[0].tolist()
+    for i, e in enumerate(once):
+        question, answer = e.turns[0]
+        assert e.id == f"val-{i // QUESTIONS}"
+        assert oracle(layout[i // QUESTIONS], question.removeprefix("<image>")) == answer
+
+
+@pytest.mark.parametrize("kind", ["causal", "mma", "prefix"])
+def test_roles_and_mask_are_those_of_pictures(kind, model, tokenizer):
+    """A row of sounds and one of shapes, word for word, have the same roles; no label leaks."""
+    picture = data.load("shapes").draw("sft", 0, 1, 1, 0)[0].images[0]
+    for example in Sounds().draw("sft", 0, 4, 5, 0):
+        shown = data.Example([picture], example.turns)
+        a, b = (data.encode(e, tokenizer, 16) for e in (example, shown))
+        assert (a.ids, a.role, a.turn) == (b.ids, b.role, b.turn)
+        role, turn = torch.tensor([a.role]), torch.tensor([a.turn])
+        mask, _ = model.mask_and_positions(kind, role, turn)
+        assert not leaks(mask, role).any()
+        reads = mask[0, 0][role[0] == Role.IMAGE][:, role[0] == Role.QUESTION]
+        assert reads.all() if kind != "causal" else not reads.any()
+
+
+def test_train_on_it_then_ask_about_the_sound_that_is_left(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(watch, "write_curves", lambda path, records: None)  # seconds of matplotlib
+    out = tmp_path / "run"
+    train.main([*TINY, "--data", "sounds", "--limit", "12", "--val-limit", "9", "--out", str(out)])
+    *_, hint = capsys.readouterr().out.splitlines()
+    assert hint == f'Ask it: python eval.py {out} --audio FILE --question "..."'
+    sound, done = audio.read(out / "example.wav")
+    assert done == ""
+    first = Sounds().heldout("test", 1)[0].images[0].int()
+    assert (audio.picture_of(sound[None])[0].int() - first).abs().float().mean() < 1
+    command = hint.replace("FILE", str(out / "example.wav")).split("eval.py ")[1]
+    evaluation.main([*shlex.split(command), "--device", "cpu"])
+    assert capsys.readouterr().out.count("\n") == 1
