@@ -6,6 +6,7 @@
     packing.py      rows of different lengths, packed
     folder.py       a finite data set: splits, what cannot be used, what a step draws
     shapes.py       the built-in world; shapes_scenes.py, shapes_questions.py
+    shapes_text.py  the same in words alone
     nlvr_world.py   a world in NLVR's manner; nlvr_scenes.py, nlvr_phrases.py, nlvr_sentences.py
     nlvr.py         NLVR's files
     easy_vqa.py     easy-VQA's files
@@ -27,7 +28,7 @@ __all__ = [
     "readable", "seed_of", "unusable",
 ]  # fmt: skip
 
-NAMES = ("shapes", "easy_vqa", "llava", "nlvr", "nlvr+world")
+NAMES = ("shapes", "shapes-text", "easy_vqa", "llava", "nlvr", "nlvr+world")
 
 
 def load(
@@ -39,9 +40,9 @@ def load(
     for stage 1. scenes: of the built-in world, how many training has (default: ever new ones).
     Raises DataError if the files are not what they should be."""
     # Here, so that `python -m data.shapes` does not import what it is about to run
-    from data import easy_vqa, llava, nlvr, nlvr_world, shapes
+    from data import easy_vqa, llava, nlvr, nlvr_world, shapes, shapes_text
 
-    if name != "shapes" and source is None:
+    if not name.startswith("shapes") and source is None:
         needed = "JSON file" if name == "llava" else "folder"
         raise DataError(f"--data {name} needs --source: the path of its {needed}")
     if pt_source is not None and name != "llava":
@@ -50,6 +51,8 @@ def load(
         raise DataError(f"--scenes belongs to --data shapes, not to {name}")
     if name == "shapes":
         return shapes.Shapes(scenes)
+    if name == "shapes-text":
+        return shapes_text.ShapesText()
     if name.startswith("nlvr"):
         return nlvr.NLVR(source, nlvr_world.World() if name == "nlvr+world" else None)
     if name == "easy_vqa":

@@ -36,6 +36,9 @@ NO_CAPTIONS = dict(pt_steps=1200, pt_pictures=32, pictures=32, questions=4, step
 BOXES = dict(image_size=100, patch_size=20)  # a patch is a block of a tower
 RECIPES = {
     "shapes": CAPTIONS,
+    "shapes-text": dict(
+        pt_steps=300, pt_pictures=16, pictures=16, questions=6, steps=2400, **SMALL
+    ),
     "easy_vqa": NO_CAPTIONS,
     "llava": NO_CAPTIONS,
     "nlvr": dict(pt_steps=60, pt_pictures=16, pictures=16, questions=4, steps=300, **BOXES),
