@@ -4,13 +4,13 @@
 
 What a language model learns from before it gets eyes (lab/eyes.py). Scenes, splits and questions
 are those of shapes.py: val and test ask what they ask about the pictures. Stage 1 tells a scene
-again in the words of a caption; questions alone leave the model at the prior for long. In stage 2 a
-scene is written once and all its questions follow, turn by turn; val and test ask one question.
+again, in the captions that name places; questions alone leave the model at the prior for long. In
+stage 2 a scene is written once and all its questions follow, turn by turn; val and test ask one.
 """
 
 from data.prompt import IMAGE, Example
 from data.shapes import QUESTIONS, TRAINING_FAMILIES, Shapes
-from data.shapes_questions import name_of, questions
+from data.shapes_questions import caption_of_places, name_of, questions
 from data.shapes_scenes import EMPTY, GRID
 
 
@@ -34,15 +34,14 @@ class ShapesText(Shapes):
 
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
         layout, _, g = self._scenes("train", pictures, "text", stage, seed, step)
-        scenes = list(enumerate(layout.tolist()))
         if stage == "pt":
             return [
-                Example([], [(scene_text(cells), self._caption(step, i, cells, g))], "caption")
-                for i, cells in scenes
+                Example([], [(scene_text(cells), caption_of_places(cells, g))], "caption")
+                for cells in layout.tolist()
             ]
         asked = questions(layout, per_picture, g, TRAINING_FAMILIES)
         turns = [[(question, answer) for _, question, answer in some] for some in asked]
-        for i, cells in scenes:
+        for i, cells in enumerate(layout.tolist()):
             question, answer = turns[i][0]
             turns[i][0] = f"{scene_text(cells)} {question}", answer
         return [Example([], some) for some in turns]

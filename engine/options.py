@@ -37,7 +37,7 @@ BOXES = dict(image_size=100, patch_size=20)  # a patch is a block of a tower
 RECIPES = {
     "shapes": CAPTIONS,
     "shapes-text": dict(
-        pt_steps=300, pt_pictures=16, pictures=16, questions=6, steps=2400, **SMALL
+        pt_steps=400, pt_pictures=16, pt_lr_times=2, pictures=16, questions=6, steps=2400, **SMALL
     ),
     "easy_vqa": NO_CAPTIONS,
     "llava": NO_CAPTIONS,

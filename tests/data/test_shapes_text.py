@@ -7,7 +7,7 @@ from test_shapes import oracle
 
 import data
 from data.shapes import Shapes
-from data.shapes_questions import caption
+from data.shapes_questions import name_of
 from data.shapes_scenes import CELLS, COLOUR, EMPTY, GRID, SHAPE, SPLITS, scenes, split_of
 from data.shapes_text import ShapesText, scene_text
 from mma import Role
@@ -41,12 +41,15 @@ def test_answers_are_those_of_the_scene_in_every_turn():
             assert oracle(cells, question) == answer
 
 
-def test_stage_1_tells_the_scene_again():
-    world = ShapesText()
-    for example in world.draw("pt", 3, 8, 1, 0):  # early: in reading order alone
+def test_stage_1_tells_again_where_things_are():
+    for example in ShapesText().draw("pt", 3, 8, 1, 0):
         ((message, answer),) = example.turns
         cells, rest = read(message)
-        assert not rest and answer == caption(cells)
+        told = re.findall(r"(\w+ \w+) (row|column) (\d) (?:row|column) (\d)", answer)
+        assert not rest and len(told) == answer.count("row") == answer.count("column")
+        for name, first, a, b in told:
+            row, column = (int(n) - 1 for n in ((a, b) if first == "row" else (b, a)))
+            assert name_of(cells[row * GRID + column]) == name
 
 
 def test_the_splits_are_disjoint_and_ask_what_is_asked_about_the_pictures():

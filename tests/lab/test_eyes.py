@@ -11,8 +11,10 @@ from helpers import Crash, at_steps, crash, weights_of
 import data
 import eval as evaluation
 import train
+from data.shapes import Shapes
 from engine.optimizers import freeze
 from lab import eyes, talk
+from mma import IMAGE, QUESTION, TEXT
 from model import MLLM
 
 FEW = (
