@@ -4,24 +4,38 @@
 
 What a language model learns from before it gets eyes (lab/eyes.py). Scenes, splits and questions
 are those of shapes.py: val and test ask what they ask about the pictures. Stage 1 tells a scene
-again, in the captions that name places; questions alone leave the model at the prior for long. In
-stage 2 a scene is written once and all its questions follow, turn by turn; val and test ask one.
+again, in another order; questions alone leave the model at the prior for long. In stage 2 a scene
+is written once and all its questions follow, turn by turn; val and test ask one question.
 """
+
+import torch
 
 from data.prompt import IMAGE, Example
 from data.shapes import QUESTIONS, TRAINING_FAMILIES, Shapes
-from data.shapes_questions import caption_of_places, name_of, questions
+from data.shapes_questions import name_of, questions
 from data.shapes_scenes import EMPTY, GRID
 
 
-def scene_text(cells: list[int]) -> str:
-    """Everything that stands there, in reading order, after its row and column: its last word then
-    comes when all is known of it, as of a patch."""
-    return " ".join(
-        f"row {i // GRID + 1} column {i % GRID + 1} {name_of(kind)}"
+def objects(cells: list[int]) -> list[tuple[str, str]]:
+    """Place and name of everything that stands there, in reading order."""
+    return [
+        (f"row {i // GRID + 1} column {i % GRID + 1}", name_of(kind))
         for i, kind in enumerate(cells)
         if kind != EMPTY
-    )
+    ]
+
+
+def scene_text(cells: list[int]) -> str:
+    """Everything in reading order, each after its place: its last word then comes when all is known
+    of it, as of a patch."""
+    return " ".join(f"{place} {name}" for place, name in objects(cells))
+
+
+def told_again(cells: list[int], g: torch.Generator) -> str:
+    """Everything in random order, each before its place: the place is to be looked up."""
+    there = objects(cells)
+    order = torch.randperm(len(there), generator=g).tolist()
+    return " ".join(f"{there[i][1]} {there[i][0]}" for i in order)
 
 
 class ShapesText(Shapes):
@@ -36,7 +50,7 @@ class ShapesText(Shapes):
         layout, _, g = self._scenes("train", pictures, "text", stage, seed, step)
         if stage == "pt":
             return [
-                Example([], [(scene_text(cells), caption_of_places(cells, g))], "caption")
+                Example([], [(scene_text(cells), told_again(cells, g))], "caption")
                 for cells in layout.tolist()
             ]
         asked = questions(layout, per_picture, g, TRAINING_FAMILIES)
