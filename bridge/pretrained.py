@@ -3,9 +3,10 @@
     from bridge.pretrained import load
     model = load("siglip-so400m-patch14-384", "Phi-3.5-mini-instruct", pool=3, dtype=torch.bfloat16)
 
-The encoder is a SigLIP's (siglip.py), the decoder a Llama's or one like it (decoders.py), the
-projector between them is new. Every tensor is accounted for: one that is missing, unexpected or of
-another shape is an error. To train from there: python -m bridge.finetune.
+The encoder is a SigLIP's (siglip.py) or, with load_decoder, that of model.py; the decoder a Llama's
+or one like it (decoders.py); the projector between them is new. Every tensor is accounted for: one
+that is missing, unexpected or of another shape is an error. To train from there: python -m
+bridge.finetune.
 
 Long-rope: rows of more than rope_short tokens divide RoPE's frequencies by other factors than
 shorter rows. What counts is the dialogue itself, never what it is padded to, packed with or cached
@@ -32,7 +33,7 @@ from bridge.siglip import VISION, SiglipEncoder, vision_sizes
 from data import DataError
 from engine.checks import check_sizes
 from mma import ANSWER, PAD
-from model import MLLM, Attention, Config, init_weights
+from model import MLLM, Attention, Config, VisionEncoder, init_weights
 
 
 @dataclass
@@ -177,6 +178,12 @@ class PretrainedMLLM(MLLM):
         return [a + b for a, b in zip(answers, more)]
 
 
+class OwnEncoderMLLM(PretrainedMLLM):
+    """The encoder of model.py, projector, decoder."""
+
+    encoder_class = VisionEncoder
+
+
 def append(answers: list[list[int]], ids: Tensor, role: Tensor, turn: Tensor | None) -> tuple:
     """ids, role, turn [B, T] of prompts, padded on the right, with an answer after each."""
     length = (role != PAD).sum(1).tolist()
@@ -224,15 +231,33 @@ def load(
     config = config or config_of(vision, decoder, **changes)
     with torch.device("meta"):
         model = PretrainedMLLM(config)
-    names = {name for name, _ in model.named_parameters()}
-    encoder, own = ({n for n in names if n.startswith(p)} for p in ("encoder.", "projector."))
+    encoder = {name for name, _ in model.named_parameters() if name.startswith("encoder.")}
     fill(model, vision, VISION, encoder, dtype)
-    fill(model, decoder, DECODER, names - encoder - own, dtype)
-    torch.manual_seed(seed)
-    model.projector.to_empty(device="cpu").to(dtype).apply(init_weights)
+    fill_decoder(model, decoder, dtype, seed)
     for name in ("pixel_mean", "pixel_std"):  # buffers are no tensors of the files
         setattr(model.encoder, name, torch.full((3,), 127.5))
     return model
+
+
+def load_decoder(decoder: Path, config: PretrainedConfig, *, seed: int = 0) -> OwnEncoderMLLM:
+    """The model with a decoder from a folder, in float32; encoder and projector are new."""
+    torch.manual_seed(seed)
+    with torch.device("meta"):
+        model = OwnEncoderMLLM(config)
+    model.encoder = VisionEncoder(config)
+    model.encoder.apply(init_weights)
+    model.encoder.init_positions()
+    fill_decoder(model, decoder, torch.float32, seed)
+    return model
+
+
+def fill_decoder(model: PretrainedMLLM, decoder: Path, dtype: torch.dtype, seed: int) -> None:
+    """Give a model on the meta device a decoder from a folder, and a new projector."""
+    names = {name for name, _ in model.named_parameters()}
+    own = {name for name in names if name.startswith(("encoder.", "projector."))}
+    fill(model, decoder, DECODER, names - own, dtype)
+    torch.manual_seed(seed)
+    model.projector.to_empty(device="cpu").to(dtype).apply(init_weights)
 
 
 def fill(

@@ -10,6 +10,7 @@
     shapes_pairs.py two pictures of it a row
     sounds.py       a built-in world of sound
     audio.py        sound -> spectrograms, which are pictures; WAV files
+    shapes_text.py  the same in words alone
     nlvr_world.py   a world in NLVR's manner; nlvr_scenes.py, nlvr_phrases.py, nlvr_sentences.py
     nlvr.py         NLVR's files
     easy_vqa.py     easy-VQA's files
@@ -31,7 +32,7 @@ __all__ = [
     "read_json", "readable", "seed_of", "unusable",
 ]  # fmt: skip
 
-BUILT_IN = ("shapes", "shapes-pairs", "sounds")
+BUILT_IN = ("shapes", "shapes-pairs", "shapes-text", "sounds")
 NAMES = (*BUILT_IN, "easy_vqa", "llava", "nlvr", "nlvr+world")
 HEARD = ("sounds",)  # whose pictures are spectrograms
 
@@ -45,7 +46,7 @@ def load(
     for stage 1. scenes: of the built-in world, how many training has (default: ever new ones).
     Raises DataError if the files are not what they should be."""
     # Here, so that `python -m data.shapes` does not import what it is about to run
-    from data import easy_vqa, llava, nlvr, nlvr_world, shapes, shapes_pairs, sounds
+    from data import easy_vqa, llava, nlvr, nlvr_world, shapes, shapes_pairs, shapes_text, sounds
 
     if name not in BUILT_IN and source is None:
         needed = "JSON file" if name == "llava" else "folder"
@@ -60,6 +61,8 @@ def load(
         return shapes_pairs.Pairs()
     if name == "sounds":
         return sounds.Sounds()
+    if name == "shapes-text":
+        return shapes_text.ShapesText()
     if name.startswith("nlvr"):
         return nlvr.NLVR(source, nlvr_world.World() if name == "nlvr+world" else None)
     if name == "easy_vqa":

@@ -38,6 +38,9 @@ RECIPES = {
     "shapes": CAPTIONS,
     "shapes-pairs": CAPTIONS,
     "sounds": CAPTIONS,
+    "shapes-text": dict(
+        pt_steps=400, pt_pictures=16, pt_lr_times=2, pictures=16, questions=6, steps=2400, **SMALL
+    ),
     "easy_vqa": NO_CAPTIONS,
     "llava": NO_CAPTIONS,
     "nlvr": dict(pt_steps=60, pt_pictures=16, pictures=16, questions=4, steps=300, **BOXES),

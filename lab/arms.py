@@ -191,7 +191,7 @@ def to_do(trials: list[Trial], runs: Path, data: str) -> list[tuple[str, list[st
     return list(todo.values())
 
 
-def make(todo: list[tuple[str, list[str]]], runs: Path, jobs: int) -> None:
+def make(todo: list[tuple[str, list[str]]], runs: Path, jobs: int, program=("train.py",)) -> None:
     """Train what is to do, `jobs` at a time, each with an equal share of the cores. A run that
     fails is reported at the end; the others go on."""
     affinity = hasattr(os, "sched_getaffinity")
@@ -202,7 +202,7 @@ def make(todo: list[tuple[str, list[str]]], runs: Path, jobs: int) -> None:
         name, line = job
         began, out = time.time(), runs / name
         out.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "train.py", *line, "--out", str(out), "--workers", "0"]
+        command = [sys.executable, *program, *line, "--out", str(out), "--workers", "0"]
         with open(out / "log.txt", "w") as log:
             code = subprocess.run(
                 [*command, "--resume"], stdout=log, stderr=log, env=environment, cwd=tables.ROOT

@@ -40,7 +40,7 @@ def opened(run: Path) -> tuple[MLLM, data.Tokenizer]:
     args = read_record(run)["args"]
     if args["data"] != "shapes":
         raise data.DataError(f"{run}: the page draws scenes of --data shapes, not {args['data']}")
-    if args.get("variant") or args.get("llm"):
+    if args.get("variant") or args.get("template"):
         what = args.get("variant") or "pretrained weights"
         raise data.DataError(f"{run}: playground_model.js mirrors model.py alone, not {what}")
     model, tokenizer = open_run(run, "cpu")

@@ -2,7 +2,8 @@
 
     python -m lab.talk RUN --image FILE
 
-/image FILE shows another picture, /help says so, an empty line ends the conversation.
+Without --image it begins without a picture. /image FILE shows one, /help says so, an empty line
+ends the conversation.
 
 Shapes:  t tokens of what is new   T columns of the cache that are filled   D width
 """
@@ -92,10 +93,11 @@ class Conversation:
         self.pending = [said[-1], *(end[1:] if said[-1] == self.tokenizer.eos else end)]
 
 
-def converse(model: MLLM, tokenizer: data.Tokenizer, image: Path) -> None:
+def converse(model: MLLM, tokenizer: data.Tokenizer, image: Path | None) -> None:
     """Read questions from the keyboard until an empty line or the end of the input."""
-    talk, images = Conversation(model, tokenizer), [image]
-    data.pixels_of(image, model.config.image_size, "")
+    talk, images = Conversation(model, tokenizer), [image] if image else []
+    for shown in images:
+        data.pixels_of(shown, model.config.image_size, "")
     print(HELP)
     while True:
         try:
@@ -133,7 +135,7 @@ def arguments(argv=None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("-h", "--help", action="help", help="show this and exit")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder that --out named")
-    parser.add_argument("--image", type=Path, required=True, metavar="FILE", help="a picture")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture to begin with")
     parser.add_argument("--device", default=default_device())
     return parser.parse_args(argv)
 

@@ -264,11 +264,11 @@ def get(args) -> Variant:
 
 def classes_of(trained: dict) -> tuple[type[MLLM], type[data.Tokenizer]]:
     """Model and tokenizer class of a run, by its arguments (run.json)."""
-    if trained.get("llm"):
+    if trained.get("template"):  # a decoder from a folder
         from bridge.chat import ChatTokenizer
-        from bridge.pretrained import PretrainedMLLM
+        from bridge.pretrained import OwnEncoderMLLM, PretrainedMLLM
 
-        return PretrainedMLLM, ChatTokenizer
+        return PretrainedMLLM if trained.get("vision") else OwnEncoderMLLM, ChatTokenizer
     variant = find(trained.get("variant"))
     return variant.model_class, variant.tokenizer_class
 

@@ -1,0 +1,70 @@
+"""The built-in world in words alone: a scene written out, then questions about it. No pictures.
+
+    python train.py --data shapes-text --mask causal
+
+What a language model learns from before it gets eyes (lab/eyes.py). Scenes, splits and questions
+are those of shapes.py: val and test ask what they ask about the pictures. Stage 1 tells a scene
+again, in another order; questions alone leave the model at the prior for long. In stage 2 a scene
+is written once and all its questions follow, turn by turn; val and test ask one question.
+"""
+
+import torch
+
+from data.prompt import IMAGE, Example
+from data.shapes import QUESTIONS, TRAINING_FAMILIES, Shapes
+from data.shapes_questions import name_of, questions
+from data.shapes_scenes import EMPTY, GRID
+
+
+def objects(cells: list[int]) -> list[tuple[str, str]]:
+    """Place and name of everything that stands there, in reading order."""
+    return [
+        (f"row {i // GRID + 1} column {i % GRID + 1}", name_of(kind))
+        for i, kind in enumerate(cells)
+        if kind != EMPTY
+    ]
+
+
+def scene_text(cells: list[int]) -> str:
+    """Everything in reading order, each after its place: its last word then comes when all is known
+    of it, as of a patch."""
+    return " ".join(f"{place} {name}" for place, name in objects(cells))
+
+
+def told_again(cells: list[int], g: torch.Generator) -> str:
+    """Everything in random order, each before its place: the place is to be looked up."""
+    there = objects(cells)
+    order = torch.randperm(len(there), generator=g).tolist()
+    return " ".join(f"{there[i][1]} {there[i][0]}" for i in order)
+
+
+class ShapesText(Shapes):
+    """The interface of data.Folder; the pictures of a step are scenes."""
+
+    def texts(self):
+        yield from super().texts()
+        layout, _, _ = self._scenes("train", 200, 0)
+        yield from map(scene_text, layout.tolist())
+
+    def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
+        layout, _, g = self._scenes("train", pictures, "text", stage, seed, step)
+        if stage == "pt":
+            return [
+                Example([], [(scene_text(cells), told_again(cells, g))], "caption")
+                for cells in layout.tolist()
+            ]
+        asked = questions(layout, per_picture, g, TRAINING_FAMILIES)
+        turns = [[(question, answer) for _, question, answer in some] for some in asked]
+        for i, cells in enumerate(layout.tolist()):
+            question, answer = turns[i][0]
+            turns[i][0] = f"{scene_text(cells)} {question}", answer
+        return [Example([], some) for some in turns]
+
+    def heldout(self, split: str, limit: int | None = None) -> list[Example]:
+        """The questions of Shapes.heldout, each after its scene in words."""
+        texts, examples = list(map(scene_text, self.layouts(split))), []
+        for i, example in enumerate(super().heldout(split, limit)):
+            ((question, answer),) = example.turns
+            turn = f"{texts[i // QUESTIONS]} {question.removeprefix(IMAGE)}", answer
+            examples.append(Example([], [turn], example.family, example.id))
+        return examples

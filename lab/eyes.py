@@ -1,0 +1,205 @@
+"""A language model gets eyes: the encoder of one run, the decoder of another, a new connector.
+
+    python -m lab.eyes --encoder RUN --llm RUN --out DIR --mask mma
+    python -m lab.eyes --encoder RUN --llm FOLDER --out DIR --mask mma --preset smollm2
+
+The paper's regime in miniature: a decoder that learned from text alone, causally (train.py --data
+shapes-text, or real weights in a Hugging Face folder), and an encoder that was trained before and
+stays as it is. Stage 1, captions, trains connector and decoder under the causal mask; stage 2,
+questions, trains them under --mask. --fresh starts with a decoder that has learned nothing, of the
+same sizes and with the same tokenizer; --mask-from 0.5 keeps the first half of stage 2 causal. All
+other options are those of train.py, less the sizes.
+"""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+import data
+import train
+from bridge.chat import TEMPLATES, read_tokenizer
+from bridge.decoders import decoder_sizes
+from bridge.pretrained import PretrainedConfig, load_decoder
+from engine import options as engine_options
+from engine.lock import run_lock
+from engine.options import arguments, rate
+from engine.precision import check_device
+from engine.run import check_out, one_line_errors, read_record
+from eval import open_run
+from lab import watch
+from lab.variants import classes_of
+from model import MLLM, Config, VisionEncoder
+
+SIGHT = ("image_size", "patch_size", "encoder_width", "encoder_layers", "encoder_heads")
+OF_THE_RUNS = ("n_layer", "image_size", "patch_size", "vocab_size")
+CONNECTOR_AND_LLM = dict(pt_freeze=["encoder"], freeze=["encoder"])
+# As engine.options.PRESETS. smollm2: for a real LLM of that size; its embedding, a fifth of its
+# parameters, stays as it is
+PRESETS = {
+    "eyes": {**engine_options.PRESETS["tiny"], "own": CONNECTOR_AND_LLM},
+    "smollm2": dict(
+        model=dict(n_layer=30), template="chatml", pictures=16, questions=1,
+        optimizer="adamw", lr=0.00005, adam_lr=0.0002, pt_adam_lr=0.001,
+        own=dict(
+            pt_lr_times=4, pt_pictures=16, pt_steps=400, steps=1000,
+            pt_freeze=["encoder", "embed"], freeze=["encoder", "embed"],
+        ),
+    ),
+}  # fmt: skip
+
+
+def share(text: str) -> float:
+    if not 0 <= float(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to below 1, not {text}")
+    return float(text)
+
+
+def extend(parser) -> dict:
+    """Adds the options that train.py does not have; returns the presets, the default one first."""
+    add = parser.add_argument_group("eyes").add_argument
+    add("--encoder", type=Path, required=True, metavar="RUN", help="whose encoder is taken")
+    add("--llm", type=Path, required=True, metavar="RUN",
+        help="whose decoder and tokenizer are taken; or a Hugging Face folder")  # fmt: skip
+    add("--template", choices=list(TEMPLATES), metavar="NAME",
+        help=f"of such a folder: {', '.join(TEMPLATES)} (preset smollm2: chatml)")  # fmt: skip
+    add("--fresh", action="store_true", help="the decoder of --llm, but with new weights")
+    add("--mask-from", type=share, default=0.0, metavar="SHARE",
+        help="stage 2 is causal up to this share of its steps (default: 0)")  # fmt: skip
+    add("--pt-adam-lr", type=rate, metavar="LR", help="--adam-lr of stage 1")
+    add("--pt-lr-times", type=rate, metavar="X", help="stage 1 has X times the rate --lr")
+    parser.refused = dict.fromkeys(OF_THE_RUNS, "it is that of --encoder and --llm")
+    return PRESETS
+
+
+def options(argv=None) -> argparse.Namespace:
+    """The command line, filled up: engine.options.arguments with `extend`."""
+    args = arguments(argv, __doc__, extend)
+    args.encoder, args.llm = args.encoder.resolve(), args.llm.resolve()
+    args.template = getattr(args, "template", None)
+    return args
+
+
+# --- The model
+
+
+def open_encoder(run: Path) -> MLLM:
+    """The model of a finished run whose encoder is that of model.py."""
+    model, _ = open_run(run, "cpu", None, *classes_of(read_record(run)["args"]))
+    if type(model.encoder) is not VisionEncoder:
+        raise data.DataError(f"--encoder {run}: its encoder is not one that train.py trained")
+    return model
+
+
+def open_llm(run: Path) -> tuple[MLLM, data.Tokenizer]:
+    """Model and tokenizer of a finished run of train.py, without a variant."""
+    if (run / "config.json").exists() and not (run / "run.json").exists():
+        raise data.DataError(
+            f"--llm {run}: a Hugging Face folder needs --template; --preset smollm2 has one"
+        )
+    classes = classes_of(read_record(run)["args"])
+    if classes != (MLLM, data.Tokenizer):
+        raise data.DataError(
+            f"--llm {run}: only the decoder of a plain run of train.py can be taken"
+        )
+    model, tokenizer = open_run(run, "cpu", None, *classes)
+    if len(tokenizer) != model.config.vocab_size:
+        raise data.DataError(
+            f"--llm {run}: tokenizer.model has {len(tokenizer)} tokens, the model "
+            f"{model.config.vocab_size}: they are not of one run"
+        )
+    return model, tokenizer
+
+
+def put_together(args) -> tuple[MLLM, data.Tokenizer]:
+    """The model and its tokenizer; args, which the run records, get its sizes."""
+    seeing = open_encoder(args.encoder)
+    sight = {name: getattr(seeing.config, name) for name in SIGHT} | {"mask": args.mask}
+    model, tokenizer = real(args, sight) if args.template else own(args, sight)
+    model.encoder.load_state_dict(seeing.encoder.state_dict())
+    model.encoder.pretrained = True  # it has the mean and spread of pixels that it was trained with
+    for name in OF_THE_RUNS:
+        setattr(args, name, getattr(model.config, name))
+    return model, tokenizer
+
+
+def own(args, sight: dict) -> tuple[MLLM, data.Tokenizer]:
+    """With the decoder of a run. The projector depends on the seed alone."""
+    llm, tokenizer = open_llm(args.llm)
+    torch.manual_seed(args.seed)
+    model = MLLM(Config(**{**asdict(llm.config), **sight}))
+    if not args.fresh:
+        weights = llm.state_dict().items()
+        decoder = {n: w for n, w in weights if not n.startswith(("encoder.", "projector."))}
+        model.load_state_dict({**model.state_dict(), **decoder})
+    return model, tokenizer
+
+
+def real(args, sight: dict) -> tuple[MLLM, data.Tokenizer]:
+    """With the decoder of a Hugging Face folder."""
+    if args.fresh:
+        raise data.DataError("--fresh belongs to runs of train.py, not to a Hugging Face folder")
+    tokenizer = read_tokenizer(args.llm, args.template)
+    sizes = {**decoder_sizes(args.llm, args.max_tokens), **sight, "vocab_size": len(tokenizer)}
+    try:
+        config = PretrainedConfig(**sizes)
+    except ValueError as error:
+        raise data.DataError(f"--llm {args.llm}: {error}") from None
+    return load_decoder(args.llm, config, seed=args.seed), tokenizer
+
+
+def check_words(source, tokenizer: data.Tokenizer, llm: Path) -> None:
+    """DataError if a run's tokenizer spells the data's texts in bytes: its decoder has never seen
+    these words."""
+    for text in source.texts():
+        ids = tokenizer.encode(text)
+        if spelled := [i for i in ids if tokenizer.sp.is_byte(i)]:
+            raise data.DataError(
+                f"--llm {llm}: its tokenizer has no token for {tokenizer.decode(spelled)!r} in "
+                f"{text[:60]!r}; it was trained on other words than these data have"
+            )
+
+
+# --- The mask
+
+
+class LateMask:
+    """A schedule of the learning rates that also keeps the model causal, in training and when it
+    answers, up to a share of a stage's steps: the schedule is what a step begins with."""
+
+    def __init__(self, model: MLLM, start: float, schedule=train.schedule):
+        self.start, self.schedule, self.early = start, schedule, False
+        self.of_the_run, model.mask_and_positions = (
+            model.mask_and_positions,
+            self.mask_and_positions,
+        )
+
+    def __call__(self, step: int, steps: int) -> float:
+        self.early = step < self.start * steps
+        return self.schedule(step, steps)
+
+    def mask_and_positions(self, kind: str, *rest, **named):
+        return self.of_the_run("causal" if self.early else kind, *rest, **named)
+
+
+def main(argv=None) -> None:
+    args = options(argv)
+    with one_line_errors(args.out), run_lock(args.out):
+        check_out(args)
+        check_device(args.device)
+        if args.variant:
+            raise data.DataError("--variant belongs to train.py")
+        model, tokenizer = put_together(args)
+        source = data.load(
+            args.data, args.source, args.images, args.strict, args.pt_source, args.pt_images,
+            args.scenes,
+        )  # fmt: skip
+        if not args.template:
+            check_words(source, tokenizer, args.llm)
+        schedule = LateMask(model, args.mask_from) if args.mask_from else train.schedule
+        train.fit(model, tokenizer, source, args, watch, schedule)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""Reproduce: a language model gets eyes, under every mask, over seeds; with and without having
+learned from text before. See lab/eyes.py.
+
+    python -m lab.eyes_arms                       train what is not there; runs/results/eyes.md
+    python -m lab.eyes_arms --only causal mma     these arms alone
+    python -m lab.eyes_arms --rates 0.002 0.004   causal and mma at several rates --lr, seeds 0, 1
+    python -m lab.eyes_arms --tables              train nothing: the tables of what has finished
+    python -m lab.eyes_arms --publish             write the tables into docs/results too
+
+Once a seed, train.py --data shapes-text trains the decoder on text; the arms start from it, those
+named -fresh from the same sizes with new weights. Encoder, data and their order are the same in all
+arms of a seed. A run lies in runs/eyes/ARM-SEED; it is never made twice, and one that was stopped
+goes on. What follows -- is given to every run that gets eyes (python -m lab.eyes_arms -- --lr
+0.002), --text-options to those that learn from text.
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+from data import DataError
+from engine.options import Parser, positive, rate
+from engine.options import arguments as train_arguments
+from engine.run import one_line_errors, read_record
+from engine.tables import markdown
+from lab import eyes, publish, tables
+from lab.arms import NO_IDENTITY, RECIPE, answer, make
+from lab.claims import NOTE, gain_by_seed, greater, share_of_steps
+
+MASKS = {
+    "causal": "--mask causal",
+    "mma": "--mask mma",
+    "prefix": "--mask prefix",
+    "late-mma": "--mask mma --mask-from 0.5",
+}
+ARMS = MASKS | {f"{name}-fresh": f"{line} --fresh" for name, line in MASKS.items()}
+TEXT = "text"  # the runs that learn from text alone, as an arm of the table
+COMPARED = [
+    (f"{a}{start}", f"{b}{start}")
+    for start in ("", "-fresh")
+    for a, b in (("mma", "causal"), ("late-mma", "causal"), ("mma", "late-mma"), ("mma", "prefix"))
+] + [(name, f"{name}-fresh") for name in MASKS]
+SEEDS, RATE_SEEDS = 5, 2
+
+
+def arms_of(args) -> dict[str, str]:
+    """name -> options of lab.eyes; with --rates, causal and mma at each of them."""
+    arms = ARMS
+    if args.rates:
+        rivals = [arm for arm in ARMS if arm.split("-")[0] in ("causal", "mma")]
+        arms = {f"{arm}@{r}": f"{ARMS[arm]} --lr {r}" for arm in rivals for r in args.rates}
+    unknown = [name for name in args.only or [] if name not in {a.split("@")[0] for a in arms}]
+    if unknown:
+        raise DataError(f"--only {unknown[0]}: no such arm; there are {', '.join(ARMS)}")
+    return {a: line for a, line in arms.items() if not args.only or a.split("@")[0] in args.only}
+
+
+# --- Runs
+
+
+def text_line(args, seed: int) -> list[str]:
+    return ["--data", "shapes-text", "--mask", "causal", *args.text, "--seed", str(seed)]
+
+
+def eyes_line(args, options: str, seed: int) -> list[str]:
+    runs = ["--encoder", str(args.encoder), "--llm", str(args.runs / f"{TEXT}-{seed}")]
+    return [*runs, *args.extra, *options.split(), "--seed", str(seed)]
+
+
+def finished(run: Path, settings: dict) -> bool:
+    """Is the run there? DataError if it was made with other settings."""
+    if not (run / "run.json").exists():
+        return False
+    made = read_record(run)["args"]
+    wanted = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
+    for name in {*wanted} - {*NO_IDENTITY, *eyes.OF_THE_RUNS}:
+        if made.get(name) != wanted[name]:
+            raise DataError(
+                f"{run} was made with --{name.replace('_', '-')} {made.get(name)}, not "
+                f"{wanted[name]}; move it, or choose another --runs"
+            )
+    return True
+
+
+def to_do(args, jobs: dict[str, list[str]], parse) -> list[tuple[str, list[str]]]:
+    """(name, command line) of each run that is not there. parse: of its command line."""
+    return [
+        (name, line)
+        for name, line in jobs.items()
+        if not finished(args.runs / name, vars(parse(line)))
+    ]
+
+
+def train_all(args, arms: dict[str, str]) -> None:
+    """First the decoders, then a first seed of every arm before the second of any."""
+    decoders = {f"{TEXT}-{seed}": text_line(args, seed) for seed in args.seeds}
+    make(to_do(args, decoders, train_arguments), args.runs, args.jobs)
+    jobs = {
+        f"{arm}-{seed}": eyes_line(args, options, seed)
+        for seed in args.seeds
+        for arm, options in arms.items()
+    }
+    make(to_do(args, jobs, eyes.options), args.runs, args.jobs, ["-m", "lab.eyes"])
+
+
+def text_accuracy(run: Path, train: bool) -> float | None:
+    """The share of held-out text scenes that a model with eyes still answers; kept beside it."""
+    file = run / "test-text.json"
+    if not file.exists():
+        if not train:
+            return None
+        limit = read_record(run)["args"]["limit"]
+        some = ["--limit", str(limit)] if limit else []
+        answer([str(run), "--data", "shapes-text", *some, "--json", str(file)])
+    return json.loads(file.read_text())["runs"][0]["accuracy"]
+
+
+def collect(args, arms: dict[str, str]) -> dict:
+    """What has finished, as the tables want it."""
+    options, records, missing = {TEXT: " ".join(args.text), **arms}, {}, []
+    for arm in options:
+        for seed in args.seeds:
+            run = args.runs / f"{arm}-{seed}"
+            line = text_line(args, seed) if arm == TEXT else eyes_line(args, arms[arm], seed)
+            parse = train_arguments if arm == TEXT else eyes.options
+            if not finished(run, vars(parse(line))):
+                missing.append(run.name)
+                continue
+            record = tables.read(run)
+            if not arm.endswith("-fresh") and arm != TEXT and not args.rates:
+                record["text"] = text_accuracy(run, not args.tables)
+            records.setdefault(arm, []).append(record)
+    settings = vars(eyes.options(eyes_line(args, "", 0)))
+    result = {
+        "arms": records, "options": {arm: options[arm] for arm in records}, "missing": missing,
+        "data": "shapes", "settings": {name: settings[name] for name in (*RECIPE, "adam_lr")},
+    }  # fmt: skip
+    return json.loads(json.dumps(result))  # as it will be read again
+
+
+# --- Tables
+
+
+def with_error(values: list[float]) -> str:
+    """mean ± standard error."""
+    if len(values) < 2:
+        return f"{values[0]:.1f}" if values else "-"
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):.1f} ± {error:.1f}"
+
+
+def summary(arms: dict[str, list[dict]]) -> str:
+    """A row for each arm: means and standard errors, in %."""
+    rows = [["arm", "seeds", "test", "validation, last look", "text scenes afterwards"]]
+    for arm, runs in arms.items():
+        validation = [tables.last_validation(run) for run in runs]
+        text = [100 * run["text"] for run in runs if run.get("text") is not None]
+        cells = [list(tables.in_percent(runs).values()), validation, text]
+        rows.append([arm, str(len(runs)), *map(with_error, cells)])
+    return f"{markdown(rows)}\n\nIn %, mean ± standard error over seeds."
+
+
+def comparisons(arms: dict[str, list[dict]]) -> str:
+    """Arm against arm over seeds: in all, by family for mma, and how much sooner."""
+    rows = [["claim", "here"]]
+    for a, b in COMPARED:
+        if a in arms and b in arms:
+            verdict = greater(tables.in_percent(arms[a]), tables.in_percent(arms[b]))
+            rows.append([f"{a} > {b}", str(verdict)])
+    gains = {}
+    for start in ("", "-fresh"):
+        pair = [arms.get(f"{mask}{start}") for mask in ("mma", "causal")]
+        if not all(pair):
+            continue
+        for family in pair[0][0]["families"]:
+            verdict = greater(*(tables.in_percent(runs, family) for runs in pair))
+            rows.append([f"mma{start} > causal{start}, {family}", str(verdict)])
+        rows.append([
+            f"share of its steps after which mma{start} is where causal{start} ends (validation)",
+            share_of_steps(*pair),
+        ])  # fmt: skip
+        gains[start] = gain_by_seed(*pair, None)
+    if len(gains) == 2 and all(gains.values()):
+        verdict = greater(gains[""], gains["-fresh"])
+        rows.append(["mma gains more over causal after text than without", str(verdict)])
+    return f"{markdown(rows)}\n\n{NOTE}" if len(rows) > 1 else ""
+
+
+def report(result: dict, rates: bool) -> str:
+    arms = result["arms"]
+    with_eyes = {arm: runs for arm, runs in arms.items() if arm != TEXT}
+    if rates:
+        parts = [tables.rates_table(with_eyes)]
+    else:
+        parts = [summary(arms), tables.arms_table(arms), comparisons(arms)]
+    if result["missing"]:
+        parts.append(f"Not yet run: {', '.join(result['missing'])}.")
+    return "\n\n".join(filter(None, parts))
+
+
+def write(folder: Path, name: str, result: dict) -> None:
+    """JSON, Markdown, curves. The curves come last: without matplotlib the tables are there."""
+    publish.write_json(folder / f"{name}.json", result)
+    publish.write_text(folder / f"{name}.md", report(result, name.endswith("rates")))
+    with_eyes = {arm: runs for arm, runs in result["arms"].items() if arm != TEXT}
+    if with_eyes:
+        publish.draw(folder, name, with_eyes)
+
+
+def reproduce(args) -> None:
+    arms, name = arms_of(args), "eyes_rates" if args.rates else "eyes"
+    for package, what in (("matplotlib", "the curves"), ("scipy", "the claims")):
+        tables.need(package, what)  # before a day of training, not after it
+    if not args.tables:
+        train_all(args, arms)
+    result = collect(args, arms)
+    if not result["arms"]:
+        raise DataError(f"no finished run in {args.runs}; leave --tables out to make them")
+    write(args.results, name, result)
+    if args.publish:
+        published = publish.read_published(name, "arms")
+        merged = publish.merge(published, result, [TEXT, *arms]) if published else result
+        write(tables.PUBLISHED, name, merged)
+    folder = tables.PUBLISHED if args.publish else args.results
+    print((folder / f"{name}.md").read_text(encoding="utf-8"))
+
+
+def arguments(argv=None):
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("-h", "--help", action="help", help="show this and exit")
+    add("--only", nargs="+", metavar="ARM", help=f"of {', '.join(ARMS)}")
+    add("--seeds", nargs="+", type=int, metavar="N", help="default: 0 to 4; with --rates 0 and 1")
+    add("--rates", nargs="+", type=rate, metavar="LR", help="causal and mma at these rates --lr")
+    add("--encoder", type=Path, default=Path("weights/shapes-causal"), metavar="RUN",
+        help="whose encoder all arms have (default: weights/shapes-causal)")  # fmt: skip
+    add("--text-options", default="", metavar="'...'", help="of train.py, for the text runs")
+    add("--runs", type=Path, default=Path("runs/eyes"), metavar="DIR", help="default: runs/eyes")
+    add("--results", type=Path, default=tables.RESULTS, metavar="DIR", help="default: runs/results")
+    add("--publish", action="store_true", help="write docs/results too; what is there is kept")
+    add("--jobs", type=positive, default=1, metavar="N", help="runs at a time (default: 1)")
+    add("--tables", action="store_true", help="train nothing; write what there is")
+    argv = sys.argv[1:] if argv is None else argv
+    cut = argv.index("--") if "--" in argv else len(argv)
+    args = parser.parse_args(argv[:cut])
+    args.extra, args.text = argv[cut + 1 :], args.text_options.split()
+    args.seeds = args.seeds or list(range(RATE_SEEDS if args.rates else SEEDS))
+    for name in ("runs", "results", "encoder"):
+        setattr(args, name, getattr(args, name).resolve())
+    if args.results == tables.PUBLISHED:
+        parser.error(f"{tables.PUBLISHED} is written by --publish alone")
+    return args
+
+
+def main(argv=None) -> None:
+    args = arguments(argv)
+    with one_line_errors():
+        reproduce(args)
+
+
+if __name__ == "__main__":
+    main()

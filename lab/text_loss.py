@@ -1,0 +1,103 @@
+"""What sight costs a language model: its loss on plain text, before it got eyes and after.
+
+    python -m lab.text_loss RUN [RUN ...]     runs of lab.eyes; each one's --llm is measured too
+
+Mean cross-entropy of every token but the first of each paragraph, in nats, and its exponential. The
+text (lab/plain_text.txt) was written for this purpose, so no model has been trained on it. Where
+there is no picture all masks are the same; what differs is what training under them has left.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import data
+from bridge.chat import read_tokenizer
+from bridge.decoders import decoder_sizes
+from bridge.pretrained import PretrainedConfig, load_decoder
+from engine.options import Parser
+from engine.precision import check_device, default_device
+from engine.run import one_line_errors, read_record
+from engine.tables import markdown
+from eval import open_run
+from lab.variants import classes_of
+from mma import Role
+from model import MLLM
+
+TEXT = Path(__file__).with_name("plain_text.txt")
+
+
+@torch.no_grad()
+def text_loss(model: MLLM, tokenizer: data.Tokenizer, text: str) -> tuple[float, int]:
+    """Mean loss a token, in nats, and how many tokens were predicted; paragraph by paragraph."""
+    total, count = 0.0, 0
+    for paragraph in filter(None, map(str.strip, text.split("\n\n"))):
+        ids = torch.tensor([tokenizer.encode(paragraph)], device=model.embed.weight.device)
+        logits = model.head(model(ids, torch.full_like(ids, int(Role.TEXT)))[0, :-1]).float()
+        total += F.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+        count += ids.shape[1] - 1
+    if not count:
+        raise data.DataError("no text to measure: no paragraph has two tokens")
+    return total / count, count
+
+
+def open_any(run: Path, device: str):
+    """Model and tokenizer of a run."""
+    return open_run(run, device, None, *classes_of(read_record(run)["args"]))
+
+
+def open_before(trained: dict, device: str):
+    """The model that a run of lab.eyes began with, and its tokenizer; trained: its arguments."""
+    llm, template = Path(trained["llm"]), trained.get("template")
+    if not template:
+        return open_any(llm, device)
+    tokenizer = read_tokenizer(llm, template)
+    sizes = {**decoder_sizes(llm), "vocab_size": len(tokenizer)}
+    return load_decoder(llm, PretrainedConfig(**sizes)).to(device).eval(), tokenizer
+
+
+def measure(runs: list[Path], text: str, device: str) -> list[dict]:
+    """One record for each --llm and each run."""
+    records, before = [], {}
+    for run in runs:
+        trained = read_record(run)["args"]
+        if not trained.get("llm"):
+            raise data.DataError(f"{run}: not a run of lab.eyes, it has no --llm")
+        before[trained["llm"]] = trained
+    todo = [(llm, "before", open_before, trained) for llm, trained in before.items()]
+    todo += [(str(run), read_record(run)["mask"], open_any, run) for run in runs]
+    for name, mask, opened, what in todo:
+        loss, count = text_loss(*opened(what, device), text)
+        records.append({"model": name, "mask": mask, "loss": loss, "tokens": count})
+    return records
+
+
+def arguments(argv=None):
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("-h", "--help", action="help", help="show this and exit")
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folder that --out of lab.eyes named")
+    add("--text", type=Path, default=TEXT, metavar="FILE", help="default: lab/plain_text.txt")
+    add("--device", default=default_device(), metavar="NAME", help="cuda, mps or cpu")
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    args = arguments(argv)
+    with one_line_errors():
+        check_device(args.device)
+        try:
+            text = args.text.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise data.DataError(f"--text {args.text} cannot be read: {error}") from None
+        rows = [["model", "trained under", "nats a token", "perplexity", "tokens"]]
+        for r in measure(args.runs, text, args.device):
+            figures = f"{r['loss']:.3f}", f"{math.exp(r['loss']):.1f}", f"{r['tokens']:,}"
+            rows.append([r["model"], r["mask"], *figures])
+        print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

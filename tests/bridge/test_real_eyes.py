@@ -1,0 +1,161 @@
+"""A decoder from a Hugging Face folder gets the eyes of a run: a small random one, with a tokenizer
+of SmolLM2's kind."""
+
+import json
+
+import pytest
+import torch
+from helpers import ROOT, Crash, at_steps, crash, weights_of
+
+import data
+from bridge.chat import ChatTokenizer
+from bridge.pretrained import OwnEncoderMLLM
+from engine.optimizers import freeze, make_optimizers
+from lab import eyes, talk, text_loss
+from mma import EXTRA_PAIRS, Role
+
+hf = pytest.importorskip("transformers")
+pytest.importorskip("tokenizers")
+from families import write_folder  # noqa: E402 - needs tokenizers
+
+SEEING = ROOT / "weights" / "shapes-causal"
+FEW = (
+    "--preset smollm2 --device cpu --workers 0 --pt-pictures 2 --pictures 2 --pt-steps 2 --steps 2 "
+    "--limit 2 --val-limit 2 --save-every 1 --lr 0.01"
+).split()
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    """(folder, transformers' model)."""
+    folder = tmp_path_factory.mktemp("smol")
+    write_folder(folder, "smollm2")
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    torch.manual_seed(0)
+    config = hf.LlamaConfig(
+        vocab_size=size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, pad_token_id=0,
+        max_position_embeddings=512,
+    )  # fmt: skip
+    model = hf.LlamaForCausalLM(config).eval()
+    model.save_pretrained(folder)
+    return folder, model
+
+
+def line_of(llm, *more) -> list[str]:
+    return ["--encoder", str(SEEING), "--llm", str(llm[0]), *FEW, *more]
+
+
+@pytest.fixture(scope="module")
+def run(llm, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "run"
+    eyes.main(line_of(llm, "--out", str(out)))
+    return out
+
+
+def test_it_is_put_together_from_a_run_and_a_folder(llm):
+    model, tokenizer = eyes.put_together(eyes.options(line_of(llm)))
+    saved = torch.load(SEEING / "model.pt", weights_only=True)["weights"]
+    for name, values in model.encoder.state_dict().items():
+        assert torch.equal(values, saved[f"encoder.{name}"])
+    assert type(model) is OwnEncoderMLLM and type(tokenizer) is ChatTokenizer
+    ids = torch.tensor([tokenizer.encode("which colour is this? it is red.")])
+    with torch.no_grad():
+        ours = model.head(model(ids, torch.full_like(ids, int(Role.TEXT))))[..., :-1]
+        torch.testing.assert_close(ours, llm[1](ids).logits, rtol=0, atol=1e-4)
+
+
+def test_encoder_and_embedding_stay_and_the_rates_are_apart(llm, run):
+    args = eyes.options(line_of(llm))
+    model, _ = eyes.put_together(args)
+    before, after = model.state_dict(), weights_of(run)
+    moved = {n.split(".")[0] for n in before if not torch.equal(before[n], after[n])}
+    assert moved == {"projector", "blocks", "norm"}
+    usual = eyes.options(line_of(llm, "--lr", "0.00005"))
+    for stage, rates in (("pt", [2e-4, 1e-3]), ("sft", [5e-5, 2e-4])):
+        freeze(model, usual.freeze)
+        optimizers = make_optimizers(model, usual, stage)
+        assert [o.defaults["lr"] for o in optimizers] == pytest.approx(rates)
+        assert len(optimizers[1].param_groups[0]["params"]) == 4  # the projector's
+
+
+def test_a_stopped_run_goes_on(llm, run, tmp_path):
+    line = line_of(llm, "--out", str(tmp_path / "parts"))
+    with pytest.MonkeyPatch.context() as patch:
+        at_steps(patch, lambda step: step == 4, crash)
+        with pytest.raises(Crash):
+            eyes.main(line)
+    eyes.main([*line, "--resume"])
+    one, two = weights_of(run), weights_of(tmp_path / "parts")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_talk_over_the_cache_says_what_the_dialogue_read_anew_gives(run):
+    """A picture first, then questions without one, in the template's form."""
+    model, tokenizer = text_loss.open_any(run, "cpu")
+    conversation, whole, pending = talk.Conversation(model, tokenizer), data.Row(), []
+    for turn, question in enumerate(("is there a red circle?", "What is red?", "And blue?"), 1):
+        images = [] if turn > 1 else [SEEING / "example.png"]
+        message = data.IMAGE * len(images) + question
+        said = "".join(conversation.ask(message, images, max_new_tokens=6))
+        row = data.encode(data.Example(images, [(message, "")]), tokenizer, 16, upto=0)
+        if turn > 1:
+            whole.add(pending, Role.ANSWER, turn - 1)
+            whole.add(tokenizer.next, Role.TEXT, turn)
+        first = len(tokenizer.start) if turn > 1 else 0
+        for i, role in zip(row.ids[first:], row.role[first:]):
+            whole.add([i], Role(role), turn)
+        whole.images += row.images
+        batch = data.collate([whole], tokenizer.pad, 64)
+        answer = model.generate(**batch, eos=tokenizer.eos, max_new_tokens=6)[0]
+        assert said == tokenizer.decode(answer)
+        pending = answer + ([] if answer[-1] == tokenizer.eos else tokenizer.end)
+
+
+@pytest.mark.parametrize("shown", [["--image", str(SEEING / "example.png")], []])
+def test_the_command_talks_with_a_picture_and_without(run, monkeypatch, capsys, shown):
+    lines = iter(["What is red?", "And blue?", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    talk.main([str(run), "--device", "cpu", *shown])
+    said = capsys.readouterr().out
+    assert said.startswith(talk.HELP) and "error" not in said and next(lines, None) is None
+
+
+def test_the_loss_on_plain_text_before_and_after(llm, run, capsys, tmp_path):
+    (file := tmp_path / "text.txt").write_text("it is red.\n\nwhich colour is this? it is blue.\n")
+    before, after = text_loss.measure([run], file.read_text(), "cpu")
+    total = 0.0
+    _, tokenizer = text_loss.open_any(run, "cpu")
+    for text in ("it is red.", "which colour is this? it is blue."):
+        ids = torch.tensor([tokenizer.encode(text)])
+        with torch.no_grad():  # theirs has no row for <image>: add ours, the mean of the others
+            logits = llm[1](ids).logits[0, :-1]
+            logits = torch.cat([logits, logits.mean(-1, keepdim=True)], -1)
+        total += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+    assert before["loss"] == pytest.approx(total / before["tokens"], abs=1e-4)
+    assert before["mask"] == "before" and after["mask"] == "mma"
+    assert after["loss"] != before["loss"]
+    text_loss.main([str(run), "--text", str(file), "--device", "cpu"])
+    assert f"{after['loss']:.3f}" in capsys.readouterr().out
+
+
+def test_no_mask_changes_what_a_text_without_a_picture_costs(run):
+    model, tokenizer = text_loss.open_any(run, "cpu")
+    losses = set()
+    for kind in EXTRA_PAIRS:
+        model.config.mask = kind
+        losses.add(text_loss.text_loss(model, tokenizer, "it is red. it is blue."))
+    assert len(losses) == 1
+
+
+@pytest.mark.parametrize("command,says", [
+    (lambda llm, out: eyes.main(line_of(llm, "--fresh", "--out", out)), "--fresh belongs to runs"),
+    (lambda llm, out: eyes.main(line_of(llm, "--llm", out, "--out", out)), "no such file"),
+    (lambda llm, out: eyes.main(line_of(llm, "--template", "phi-3", "--out", out)), "needs sent"),
+    (lambda llm, out: text_loss.main([str(SEEING)]), "not a run of lab.eyes"),
+    (lambda llm, out: text_loss.main([str(SEEING), "--text", out]), "cannot be read"),
+])  # fmt: skip
+def test_mistakes_are_one_line(llm, tmp_path, command, says):
+    with pytest.raises(SystemExit, match=says) as exit:
+        command(llm, str(tmp_path / "none"))
+    assert "\n" not in str(exit.value)

@@ -1,0 +1,84 @@
+"""The world in words: what is written is what stands there, and the questions are the pictures'."""
+
+import re
+
+import torch
+from test_shapes import oracle
+
+import data
+from data.shapes import Shapes
+from data.shapes_questions import name_of
+from data.shapes_scenes import CELLS, COLOUR, EMPTY, GRID, SHAPE, SPLITS, scenes, split_of
+from data.shapes_text import ShapesText, scene_text
+from mma import Role
+
+OBJECT = re.compile(r"row (\d) column (\d) (\w+) (\w+) ?")
+
+
+def read(text: str) -> tuple[list[int], str]:
+    """The scene that a message writes out, and what it asks."""
+    cells = [EMPTY] * CELLS
+    while match := OBJECT.match(text):
+        row, column, colour, shape = match.groups()
+        cells[(int(row) - 1) * GRID + int(column) - 1] = 4 * COLOUR.index(colour) + SHAPE.index(
+            shape
+        )
+        text = text[match.end() :]
+    return cells, text
+
+
+def test_a_scene_in_words_is_the_scene():
+    for cells in scenes(50, "train", torch.Generator().manual_seed(0)).tolist():
+        assert read(scene_text(cells)) == (cells, "")
+
+
+def test_answers_are_those_of_the_scene_in_every_turn():
+    world = ShapesText()
+    for example in world.draw("sft", 3, 40, 6, 0):
+        assert not example.images and len(example.turns) == 6
+        cells, first = read(example.turns[0][0])
+        for question, answer in [(first, example.turns[0][1]), *example.turns[1:]]:
+            assert oracle(cells, question) == answer
+
+
+def test_stage_1_tells_the_same_again_in_another_order():
+    orders = 0
+    for example in ShapesText().draw("pt", 3, 8, 1, 0):
+        ((message, answer),) = example.turns
+        cells, rest = read(message)
+        told = re.findall(r"(\w+ \w+) row (\d) column (\d)", answer)
+        found = [((int(r) - 1) * GRID + int(c) - 1, name) for name, r, c in told]
+        there = [(i, name_of(kind)) for i, kind in enumerate(cells) if kind != EMPTY]
+        assert not rest and sorted(found) == there
+        orders += found != there
+    assert orders > 5
+
+
+def test_the_splits_are_disjoint_and_ask_what_is_asked_about_the_pictures():
+    world = ShapesText()
+    for split in ("val", "test"):
+        pairs = list(zip(world.heldout(split, 120), Shapes().heldout(split, 120)))
+        assert len(pairs) == 120
+        for example, seen in pairs:
+            cells, question = read(example.turns[0][0])
+            assert not example.images and int(split_of(torch.tensor([cells]))) in SPLITS[split]
+            assert "<image>" + question == seen.turns[0][0] and example.family == seen.family
+            assert example.turns[0][1] == seen.turns[0][1] == oracle(cells, question)
+    trained = [read(e.turns[0][0])[0] for s in ("pt", "sft") for e in world.draw(s, 0, 40, 2, 1)]
+    assert {int(h) for h in split_of(torch.tensor(trained))} <= {*SPLITS["train"]}
+
+
+def test_a_step_is_a_function_of_stage_step_and_seed():
+    draw = ShapesText().draw
+    assert draw("sft", 2, 4, 2, 0) == draw("sft", 2, 4, 2, 0)
+    others = [draw("sft", 3, 4, 2, 0), draw("pt", 2, 4, 2, 0), draw("sft", 2, 4, 2, 1)]
+    assert draw("sft", 2, 4, 2, 0) not in others
+
+
+def test_its_tokenizer_has_whole_words_for_pictures_and_texts(tokenizer):
+    world = ShapesText()
+    own = data.Tokenizer.train(world.texts(), 4096)
+    for text in [*Shapes().texts()][:400] + [e.turns[0][0] for e in world.heldout("val", 20)]:
+        assert not any(own.sp.is_byte(i) for i in own.encode(text))
+    row = data.encode(world.heldout("val", 1)[0], own, 16)
+    assert Role.IMAGE not in row.role and Role.QUESTION not in row.role  # no mask opens anything

@@ -1,0 +1,222 @@
+"""A model is put together from two runs: what is taken, what is new, what stays; the late mask; and
+what is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from helpers import Crash, at_steps, crash, weights_of
+
+import data
+import eval as evaluation
+import train
+from data.shapes import Shapes
+from engine.optimizers import freeze
+from lab import eyes, talk
+from mma import IMAGE, QUESTION, TEXT
+from model import MLLM
+
+FEW = (
+    "--device cpu --workers 0 --pt-pictures 2 --pictures 2 --questions 2 --pt-steps 2 --steps 4 "
+    "--eval-every 2 --limit 6 --val-limit 6"
+).split()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run with an encoder, and one that learned from text."""
+    folder = tmp_path_factory.mktemp("eyes")
+    options = [*FEW, "--preset", "tiny", "--mask", "causal", "--seed", "3"]
+    train.main([*options, "--out", str(folder / "seeing")])
+    train.main([*options, "--data", "shapes-text", "--out", str(folder / "text")])
+    return folder
+
+
+def line_of(runs, *more) -> list[str]:
+    return ["--encoder", str(runs / "seeing"), "--llm", str(runs / "text"), *FEW, *more]
+
+
+def parts(weights: dict, *names) -> dict:
+    return {n: w for n, w in weights.items() if n.startswith(names)}
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+DECODER = ("embed", "blocks", "norm")
+
+
+# --- The model
+
+
+@pytest.mark.parametrize("fresh", [[], ["--fresh"]])
+def test_encoder_and_decoder_are_those_of_the_runs_and_the_connector_is_new(runs, fresh):
+    args = eyes.options(line_of(runs, *fresh))
+    model, tokenizer = eyes.put_together(args)
+    weights, seeing, text = model.state_dict(), *map(weights_of, (runs / "seeing", runs / "text"))
+    assert equal(parts(weights, "encoder"), parts(seeing, "encoder"))
+    assert equal(parts(weights, *DECODER), parts(text, *DECODER)) == (not fresh)
+    for run in (seeing, text):
+        assert not torch.equal(weights["projector.0.weight"], run["projector.0.weight"])
+    assert tokenizer.model == (runs / "text" / "tokenizer.model").read_bytes()
+    assert args.vocab_size == len(tokenizer) == model.config.vocab_size
+
+
+def test_all_arms_of_a_seed_begin_with_the_same_connector(runs):
+    def projector(*more):
+        return parts(eyes.put_together(eyes.options(line_of(runs, *more)))[0].state_dict(), "proj")
+
+    assert equal(projector(), projector("--fresh"))
+    assert equal(projector(), projector("--mask", "causal"))
+    assert not equal(projector(), projector("--seed", "1"))
+
+
+def test_training_leaves_the_encoder_and_moves_the_rest_in_both_stages(runs, tmp_path):
+    before, _ = eyes.put_together(eyes.options(line_of(runs)))
+    before = before.state_dict()
+    for stage in (["--steps", "0"], ["--pt-steps", "0"]):
+        out = tmp_path / stage[0]
+        eyes.main(line_of(runs, *stage, "--out", str(out)))
+        after = weights_of(out)
+        assert equal(parts(after, "encoder"), parts(before, "encoder"))  # pixel_mean, too
+        for name in ("projector.0.weight", "blocks.0.attention.q.weight", "embed.weight"):
+            assert not torch.equal(after[name], before[name]), name
+    for command in (evaluation, talk):  # they open the run like any other
+        assert command.open_run(out, "cpu", "causal")[0].config.mask == "causal"
+
+
+def test_the_same_batches_in_all_arms(runs, monkeypatch, tmp_path):
+    seen = []
+
+    def keep(model, loss_function, optimizers, scaler, batches, *rest, **options):
+        seen[-1] += [batch["ids"] for batch in batches]
+
+    monkeypatch.setattr(train, "train_stage", keep)
+    for more in ([], ["--fresh"], ["--mask", "causal"], ["--mask-from", "0.5"]):
+        seen.append([])
+        out = tmp_path / "-".join(["run", *more])
+        eyes.main(line_of(runs, *more, "--out", str(out)))
+    assert len(seen[0]) == 6
+    for other in seen[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))
+
+
+# --- The mask that is switched on late
+
+
+def test_the_late_mask_is_causal_before_and_the_runs_own_after(runs):
+    args = eyes.options(line_of(runs, "--mask-from", "0.5"))
+    model, tokenizer = eyes.put_together(args)
+    rows = [data.encode(e, tokenizer, 16) for e in Shapes().draw("sft", 0, 2, 1, 0)]
+    batch = data.collate(rows, tokenizer.pad, 64)
+    causal, mma = (model.loss(**batch, kind=kind).item() for kind in ("causal", "mma"))
+    assert causal != mma
+    late = eyes.LateMask(model, 0.5)
+    for step, loss in ((0, causal), (4, causal), (5, mma), (9, mma)):
+        assert late(step, 10) == train.schedule(step, 10)
+        assert model.loss(**batch, kind="mma").item() == loss
+
+
+def test_a_run_switches_at_half_of_stage_2_and_answers_under_the_mask_of_its_step(
+    runs, tmp_path, monkeypatch, no_drawing
+):
+    trained, looked = [], []
+    mask_and_positions, generate = MLLM.mask_and_positions, MLLM.generate
+
+    def keep(self, kind, *rest, **named):
+        if self.training:
+            trained.append(kind)
+        return mask_and_positions(self, kind, *rest, **named)
+
+    def look(self, ids, role, *rest, **named):
+        four = role.new_tensor([[TEXT, IMAGE, QUESTION, QUESTION]])
+        looked.append(bool(self.mask_and_positions(self.config.mask, four)[0][0, 0, 1, 2]))
+        return generate(self, ids, role, *rest, **named)
+
+    monkeypatch.setattr(MLLM, "mask_and_positions", keep)
+    monkeypatch.setattr(MLLM, "generate", look)
+    eyes.main(line_of(runs, "--mask-from", "0.5", "--out", str(tmp_path / "late")))
+    assert trained[-4:] == ["causal", "causal", "mma", "mma"]  # those before are of checks
+    assert looked == [False, True, True]  # at step 2, at step 4, at the end
+    assert json.loads((tmp_path / "late" / "run.json").read_text())["mask"] == "mma"
+
+
+# --- Going on
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(runs, tmp_path):
+    line = line_of(runs, "--save-every", "1", "--mask-from", "0.5")
+    eyes.main([*line, "--out", str(tmp_path / "whole")])
+    with pytest.MonkeyPatch.context() as patch:
+        at_steps(patch, lambda step: step == 5, crash)  # the third of stage 2: the first under mma
+        with pytest.raises(Crash):
+            eyes.main([*line, "--out", str(tmp_path / "parts")])
+    eyes.main([*line, "--out", str(tmp_path / "parts"), "--resume"])
+    assert equal(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
+
+
+# --- What is refused
+
+
+def damaged(runs, tmp_path, what: str):
+    """A copy of the text run that is not as it should be."""
+    folder = shutil.copytree(runs / "text", tmp_path / "damaged")
+    saved = torch.load(folder / "model.pt", weights_only=True)
+    record = json.loads((folder / "run.json").read_text())
+    if what == "no sizes":
+        del saved["config"]
+    if what == "another tokenizer":
+        tokenizer = data.Tokenizer.train(["red green blue yellow"] * 20, 300)
+        (folder / "tokenizer.model").write_bytes(tokenizer.model)
+    if what == "no words":
+        tokenizer = data.Tokenizer.train(["abc abd"] * 20, 4096)
+        (folder / "tokenizer.model").write_bytes(tokenizer.model)
+        saved["config"]["vocab_size"] = len(tokenizer)
+        saved["weights"]["embed.weight"] = saved["weights"]["embed.weight"][: len(tokenizer)]
+    if what == "a variant":
+        record["args"]["variant"] = "text-first"
+    if what == "a folder":
+        (folder / "run.json").unlink()
+        (folder / "config.json").write_text("{}")
+    torch.save(saved, folder / "model.pt")
+    if what != "a folder":
+        (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.mark.parametrize("option,what,says", [
+    ("--encoder", "no sizes", "model.pt cannot be read: 'config'"),
+    ("--llm", "no sizes", "model.pt cannot be read: 'config'"),
+    ("--llm", "another tokenizer", "they are not of one run"),
+    ("--llm", "no words", "its tokenizer has no token for"),
+    ("--llm", "a variant", "only the decoder of a plain run"),
+    ("--llm", "a folder", "a Hugging Face folder needs --template"),
+    ("--llm", "nowhere", "not a finished run"),
+    ("--encoder", "nowhere", "not a finished run"),
+])  # fmt: skip
+def test_mistakes_are_one_line(runs, tmp_path, option, what, says):
+    folder = tmp_path / "none" if what == "nowhere" else damaged(runs, tmp_path, what)
+    with pytest.raises(SystemExit, match=says) as exit:
+        eyes.main(line_of(runs, option, str(folder), "--out", str(tmp_path / "out")))
+    assert "\n" not in str(exit.value)
+
+
+@pytest.mark.parametrize("option,says", [
+    (["--n-layer", "2"], "--n-layer cannot be given: it is that of --encoder and --llm"),
+    (["--mask-from", "1"], "must be from 0 to below 1"),
+])  # fmt: skip
+def test_options_that_cannot_be(runs, option, says, capsys):
+    with pytest.raises(SystemExit):
+        eyes.options(line_of(runs, *option))
+    assert says in capsys.readouterr().err
+
+
+def test_what_it_learns_is_what_is_frozen_by_name(runs):
+    """--freeze and --pt-freeze say otherwise, as in train.py."""
+    args = eyes.options(line_of(runs, "--pt-freeze", "encoder", "embed"))
+    model, _ = eyes.put_together(args)
+    freeze(model, args.pt_freeze)
+    names = {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad}
+    assert names == {"projector", "blocks", "norm"} and args.freeze == ["encoder"]

@@ -1,0 +1,146 @@
+"""The arms of the eyes experiment, on runs that were made in a moment."""
+
+import json
+
+import pytest
+from helpers import ROOT
+from trials import read, run_of
+
+import train
+from lab import arms, eyes, eyes_arms, tables
+
+FEW = (
+    "--device cpu --workers 0 --pt-pictures 2 --pictures 2 --questions 2 --pt-steps 1 --steps 2 "
+    "--eval-every 1 --limit 6 --val-limit 6"
+).split()
+TEXT = " ".join([*FEW, "--preset", "tiny"])
+
+
+@pytest.fixture(autouse=True)
+def published(tmp_path, monkeypatch):
+    """A docs/results of each test's own."""
+    monkeypatch.setattr(tables, "PUBLISHED", tmp_path / "published")
+    return tmp_path / "published"
+
+
+def make_here(todo, runs, jobs, program=("train.py",)):
+    """As arms.make, in this process."""
+    for name, line in todo:
+        main = train.main if list(program) == ["train.py"] else eyes.main
+        main([*line, "--out", str(runs / name), "--resume"])
+
+
+def call(folder, *more, extra=()):
+    line = ["--runs", str(folder / "runs"), "--results", str(folder / "results"), *more]
+    eyes_arms.main([*line, "--text-options", TEXT, "--", *FEW, *extra])
+
+
+SOME = ["--only", "causal", "mma", "causal-fresh", "--seeds", "0"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eyes_arms")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eyes_arms, "make", make_here)
+        call(folder, *SOME)
+    return folder
+
+
+def test_one_command_trains_the_decoder_once_and_every_arm_from_it(made):
+    result = read(made / "results" / "eyes.json")
+    assert list(result["arms"]) == ["text", "causal", "mma", "causal-fresh"]
+    records = {arm: read(made / "runs" / f"{arm}-0" / "run.json") for arm in result["arms"]}
+    for arm, (mask, fresh) in {
+        "causal": ("causal", False), "mma": ("mma", False), "causal-fresh": ("causal", True),
+    }.items():  # fmt: skip
+        args = records[arm]["args"]
+        assert (args["mask"], args["fresh"], args["mask_from"]) == (mask, fresh, 0.0)
+        assert args["llm"] == str((made / "runs" / "text-0").resolve())
+        assert args["encoder"] == str(ROOT / "weights" / "shapes-causal")
+    assert records["text"]["args"]["data"] == "shapes-text"
+    text = (made / "results" / "eyes.md").read_text()
+    assert "mma > causal | one seed" in " ".join(text.split())
+    assert result["arms"]["mma"][0]["curve"].keys() == {"1", "2"}
+    after = read(made / "runs" / "mma-0" / "test-text.json")["runs"][0]["accuracy"]
+    assert result["arms"]["mma"][0]["text"] == after and "text" not in result["arms"]["text"][0]
+    assert (made / "results" / "eyes.png").stat().st_size > 1000
+
+
+def test_what_is_there_is_not_made_again_and_published_when_asked(made, published, monkeypatch):
+    monkeypatch.setattr(eyes_arms, "make", lambda todo, *rest: todo and pytest.fail("made again"))
+    call(made, *SOME)
+    assert not published.exists()
+    call(made, *SOME, "--publish")
+    first = read(published / "eyes.json")
+    assert first["arms"].keys() == {"text", "causal", "mma", "causal-fresh"}
+    call(made, "--only", "mma", "--seeds", "0", "--publish", "--tables")
+    assert read(published / "eyes.json") == first  # nothing that was published is lost
+
+
+def test_a_run_of_other_settings_is_not_taken_for_this_one(made):
+    with pytest.raises(SystemExit, match="was made with --lr 0.004, not 0.001; move it"):
+        call(made, *SOME, "--tables", extra=["--lr", "0.001"])
+
+
+def test_what_is_missing_is_said(made, capsys):
+    call(made, "--tables", "--only", "mma", "prefix", "--seeds", "0", "1")
+    assert "Not yet run: text-1, mma-1, prefix-0, prefix-1." in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no such arm; there are causal, mma"):
+        call(made, "--only", "cca")
+
+
+def test_the_plan(tmp_path):
+    """Four masks with text and without, a rate for both masks alike."""
+    args = eyes_arms.arguments(["--runs", str(tmp_path)])
+    plan = eyes_arms.arms_of(args)
+    assert len(plan) == 8 and args.seeds == [0, 1, 2, 3, 4]
+    for arm, options in plan.items():
+        got = eyes.options(eyes_arms.eyes_line(args, options, 0))
+        assert got.fresh == arm.endswith("-fresh")
+        assert got.mask_from == (0.5 if arm.startswith("late") else 0)
+    args = eyes_arms.arguments(["--rates", "0.001", "0.002"])
+    plan = eyes_arms.arms_of(args)
+    assert set(plan) == {
+        f"{mask}{start}@{lr}"
+        for mask in ("causal", "mma") for start in ("", "-fresh") for lr in (0.001, 0.002)
+    }  # fmt: skip
+    assert args.seeds == [0, 1]
+    assert eyes.options(eyes_arms.eyes_line(args, plan["mma@0.002"], 0)).lr == 0.002
+
+
+def test_comparisons_over_seeds():
+    def runs(*accuracies):
+        curve = lambda a: {"1": a / 200, "2": a / 100}
+        return [
+            run_of(a, seed, families={"place": a, "spatial": 50}, curve=curve(a))
+            for seed, a in enumerate(accuracies)
+        ]
+
+    table = eyes_arms.comparisons({
+        "mma": runs(90, 91, 92), "causal": runs(80, 81, 82.5),
+        "mma-fresh": runs(70, 72, 71), "causal-fresh": runs(69, 72, 70),
+    })  # fmt: skip
+    lines = {
+        line.split("|")[1].strip(): line.split("|")[2].strip() for line in table.splitlines()[:-2]
+    }
+    assert lines["mma > causal"].startswith("yes (+9.8 points")
+    assert lines["mma > causal, place"].startswith("yes (+9.8 points")
+    assert lines["mma > causal, spatial"].startswith("not clear (+0.0 points")
+    assert lines["mma-fresh > causal-fresh"].startswith("not clear")
+    assert lines["mma gains more over causal after text than without"].startswith("yes (+9.2")
+    assert eyes_arms.with_error([1.0, 2.0, 3.0]) == "2.0 ± 0.6"
+
+
+def test_runs_are_made_by_the_command_of_this_experiment(tmp_path, monkeypatch):
+    seen = []
+
+    def run(command, **options):
+        seen.append(command)
+        return arms.subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(arms.subprocess, "run", run)
+    arms.make([("mma-0", ["--seed", "0"])], tmp_path, 1, ["-m", "lab.eyes"])
+    out = str(tmp_path / "mma-0")
+    assert seen[0][1:-3] == ["-m", "lab.eyes", "--seed", "0", "--out", out]
+    assert seen[0][-1] == "--resume" and json.dumps(seen)
