@@ -3,9 +3,7 @@
     python train.py                                                the built-in world of shapes
     python train.py --mask causal                                  the same without MMA
     python train.py --data sounds                                  a built-in world of sound
-    python train.py --data shapes-pairs                            two pictures a row
-    python train.py --data easy_vqa --source PATH                  easy-VQA, in its own layout
-    python train.py --data nlvr --source PATH                      NLVR, in its own layout
+    python train.py --data nlvr --source PATH                      NLVR, or easy_vqa, as published
     python train.py --data llava --source FILE.json --images DIR   your own pictures and dialogues
 
 Stage 1 (PT): captions under the causal mask, everything trainable. (The paper starts from a
@@ -115,10 +113,8 @@ def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> 
             optimizers, loss = make_optimizers(model, args, stage), ranks.loss_function(model)
             done = run.begin_stage(stage, model, optimizers, scaler, batches)
             shown = run.progress(loader_of(batches, done, args), done)
-            record = partial(run.record, stop)
-            train_stage(
-                model, loss, optimizers, scaler, shown, done, len(batches), kind, record, schedule
-            )
+            args_of_stage = shown, done, len(batches), kind, partial(run.record, stop), schedule
+            train_stage(model, loss, optimizers, scaler, *args_of_stage)
 
     run.save_model(model)
     results = answer(source.heldout(source.final_split, args.limit), progress=ranks.is_main)
@@ -128,8 +124,8 @@ def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> 
         record = run.finish(summarise(results))
         print(f"\nHeld-out answers, after {record['seconds']:.0f} seconds:")
         print(table(pool([record])))
-        option = "--audio" if args.data in data.HEARD else "--image"
-        print(f'Ask it: python eval.py {args.out} {option} FILE --question "..."')
+        file = "--audio FILE" if args.data in data.HEARD else "--image FILE"
+        print(f'Ask it: python eval.py {args.out} {file} --question "..."')
     ranks.end()
 
 

@@ -57,12 +57,10 @@ def load(
         raise DataError(f"--scenes belongs to --data shapes, not to {name}")
     if name == "shapes":
         return shapes.Shapes(scenes)
-    if name == "shapes-pairs":
-        return shapes_pairs.Pairs()
-    if name == "sounds":
-        return sounds.Sounds()
-    if name == "shapes-text":
-        return shapes_text.ShapesText()
+    worlds = {"sounds": sounds.Sounds, "shapes-pairs": shapes_pairs.Pairs}
+    worlds |= {"shapes-text": shapes_text.ShapesText}
+    if name in worlds:
+        return worlds[name]()
     if name.startswith("nlvr"):
         return nlvr.NLVR(source, nlvr_world.World() if name == "nlvr+world" else None)
     if name == "easy_vqa":

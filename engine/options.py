@@ -129,7 +129,7 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
         default="shapes",
         choices=data.NAMES,
         metavar="NAME",
-        help=f"{', '.join(data.NAMES)} (default: shapes)",
+        help=", ".join(data.NAMES),
     )
     g.add_argument(
         "--source",
