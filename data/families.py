@@ -73,15 +73,16 @@ def ask(facts: Facts, families: dict, names, per_scene: int) -> list:
 
 def examples(shown: Tensor, asked: list, split: str = "") -> list[Example]:
     """An Example for each question (see `ask`) about each scene. shown: its pictures, uint8
-    [S, pictures a row, 3, size, size]."""
+    [S, pictures a row, 3, size, size]. The questions of a scene share its picture as one object, so
+    that a batch encodes it once."""
     return [
         Example(
-            list(images),
+            images,
             [(IMAGE * len(images) + question, answer)],
             family,
             split and f"{split}-{i}",
         )
-        for i, (images, some) in enumerate(zip(shown, asked))
+        for i, (images, some) in enumerate(zip(map(list, shown), asked))
         for family, question, answer in some
     ]
 

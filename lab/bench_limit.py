@@ -66,7 +66,7 @@ def limit(args) -> list[list[str]]:
     """A step of stage 2 of the default job, Muon included."""
     _, batches = timing.default_job()
     model, optimizers = timing.trained(batches.config)
-    batch = to_device(batches[0])
+    batch = to_device(batches[timing.ORDINARY])
     step = training_step(model, optimizers, "mma", batch)
     found, flops = products_of(step)
     a = torch.randn(LARGE, LARGE, device=DEVICE, dtype=torch.bfloat16 if CUDA else torch.float32)

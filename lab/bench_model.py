@@ -79,7 +79,7 @@ def mask(args) -> list[list[str]]:
 def mask_cases():
     """(config, batch) of the default job and of LENGTHS."""
     model, batches = timing.default_job()
-    yield model.config, to_device(batches[0])
+    yield model.config, to_device(batches[timing.ORDINARY])
     for rows, grid, pictures, total in LENGTHS:
         config = tiny(image_size=16 * grid)
         answer = total - 1 - pictures * config.n_image_tokens - 64
@@ -94,7 +94,7 @@ def last_layer(args) -> list[list[str]]:
     only where an answer is predicted."""
     _, batches = timing.default_job()
     model, optimizers = timing.trained(batches.config)
-    batch = to_device(batches[0])
+    batch = to_device(batches[timing.ORDINARY])
 
     def plain(rows, valid_index, num_targets=None, **batch):
         return model.loss(**batch)
@@ -135,7 +135,7 @@ def loader(args) -> list[list[str]]:
     """Making a batch in one process against training on it."""
     _, batches = timing.default_job()
     model, optimizers = timing.trained(batches.config)
-    training = training_step(model, optimizers, "mma", to_device(batches[0]))
+    training = training_step(model, optimizers, "mma", to_device(batches[timing.ORDINARY]))
     step = iter(range(10**6))
     arms = {
         "making a batch (one process)": lambda: batches[next(step)],

@@ -27,6 +27,7 @@ DEVICE = "cuda" if CUDA else "cpu"
 WHERE = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"
 FORMAT = "training in bfloat16, answering in float32" if CUDA else "float32"
 WHERE += f", torch {torch.__version__}, {FORMAT}"
+ORDINARY = 1000  # the step that is timed: the first ones ask mostly for places, in short rows
 RATE = 1e-4  # of every optimizer here: nothing is learned, nothing may overflow
 
 

@@ -25,8 +25,9 @@ from engine.options import arguments as train_arguments
 from engine.run import one_line_errors, read_record
 from engine.tables import markdown
 from lab import eyes, publish, tables
-from lab.arms import NO_IDENTITY, RECIPE, answer, make
+from lab.arms import NO_IDENTITY, RECIPE, make
 from lab.claims import NOTE, gain_by_seed, greater, share_of_steps
+from lab.finished import answer
 
 MASKS = {
     "causal": "--mask causal",

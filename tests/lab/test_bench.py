@@ -176,30 +176,6 @@ def test_code_counts_every_file():
     assert bench.report(record).startswith(f"* the four ({table['the four'][1]}): eval.py ")
 
 
-def test_a_run_that_has_reached_its_target_is_stopped_on_windows_too(tmp_path, monkeypatch):
-    class Job:
-        code = None
-
-        def __init__(self, command, cwd):
-            (tmp_path / "metrics.jsonl").touch()
-
-        def poll(self):
-            return self.code
-
-        def terminate(self):
-            self.code = 1
-
-        def send_signal(self, number):
-            raise ValueError(f"Unsupported signal: {number}")
-
-        def wait(self):
-            assert self.code == 1
-
-    monkeypatch.setattr(bench.subprocess, "Popen", Job)
-    monkeypatch.setattr(tables, "curve_of", lambda out: {200: 0.7, 400: 0.9})
-    assert bench.time_to(0.8, 0, tmp_path)[0] == 400
-
-
 def test_a_report_is_its_record():
     record = {"topic": "mask", "where": "here", "repeats": 3, "table": [["a", "b"], ["1", "2"]]}
     expected = "| a | b |\n|---|--:|\n| 1 | 2 |\n\nhere; medians of 3, the arms taking turns."
