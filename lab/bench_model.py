@@ -96,7 +96,7 @@ def last_layer(args) -> list[list[str]]:
     model, optimizers = timing.trained(batches.config)
     batch = to_device(batches[timing.ORDINARY])
 
-    def plain(rows, valid_index, **batch):
+    def plain(rows, valid_index, num_targets=None, **batch):
         return model.loss(**batch)
 
     t = timing.turns(
