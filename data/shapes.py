@@ -37,9 +37,9 @@ __all__ = ["CELLS", "GRID", "Shapes", "asked_about", "question_only"]
 # Stage 1 begins with captions in reading order: a model that does not know what a cell holds yet
 # learns nothing from captions that name places (docs/log.md).
 STEPS_WITHOUT_PLACES = 120
-# What training asks, in turn. Stage 2 begins with places, every second question: who has not
-# learned to find a thing by both words of its name learns no relations. Then twice what is learned
-# last. Val and test ask each family once.
+# What training asks, in turn. Stage 2 begins with places, every second question: without that some
+# seeds never learn to find a thing by both words of its name (docs/log.md). Then twice what is
+# learned last. Val and test ask each family once.
 STEPS_OF_PLACES = 400
 FIRST_FAMILIES = (
     *("place", "existence", "place", "counting"),

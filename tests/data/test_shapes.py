@@ -205,3 +205,9 @@ def test_generating_is_much_faster_than_training():
         world.draw("sft", step, 32, 4, 0)
     # A training step of these 128 questions takes about 0.2 s on 2 cores
     assert (time.perf_counter() - start) / 10 < 0.1
+
+
+def test_the_questions_of_a_scene_share_one_picture():
+    """As one object: a batch encodes it once."""
+    asked = Shapes().draw("sft", 0, 4, 6, 0)
+    assert len(asked) == 24 and len({id(e.images[0]) for e in asked}) == 4
