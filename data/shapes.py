@@ -53,6 +53,11 @@ BLOCK = 16  # scenes that are drawn together where training has a number of them
 QUESTIONS = len(FAMILIES)  # about each scene of val and test
 
 
+def families_of(step: int) -> tuple[str, ...]:
+    """What a training step of stage 2 asks, in turn."""
+    return FIRST_FAMILIES if step < STEPS_OF_PLACES else TRAINING_FAMILIES
+
+
 class Shapes:
     """The world as a data set (the interface of data.Folder). Training scenes never run out: each
     step has new ones. With n_scenes, training has that many, each with its picture, its captions
@@ -106,8 +111,8 @@ class Shapes:
                 Example([image], [(IMAGE, self._caption(step, i, cells, g))], "caption")
                 for i, (image, cells) in enumerate(zip(images, layout.tolist()))
             ]
-        mix = FIRST_FAMILIES if step < STEPS_OF_PLACES else TRAINING_FAMILIES
-        return families.examples(images[:, None], questions(layout, per_picture, g, mix))
+        asked = questions(layout, per_picture, g, families_of(step))
+        return families.examples(images[:, None], asked)
 
     def _caption(self, step: int, i: int, cells: list[int], g: torch.Generator) -> str:
         if step < STEPS_WITHOUT_PLACES or i % 2 == 0:

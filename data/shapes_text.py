@@ -11,7 +11,7 @@ is written once and all its questions follow, turn by turn; val and test ask one
 import torch
 
 from data.prompt import IMAGE, Example
-from data.shapes import QUESTIONS, TRAINING_FAMILIES, Shapes
+from data.shapes import QUESTIONS, Shapes, families_of
 from data.shapes_questions import name_of, questions
 from data.shapes_scenes import EMPTY, GRID
 
@@ -53,7 +53,7 @@ class ShapesText(Shapes):
                 Example([], [(scene_text(cells), told_again(cells, g))], "caption")
                 for cells in layout.tolist()
             ]
-        asked = questions(layout, per_picture, g, TRAINING_FAMILIES)
+        asked = questions(layout, per_picture, g, families_of(step))
         turns = [[(question, answer) for _, question, answer in some] for some in asked]
         for i, cells in enumerate(layout.tolist()):
             question, answer = turns[i][0]
