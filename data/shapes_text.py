@@ -4,8 +4,9 @@
 
 What a language model learns from before it gets eyes (lab/eyes.py). Scenes, splits and questions
 are those of shapes.py: val and test ask what they ask about the pictures. Stage 1 tells a scene
-again, in another order; questions alone leave the model at the prior for long. In stage 2 a scene
-is written once and all its questions follow, turn by turn; val and test ask one question.
+again, in another order, so that it learns to look things up; before it can, questions teach it
+nothing (docs/log.md). In stage 2 a scene is written once and all its questions follow, turn by
+turn; val and test ask one question.
 """
 
 import torch
@@ -17,25 +18,26 @@ from data.shapes_scenes import EMPTY, GRID
 
 
 def objects(cells: list[int]) -> list[tuple[str, str]]:
-    """Place and name of everything that stands there, in reading order."""
+    """Place, as in a spreadsheet, and name of everything that stands there, in reading order."""
     return [
-        (f"row {i // GRID + 1} column {i % GRID + 1}", name_of(kind))
+        (f"{'ABCD'[i % GRID]}{i // GRID + 1}", name_of(kind))
         for i, kind in enumerate(cells)
         if kind != EMPTY
     ]
 
 
 def scene_text(cells: list[int]) -> str:
-    """Everything in reading order, each after its place: its last word then comes when all is known
-    of it, as of a patch."""
+    """Everything in reading order, each after its place ("B3 red circle"): its last word then comes
+    when all is known of it, as of a patch."""
     return " ".join(f"{place} {name}" for place, name in objects(cells))
 
 
-def told_again(cells: list[int], g: torch.Generator) -> str:
-    """Everything in random order, each before its place: the place is to be looked up."""
+def told_again(cells: list[int], g: torch.Generator, name_first: bool) -> str:
+    """Everything in random order. Each after its place: the name is to be looked up, and there is
+    one alone. Each before its place: as most questions want it, and slower to be learned."""
     there = objects(cells)
     order = torch.randperm(len(there), generator=g).tolist()
-    return " ".join(f"{there[i][1]} {there[i][0]}" for i in order)
+    return " ".join(" ".join(there[i][:: -1 if name_first else 1]) for i in order)
 
 
 class ShapesText(Shapes):
@@ -50,8 +52,8 @@ class ShapesText(Shapes):
         layout, _, g = self._scenes("train", pictures, "text", stage, seed, step)
         if stage == "pt":
             return [
-                Example([], [(scene_text(cells), told_again(cells, g))], "caption")
-                for cells in layout.tolist()
+                Example([], [(scene_text(cells), told_again(cells, g, i % 2 == 1))], "caption")
+                for i, cells in enumerate(layout.tolist())
             ]
         asked = questions(layout, per_picture, g, families_of(step))
         turns = [[(question, answer) for _, question, answer in some] for some in asked]
