@@ -3,10 +3,10 @@
     python train.py --data shapes-text --mask causal
 
 What a language model learns from before it gets eyes (lab/eyes.py). Scenes, splits and questions
-are those of shapes.py: val and test ask what they ask about the pictures. Stage 1 tells a scene
-again, in another order, so that it learns to look things up; before it can, questions teach it
-nothing (docs/log.md). In stage 2 a scene is written once and all its questions follow, turn by
-turn; val and test ask one question.
+are those of shapes.py: val and test ask what they ask about the pictures. Stage 1 asks what stands
+at a place and where a thing stands; before that can be looked up, questions teach nothing
+(docs/log.md). A scene is written once and all its questions follow, turn by turn; val and test ask
+one question.
 """
 
 import torch
@@ -32,12 +32,14 @@ def scene_text(cells: list[int]) -> str:
     return " ".join(f"{place} {name}" for place, name in objects(cells))
 
 
-def told_again(cells: list[int], g: torch.Generator, name_first: bool) -> str:
-    """Everything in random order. Each after its place: the name is to be looked up, and there is
-    one alone. Each before its place: as most questions want it, and slower to be learned."""
-    there = objects(cells)
-    order = torch.randperm(len(there), generator=g).tolist()
-    return " ".join(" ".join(there[i][:: -1 if name_first else 1]) for i in order)
+def looked_up(cells: list[int], g: torch.Generator) -> list[tuple[str, str]]:
+    """Everything in random order as (what is asked, answer): the name at a place, or, every second
+    time where no other thing has the name, the place of a name."""
+    there, turns = objects(cells), []
+    for i in torch.randperm(len(there), generator=g).tolist():
+        alone = sum(name == there[i][1] for _, name in there) == 1
+        turns.append(there[i][:: -1 if alone and i % 2 else 1])
+    return turns
 
 
 class ShapesText(Shapes):
@@ -51,15 +53,13 @@ class ShapesText(Shapes):
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
         layout, _, g = self._scenes("train", pictures, "text", stage, seed, step)
         if stage == "pt":
-            return [
-                Example([], [(scene_text(cells), told_again(cells, g, i % 2 == 1))], "caption")
-                for i, cells in enumerate(layout.tolist())
-            ]
-        asked = questions(layout, per_picture, g, families_of(step))
-        turns = [[(question, answer) for _, question, answer in some] for some in asked]
-        for i, cells in enumerate(layout.tolist()):
-            question, answer = turns[i][0]
-            turns[i][0] = f"{scene_text(cells)} {question}", answer
+            turns = [looked_up(cells, g) for cells in layout.tolist()]
+        else:
+            asked = questions(layout, per_picture, g, families_of(step))
+            turns = [[(question, answer) for _, question, answer in some] for some in asked]
+        for cells, some in zip(layout.tolist(), turns):
+            question, answer = some[0]
+            some[0] = f"{scene_text(cells)} {question}", answer
         return [Example([], some) for some in turns]
 
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:

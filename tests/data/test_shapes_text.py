@@ -43,20 +43,22 @@ def test_answers_are_those_of_the_scene_in_every_turn():
             assert oracle(cells, question) == answer
 
 
-def test_stage_1_tells_the_same_again_in_another_order():
-    orders = 0
-    for k, example in enumerate(ShapesText().draw("pt", 3, 8, 1, 0)):
-        ((message, answer),) = example.turns
-        cells, rest = read(message)
-        if k % 2:  # the name comes first
-            told = [(c, r, name) for name, c, r in re.findall(r"(\w+ \w+) ([A-D])(\d)", answer)]
-        else:
-            told = re.findall(r"([A-D])(\d) (\w+ \w+)", answer)
-        found = [(cell(c, r), name) for c, r, name in told]
-        there = [(i, name_of(kind)) for i, kind in enumerate(cells) if kind != EMPTY]
-        assert not rest and sorted(found) == there
-        orders += found != there
-    assert orders > 5
+def test_stage_1_asks_for_every_thing_once_by_its_place_or_by_a_name_that_it_has_alone():
+    by_name = by_place = 0
+    for example in ShapesText().draw("pt", 3, 40, 1, 0):
+        cells, first = read(example.turns[0][0])
+        turns = [(first, example.turns[0][1]), *example.turns[1:]]
+        there = {i: name_of(kind) for i, kind in enumerate(cells) if kind != EMPTY}
+        found = []
+        for asked, answer in turns:
+            by_its_place = re.fullmatch(r"[A-D][1-4]", asked)
+            place, name = (asked, answer) if by_its_place else (answer, asked)
+            found.append(cell(*place))
+            assert there[found[-1]] == name
+            assert by_its_place or [*there.values()].count(name) == 1
+            by_place, by_name = by_place + bool(by_its_place), by_name + (not by_its_place)
+        assert sorted(found) == [*there] and found != [*there]
+    assert by_place > by_name > 50
 
 
 def test_the_splits_are_disjoint_and_ask_what_is_asked_about_the_pictures():
