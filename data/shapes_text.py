@@ -3,10 +3,10 @@
     python train.py --data shapes-text --mask causal
 
 What a language model learns from before it gets eyes (lab/eyes.py). Scenes, splits and questions
-are those of shapes.py: val and test ask what they ask about the pictures. Stage 1 asks what stands
-at a place and where a thing stands; before that can be looked up, questions teach nothing
-(docs/log.md). A scene is written once and all its questions follow, turn by turn; val and test ask
-one question.
+are those of shapes.py: val and test ask what they ask about the pictures. A scene is written once
+and all its questions follow, turn by turn; val and test ask one question. Stage 1 asks in turn what
+stands at a place, which is learned first, and where a thing stands; before a model can find a thing
+by its name, other questions teach it next to nothing (docs/log.md).
 """
 
 import torch
@@ -32,16 +32,6 @@ def scene_text(cells: list[int]) -> str:
     return " ".join(f"{place} {name}" for place, name in objects(cells))
 
 
-def looked_up(cells: list[int], g: torch.Generator) -> list[tuple[str, str]]:
-    """Everything in random order as (what is asked, answer): the name at a place, or, every second
-    time where no other thing has the name, the place of a name."""
-    there, turns = objects(cells), []
-    for i in torch.randperm(len(there), generator=g).tolist():
-        alone = sum(name == there[i][1] for _, name in there) == 1
-        turns.append(there[i][:: -1 if alone and i % 2 else 1])
-    return turns
-
-
 class ShapesText(Shapes):
     """The interface of data.Folder; the pictures of a step are scenes."""
 
@@ -52,15 +42,17 @@ class ShapesText(Shapes):
 
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
         layout, _, g = self._scenes("train", pictures, "text", stage, seed, step)
-        if stage == "pt":
-            turns = [looked_up(cells, g) for cells in layout.tolist()]
-        else:
-            asked = questions(layout, per_picture, g, families_of(step))
-            turns = [[(question, answer) for _, question, answer in some] for some in asked]
-        for cells, some in zip(layout.tolist(), turns):
-            question, answer = some[0]
-            some[0] = f"{scene_text(cells)} {question}", answer
-        return [Example([], some) for some in turns]
+        first = stage == "pt"
+        mix, examples = ("place",) if first else families_of(step), []
+        for cells, asked in zip(layout.tolist(), questions(layout, per_picture, g, mix)):
+            turns = [(question, answer) for _, question, answer in asked]
+            if first:  # in turn with what stands at a place
+                there = objects(cells)
+                order = torch.randperm(len(there), generator=g)[:per_picture].tolist()
+                turns = [turn for i, k in enumerate(order) for turn in (there[k], turns[i])]
+            turns[0] = f"{scene_text(cells)} {turns[0][0]}", turns[0][1]
+            examples.append(Example([], turns))
+        return examples
 
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         """The questions of Shapes.heldout, each after its scene in words."""

@@ -34,31 +34,30 @@ def test_a_scene_in_words_is_the_scene():
         assert read(scene_text(cells)) == (cells, "")
 
 
+def dialogue(example) -> tuple[list[int], list[tuple[str, str]]]:
+    """The scene, and the turns without it."""
+    assert not example.images
+    cells, first = read(example.turns[0][0])
+    return cells, [(first, example.turns[0][1]), *example.turns[1:]]
+
+
 def test_answers_are_those_of_the_scene_in_every_turn():
-    world = ShapesText()
-    for example in world.draw("sft", 3, 40, 6, 0):
-        assert not example.images and len(example.turns) == 6
-        cells, first = read(example.turns[0][0])
-        for question, answer in [(first, example.turns[0][1]), *example.turns[1:]]:
+    for example in ShapesText().draw("sft", 3, 40, 6, 0):
+        cells, turns = dialogue(example)
+        assert len(turns) == 6
+        for question, answer in turns:
             assert oracle(cells, question) == answer
 
 
-def test_stage_1_asks_for_every_thing_once_by_its_place_or_by_a_name_that_it_has_alone():
-    by_name = by_place = 0
-    for example in ShapesText().draw("pt", 3, 40, 1, 0):
-        cells, first = read(example.turns[0][0])
-        turns = [(first, example.turns[0][1]), *example.turns[1:]]
-        there = {i: name_of(kind) for i, kind in enumerate(cells) if kind != EMPTY}
-        found = []
-        for asked, answer in turns:
-            by_its_place = re.fullmatch(r"[A-D][1-4]", asked)
-            place, name = (asked, answer) if by_its_place else (answer, asked)
-            found.append(cell(*place))
-            assert there[found[-1]] == name
-            assert by_its_place or [*there.values()].count(name) == 1
-            by_place, by_name = by_place + bool(by_its_place), by_name + (not by_its_place)
-        assert sorted(found) == [*there] and found != [*there]
-    assert by_place > by_name > 50
+def test_stage_1_asks_in_turn_what_stands_at_a_place_and_where_a_thing_stands():
+    for example in ShapesText().draw("pt", 3, 40, 6, 0):
+        cells, turns = dialogue(example)
+        assert len(turns) == 12 and len({*turns[::2]}) == 6
+        for place, answer in turns[::2]:
+            assert name_of(cells[cell(*place)]) == answer
+        for question, answer in turns[1::2]:
+            assert re.match("in which (row|column)", question)
+            assert oracle(cells, question) == answer
 
 
 def test_the_splits_are_disjoint_and_ask_what_is_asked_about_the_pictures():
