@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from engine.checks import check_image, check_pictures, check_sizes
 from engine.last_layer import compute_only_rows
+from engine.precision import scaled_dot_product_attention
 from engine.sampling import drop_finished, sample
 from mma import IMAGE, PAD, attention_mask, positions, supervised
 
@@ -77,7 +78,7 @@ class EncoderBlock(nn.Module):
         N, n, E = x.shape
         qkv = self.qkv(self.norm1(x)).view(N, n, 3, self.heads, E // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, heads, n, E / heads]
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = scaled_dot_product_attention(q, k, v)
         x = x + self.out(y.transpose(1, 2).reshape(N, n, E))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
@@ -122,7 +123,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     if q.is_cuda:  # there the kernels that do not store all scores want equal numbers of heads
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     grouped, scale = q.shape[1] > k.shape[1], v.shape[-1] ** -0.5
-    return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=grouped, scale=scale)
+    return scaled_dot_product_attention(q, k, v, mask, enable_gqa=grouped, scale=scale)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -261,9 +262,8 @@ class MLLM(nn.Module):
         """The decoder's last hidden states [B, T, D]; `head` turns them into logits.
 
         ids, role, turn, document: int64 [B, T], as in mma.py. images: uint8 [N, 3, size, size].
-        image_index: int64 [P], which image stands at each run of image tokens, in reading order.
-        kind: a mask of mma.py (default: config.mask). rows: int64 [B, K], the columns whose states
-        are wanted (default: all); the result is then [B, K, D].
+        image_index: int64 [P], the image at each run of image tokens, in reading order. kind: a
+        mask of mma.py (default: config.mask). rows: int64 [B, K], columns wanted -> [B, K, D].
         """
         mask, position = self.mask_and_positions(kind or self.config.mask, role, turn, document)
         x = self.embed_inputs(ids, role, images, image_index)

@@ -2,7 +2,6 @@
 
     python train.py                                                the built-in world of shapes
     python train.py --mask causal                                  the same without MMA
-    python train.py --data sounds                                  a built-in world of sound
     python train.py --data nlvr --source PATH                      NLVR, or easy_vqa, as published
     python train.py --data llava --source FILE.json --images DIR   your own pictures and dialogues
 
@@ -49,14 +48,12 @@ def train_stage(
     """One stage. batches: those of the steps from first_step on, on the model's device. kind: the
     mask. record(step, loss, norm): called after each step, counted from 1."""
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    device = model.embed.weight.device.type
     for step, batch in enumerate(batches, first_step):
         for optimizer, peak in zip(optimizers, peaks):
             for group in optimizer.param_groups:
                 group["lr"] = peak * schedule(step, steps)
 
-        with autocast_of(device, scaler):
-            loss = loss_function(**batch, kind=kind)
+        loss = loss_function(**batch, kind=kind)
         scaler.scale(loss).backward()
 
         for optimizer in optimizers:
@@ -106,11 +103,11 @@ def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> 
     first_rows = [row for *_, batches in stages for row in batches.rows(0)]
     run = Run(args, ranks, tokenizer, fingerprint(source, tokenizer, first_rows))
     run.watch_by(watch, source.heldout("val", args.val_limit), lambda e: summarise(answer(e)))
-    scaler = scaler_of(ranks.device)
+    scaler, cast = scaler_of(args), autocast_of(args)
     with StopRequest(patient=ranks.world_size > 1) as stop:
         for stage, kind, batches in run.to_do(stages):
             freeze(model, args.pt_freeze if stage == "pt" else args.freeze)
-            optimizers, loss = make_optimizers(model, args, stage), ranks.loss_function(model)
+            optimizers, loss = make_optimizers(model, args, stage), cast(ranks.loss_function(model))
             done = run.begin_stage(stage, model, optimizers, scaler, batches)
             shown = run.progress(loader_of(batches, done, args), done)
             args_of_stage = shown, done, len(batches), kind, partial(run.record, stop), schedule

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from data import DataError
 from engine.distributed import full_tensor, shard_like
-from engine.precision import has_bfloat16
 
 NEWTON_SCHULZ_STEPS = 5
 
@@ -39,7 +38,7 @@ def make_optimizers(model: nn.Module, args, stage: str) -> list[torch.optim.Opti
         if adamw:
             optimizers += [torch.optim.AdamW(first, lr, **options)]
         else:
-            dtype = torch.bfloat16 if has_bfloat16(args.device) else torch.float32
+            dtype = torch.bfloat16 if args.precision == "bfloat16" else torch.float32
             optimizers += [Muon(first, lr, dtype=dtype)]
     if second:
         lr = args.pt_adam_lr if stage == "pt" else args.adam_lr
@@ -62,8 +61,8 @@ def freeze(model: nn.Module, parts: list[str]) -> None:
 class Muon(torch.optim.Optimizer):
     """Muon (Keller Jordan, 2024): momentum, orthogonalised by Newton-Schulz, for weight matrices.
     Equal to torch.optim.Muon up to rounding, but in one batch for all matrices of a shape, and in
-    bfloat16, as torch's, only on GPUs that have it: on a CPU without bfloat16 units that takes
-    longer than the rest of the step (docs/log.md). dtype: of its matrix products."""
+    bfloat16, as torch's, only where --precision is: on a CPU without units for it that takes longer
+    than the rest of the step (docs/log.md). dtype: of its matrix products."""
 
     NUMBERS_AT_ONCE = 2**26  # in a batch, so that large models' do not fill the GPU
 

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import data
-from engine.precision import default_device
+from engine.precision import FORMATS, default_device, fastest_format
 from mma import EXTRA_PAIRS
 
 # The model, what of the data a step of stage 2 takes, and peak learning rates
@@ -50,7 +50,7 @@ RECIPES = {
         pt_lr_times=2,
         pictures=24,
         questions=4,
-        steps=3000,
+        steps=5000,
         freeze=[],
         **BOXES,
     ),
@@ -225,6 +225,12 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
     )
     g.add_argument("--device", default=default_device(), metavar="NAME", help="cuda, mps or cpu")
     g.add_argument(
+        "--precision",
+        choices=FORMATS,
+        metavar="NAME",
+        help="float32, bfloat16 or float16 (default: what is fastest there)",
+    )
+    g.add_argument(
         "--workers", type=not_negative, default=1, metavar="N", help="that make batches ahead"
     )
     g.add_argument("--compile", action="store_true", help="compile the layers")
@@ -245,6 +251,7 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
         parser.error("--keep-best does not go with --fsdp: best.pt holds a whole model")
     if args.steps == 0 and args.pt_steps == 0:
         parser.error("--pt-steps 0 --steps 0 leaves nothing to train")
+    args.precision = args.precision or fastest_format(args.device)
     if args.preset is None:
         by_device = "small" if args.device.startswith("cuda") else "tiny"
         args.preset = usual if extend else by_device

@@ -1,13 +1,18 @@
-"""Number formats, memory and compilation. Numbers are float32 on CPUs and Apple's GPUs, bfloat16 on
-CUDA, float16 with a loss scaler where a GPU has no bfloat16."""
+"""Number formats, memory and compilation. Weights are float32 always. The matrix products of
+training are in --precision: bfloat16 on GPUs and CPUs that have units for it, float16 with a loss
+scaler on older GPUs, else float32. Answering is in float32."""
 
 import contextlib
 from functools import partial
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from data import DataError
+
+FORMATS = ("float32", "bfloat16", "float16")
 
 
 def check_device(name: str) -> None:
@@ -32,23 +37,41 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def has_bfloat16(device: str) -> bool:
-    """Is it a GPU that computes in bfloat16?"""
-    return device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+def fastest_format(device: str) -> str:
+    """The default of --precision."""
+    if device.startswith("cuda"):
+        known = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if known else "float16"
+    return "bfloat16" if device == "cpu" and cpu_has_bfloat16() else "float32"
 
 
-def scaler_of(device: str) -> torch.amp.GradScaler:
-    """For a GPU without bfloat16, where gradients need their loss scaled. Else it does nothing."""
-    on = device.startswith("cuda") and not has_bfloat16(device)
-    return torch.amp.GradScaler(device.split(":")[0], enabled=on)
+def cpu_has_bfloat16() -> bool:
+    """Without units for it a CPU takes longer than in float32. (torch keeps the names private.)"""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name)() for name in names if hasattr(torch.cpu, name))
 
 
-def autocast_of(device: str, scaler: torch.amp.GradScaler):
-    """The context of the forward pass. It keeps no cache of cast weights: that would hold a copy
-    of every weight until the end of the pass, of layers that are gathered or computed again too."""
-    kind, half = device.split(":")[0], scaler.is_enabled()
-    dtype = torch.float16 if half else torch.bfloat16
-    return torch.autocast(kind, dtype, enabled=half or kind == "cuda", cache_enabled=False)
+def scaler_of(args) -> torch.amp.GradScaler:
+    """Scales the loss in float16, where small gradients would vanish. Else it does nothing."""
+    return torch.amp.GradScaler(args.device.split(":")[0], enabled=args.precision == "float16")
+
+
+def autocast_of(args) -> torch.autocast:
+    """The context, or decorator, of the forward pass. It keeps no cache of cast weights: that would
+    hold a copy of every weight until the end of the pass, of layers that are gathered or computed
+    again too."""
+    dtype, on = getattr(torch, args.precision), args.precision != "float32"
+    kind = args.device.split(":")[0]
+    return torch.autocast(kind, dtype if on else torch.bfloat16, enabled=on, cache_enabled=False)
+
+
+def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, *mask, **options) -> Tensor:
+    """torch's; but under autocast a CPU, whose kernel takes four times as long in bfloat16
+    backwards, computes it in float32 (docs/log.md)."""
+    if q.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return F.scaled_dot_product_attention(q, k, v, *mask, **options)
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), *mask, **options)
 
 
 def wrap_blocks(model, args) -> None:

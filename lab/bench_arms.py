@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data import DataError
 from engine.last_layer import answer_loss
-from engine.precision import scaler_of
+from engine.precision import autocast_of, scaler_of
 from engine.tables import markdown
 from lab import publish, tables
 from lab.arms import ARMS, wanted
@@ -33,9 +33,10 @@ def prepare(options: str, extra: list[str]) -> SimpleNamespace:
 
 def train_one(arm: SimpleNamespace, step: int) -> float:
     """Milliseconds of a step of stage 2: forward, backward, update. Its batch is ready before."""
-    args, loss = arm.args, partial(answer_loss, arm.model)
+    args = arm.args
+    loss = autocast_of(args)(partial(answer_loss, arm.model))
     batch = {name: x.to(args.device) for name, x in arm.batches[step].items()}
-    scaler, nothing = scaler_of(args.device), lambda *record: None
+    scaler, nothing = scaler_of(args), lambda *record: None
     began = time.perf_counter()
     train_stage(
         arm.model, loss, arm.optimizers, scaler, [batch], step, args.steps, args.mask, nothing,

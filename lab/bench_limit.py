@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lab import bench_timing as timing
-from lab.bench_timing import CUDA, DEVICE, to_device, training_step
+from lab.bench_timing import CUDA, DEVICE, USUAL, to_device, training_step
 
 aten = torch.ops.aten
 PRODUCTS = (aten.mm, aten.addmm, aten.bmm, aten.baddbmm)
@@ -69,7 +69,7 @@ def limit(args) -> list[list[str]]:
     batch = to_device(batches[timing.ORDINARY])
     step = training_step(model, optimizers, "mma", batch)
     found, flops = products_of(step)
-    a = torch.randn(LARGE, LARGE, device=DEVICE, dtype=torch.bfloat16 if CUDA else torch.float32)
+    a = torch.randn(LARGE, LARGE, device=DEVICE, dtype=getattr(torch, USUAL.precision))
     arms = {
         "a training step": (step, flops),
         "its matrix products alone": (alone(found), flops),

@@ -9,9 +9,9 @@ Shapes:  B rows of a batch   T tokens of a row   t queries   H query heads   G k
 import random
 
 import torch
-import torch.nn.functional as F
 
 import data
+from engine.precision import scaled_dot_product_attention
 from lab import bench_timing as timing
 from lab.bench_timing import DEVICE, batch_of, rows_of, tiny, to_device, training_step
 from model import KVCache, attention
@@ -30,7 +30,7 @@ def causal_without_mask(q, k, v, mask):
     if q.is_cuda:  # as in model.attention
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
         grouped = False
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped, scale=scale)
+    return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped, scale=scale)
 
 
 def attending(model, function, call):

@@ -16,7 +16,7 @@ from engine.batches import StepBatches
 from engine.last_layer import answer_loss, find_loss_positions
 from engine.optimizers import make_optimizers
 from engine.options import PRESETS, arguments
-from engine.precision import scaler_of
+from engine.precision import autocast_of, scaler_of
 from lab import variants
 from mma import Role
 from model import MLLM, Config
@@ -25,7 +25,9 @@ from train import train_stage
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 WHERE = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"
-FORMAT = "training in bfloat16, answering in float32" if CUDA else "float32"
+USUAL = arguments(["--preset", "tiny", "--device", DEVICE])  # what train.py would do here
+HALF = f"training in {USUAL.precision}, answering in float32"
+FORMAT = "float32" if USUAL.precision == "float32" else HALF
 WHERE += f", torch {torch.__version__}, {FORMAT}"
 ORDINARY = 1000  # the step that is timed: the first ones ask mostly for places, in short rows
 RATE = 1e-4  # of every optimizer here: nothing is learned, nothing may overflow
@@ -67,7 +69,7 @@ def trained(config: Config, model_class=MLLM) -> tuple[MLLM, list]:
     """A model as stage 2 trains it, the encoder frozen, and its optimizers."""
     torch.manual_seed(0)
     model = freeze(model_class(config).to(DEVICE), ["encoder"])
-    return model, optimizers_of(model, arguments(["--preset", "tiny", "--device", DEVICE]))
+    return model, optimizers_of(model, USUAL)
 
 
 def optimizers_of(model: MLLM, args) -> list:
@@ -89,8 +91,8 @@ def training_step(model, optimizers, kind: str, batch: dict, loss_function=None)
     if "rows" not in batch:
         rows, valid_index = find_loss_positions(batch["role"], batch.get("document"))
         batch = {**batch, "rows": rows, "valid_index": valid_index}
-    loss = loss_function or partial(answer_loss, model)
-    scaler = scaler_of(DEVICE)
+    loss = autocast_of(USUAL)(loss_function or partial(answer_loss, model))
+    scaler = scaler_of(USUAL)
     nothing = lambda *record: None
     return lambda: train_stage(
         model, loss, optimizers, scaler, [batch], 0, 1, kind, nothing, schedule=constant
@@ -114,7 +116,7 @@ def build(args) -> tuple[MLLM, StepBatches]:
 
 def default_job() -> tuple[MLLM, StepBatches]:
     torch.manual_seed(0)
-    return build(arguments(["--preset", "tiny", "--device", DEVICE]))
+    return build(USUAL)
 
 
 def to_device(batch: dict) -> dict:

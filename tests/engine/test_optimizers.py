@@ -54,13 +54,10 @@ def test_muon_in_bfloat16_is_close_to_torchs_and_to_float32():
     assert torch.equal(half.state[a[0]]["momentum"], plain.state[b[0]]["momentum"])
 
 
-@pytest.mark.parametrize("bfloat16", [True, False])
-def test_muon_is_in_bfloat16_where_the_gpu_has_it(model, monkeypatch, bfloat16):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: bfloat16)
-    args = arguments(["--device", "cpu"])
-    assert make_optimizers(model, args, "sft")[0].dtype == torch.float32
-    args.device = "cuda"
-    expected = torch.bfloat16 if bfloat16 else torch.float32
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_muon_is_in_bfloat16_where_training_is(model, precision):
+    args = arguments(["--device", "cpu", "--precision", precision])
+    expected = torch.bfloat16 if precision == "bfloat16" else torch.float32
     assert make_optimizers(model, args, "sft")[0].dtype == expected
 
 

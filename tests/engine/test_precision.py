@@ -1,7 +1,6 @@
 """Number formats: float16 with a scaled loss, where a step that overflows changes nothing; steps
 that never wait for a GPU; compiled layers."""
 
-import contextlib
 import subprocess
 import sys
 from functools import partial
@@ -17,16 +16,80 @@ from engine.distributed import Distributed
 from engine.last_layer import answer_loss, find_loss_positions
 from engine.optimizers import make_optimizers
 from engine.options import arguments
-from engine.precision import check_device, scaler_of
+from engine.precision import (
+    FORMATS,
+    autocast_of,
+    check_device,
+    cpu_has_bfloat16,
+    fastest_format,
+    scaled_dot_product_attention,
+    scaler_of,
+)
 from lab import variants
-from model import Config
+from model import MLLM, Config
+
+
+def format_args(precision: str):
+    return arguments(["--device", "cpu", "--precision", precision])
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_the_default_format_is_bfloat16_where_there_are_units_for_it(monkeypatch, units):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: units)
+    monkeypatch.setattr("engine.precision.cpu_has_bfloat16", lambda: units)
+    assert fastest_format("cuda:1") == ("bfloat16" if units else "float16")
+    assert fastest_format("cpu") == ("bfloat16" if units else "float32")
+    assert fastest_format("mps") == "float32"
+    assert arguments(["--device", "cpu"]).precision == fastest_format("cpu")
+    assert arguments(["--device", "cpu", "--precision", "float32"]).precision == "float32"
+
+
+def test_a_cpu_without_torchs_names_for_its_units_has_none(monkeypatch):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    assert not cpu_has_bfloat16()
+
+
+def test_attention_under_autocast_on_a_cpu_is_that_of_float32():
+    g = torch.Generator().manual_seed(0)
+    qkv = [torch.randn(2, 4, 8, 16, generator=g).bfloat16() for _ in range(3)]
+    mask = torch.ones(8, 8, dtype=torch.bool).tril()
+
+    def outcome(autocast: bool, inputs):
+        inputs = [x.clone().requires_grad_() for x in inputs]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = scaled_dot_product_attention(*inputs, mask)
+        y.square().sum().backward()
+        return y, *(x.grad.float() for x in inputs)
+
+    plain = outcome(False, [x.float() for x in qkv])
+    for a, b in zip(outcome(True, qkv), plain):
+        assert a.dtype == torch.float32
+        assert (a - b).norm() <= 2**-8 * b.norm()  # the gradients are rounded to bfloat16
+    assert torch.equal(outcome(True, qkv)[0], plain[0])
+
+
+@pytest.mark.parametrize("mask", ["causal", "mma"])
+def test_a_step_in_bfloat16_is_that_of_float32_up_to_rounding(model, batch_of, dialogues, mask):
+    torch.manual_seed(0)
+    model, batch, found = MLLM(model.config), batch_of(dialogues), {}  # weights as training begins
+    for precision in ("float32", "bfloat16"):
+        model.zero_grad()
+        loss = autocast_of(format_args(precision))(model.loss)(**batch, kind=mask)
+        loss.backward()
+        found[precision] = loss, torch.cat([p.grad.flatten() for p in model.parameters()])
+    (loss, gradient), (half_loss, half_gradient) = found["float32"], found["bfloat16"]
+    assert 0 < abs(loss - half_loss) < 0.01 * loss
+    assert half_gradient.dtype == torch.float32
+    assert (half_gradient - gradient).norm() < 0.1 * gradient.norm()
 
 
 @pytest.fixture
 def half(model, batch_of, dialogues):
     """A float16 training of the small model on one batch: half(steps) -> its losses and norms."""
     model.float().train()
-    args = arguments([*TINY, "--lr", "0.01", "--adam-lr", "0.01"])
+    args = arguments([*TINY, "--precision", "float16", "--lr", "0.01", "--adam-lr", "0.01"])
+    loss_function = autocast_of(args)(partial(answer_loss, model))
     batch = batch_of(dialogues)
     batch["rows"], batch["valid_index"] = find_loss_positions(batch["role"])
 
@@ -41,7 +104,7 @@ def half(model, batch_of, dialogues):
                 seen.append((loss.item(), norm.item()))
 
             train.train_stage(
-                model, partial(answer_loss, model), self.optimizers, self.scaler, [batch] * steps,
+                model, loss_function, self.optimizers, self.scaler, [batch] * steps,
                 0, steps, "mma", record,
                 schedule=lambda step, steps: 1.0,
             )  # fmt: skip
@@ -56,7 +119,7 @@ def test_float16_gradients_are_scaled(half, model):
     losses = [loss for loss, _ in half(5)]
     assert losses[-1] < losses[0]
     assert any(not torch.equal(before[name], p) for name, p in model.named_parameters())
-    assert not scaler_of("cpu").is_enabled()
+    assert [scaler_of(format_args(name)).is_enabled() for name in FORMATS] == [False, False, True]
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -89,9 +152,8 @@ def test_a_float16_overflow_in_one_optimizer_changes_no_parameter_of_either(half
     ["--mask", "mma"], ["--mask", "causal"], ["--mask", "causal", "--variant", "cca"],
     ["--mask", "mma", "--variant", "rave"],
 ])  # fmt: skip
-def test_the_host_never_waits_for_a_step(tokenizer, monkeypatch, options):
+def test_the_host_never_waits_for_a_step(tokenizer, options):
     """Meta tensors have no values: whatever would fetch one from a GPU fails on them."""
-    monkeypatch.setattr(train, "autocast_of", lambda *args: contextlib.nullcontext())
     args = arguments([*TINY, *options])
     config = Config(vocab_size=len(tokenizer), mask=args.mask)
     batch = StepBatches(data.load("shapes"), tokenizer, config, "sft", args)[0]
@@ -101,7 +163,7 @@ def test_the_host_never_waits_for_a_step(tokenizer, monkeypatch, options):
         torch.ones(1, device="meta").item()
     seen = []
     train.train_stage(
-        model, partial(answer_loss, model), make_optimizers(model, args, "sft"), scaler_of("cpu"),
+        model, partial(answer_loss, model), make_optimizers(model, args, "sft"), scaler_of(args),
         [{name: x.to("meta") for name, x in batch.items()}], 0, 1, args.mask,
         lambda step, loss, norm: seen.append(loss.device.type),
     )  # fmt: skip
