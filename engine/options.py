@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import data
-from engine.precision import FORMATS, default_device, fastest_format
+from engine.precision import FORMATS, default_device, usual_format
 from mma import EXTRA_PAIRS
 
 # The model, what of the data a step of stage 2 takes, and peak learning rates
@@ -228,7 +228,7 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
         "--precision",
         choices=FORMATS,
         metavar="NAME",
-        help="float32, bfloat16 or float16 (default: what is fastest there)",
+        help="float32, bfloat16, float16 (default: float32; on a GPU the second)",
     )
     g.add_argument(
         "--workers", type=not_negative, default=1, metavar="N", help="that make batches ahead"
@@ -251,7 +251,7 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
         parser.error("--keep-best does not go with --fsdp: best.pt holds a whole model")
     if args.steps == 0 and args.pt_steps == 0:
         parser.error("--pt-steps 0 --steps 0 leaves nothing to train")
-    args.precision = args.precision or fastest_format(args.device)
+    args.precision = args.precision or usual_format(args.device)
     if args.preset is None:
         by_device = "small" if args.device.startswith("cuda") else "tiny"
         args.preset = usual if extend else by_device

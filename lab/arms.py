@@ -56,10 +56,7 @@ SEEDS = {"causal": 5, "mma": 5, "prefix": 5, "v2v": 3, "cca": 3, "t&i": 3, "dot"
 # by pair (tests/lab/test_arms.py); leaky and leaky-captions are lessons.
 NO_ARM = ("mutual", "leaky", "leaky-captions")
 # What makes the recipe: published runs of another one do not belong into the same table
-RECIPE = (
-    "preset", "n_layer", "pt_steps", "pt_pictures", "steps", "pictures", "questions", "lr",
-    "precision",
-)  # fmt: skip
+RECIPE = ("preset", "n_layer", "pt_steps", "pt_pictures", "steps", "pictures", "questions", "lr")
 NO_IDENTITY = ("eval_every", "val_limit", *NON_IDENTITY_ARGS)  # not what a run is
 TIMES = ("1x", "2x", "4x")  # as many times the experiment's steps
 
@@ -175,10 +172,8 @@ def plan(args, arms: dict[str, str], data_options: list[str]) -> list[Trial]:
 
 def find(runs: Path, settings: dict) -> Path | None:
     """The finished run below `runs` that has these settings; an option that is younger than the run
-    has its default (or what all CPUs did then), and one that train.py does not know makes it
-    another run."""
-    usual = ["--data", settings["data"], "--preset", settings["preset"]]
-    default = vars(train_arguments([*usual, "--precision", "float32"]))
+    has its default, and one that train.py does not know makes it another run."""
+    default = vars(train_arguments(["--data", settings["data"], "--preset", settings["preset"]]))
     for file in sorted(runs.glob("*/run.json")):
         made = {**default, **json.loads(file.read_text())["args"]}
         names = {*made, *settings} - {*NO_IDENTITY}

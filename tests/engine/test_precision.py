@@ -20,10 +20,9 @@ from engine.precision import (
     FORMATS,
     autocast_of,
     check_device,
-    cpu_has_bfloat16,
-    fastest_format,
     scaled_dot_product_attention,
     scaler_of,
+    usual_format,
 )
 from lab import variants
 from model import MLLM, Config
@@ -34,20 +33,12 @@ def format_args(precision: str):
 
 
 @pytest.mark.parametrize("units", [True, False])
-def test_the_default_format_is_bfloat16_where_there_are_units_for_it(monkeypatch, units):
+def test_the_usual_format_is_bfloat16_where_a_gpu_has_units_for_it(monkeypatch, units):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: units)
-    monkeypatch.setattr("engine.precision.cpu_has_bfloat16", lambda: units)
-    assert fastest_format("cuda:1") == ("bfloat16" if units else "float16")
-    assert fastest_format("cpu") == ("bfloat16" if units else "float32")
-    assert fastest_format("mps") == "float32"
-    assert arguments(["--device", "cpu"]).precision == fastest_format("cpu")
-    assert arguments(["--device", "cpu", "--precision", "float32"]).precision == "float32"
-
-
-def test_a_cpu_without_torchs_names_for_its_units_has_none(monkeypatch):
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.delattr(torch.cpu, name, raising=False)
-    assert not cpu_has_bfloat16()
+    assert usual_format("cuda:1") == ("bfloat16" if units else "float16")
+    assert usual_format("cpu") == usual_format("mps") == "float32"
+    assert arguments(["--device", "cpu"]).precision == "float32"
+    assert arguments(["--device", "cpu", "--precision", "bfloat16"]).precision == "bfloat16"
 
 
 def test_attention_under_autocast_on_a_cpu_is_that_of_float32():
