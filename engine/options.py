@@ -228,7 +228,7 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
         "--precision",
         choices=FORMATS,
         metavar="NAME",
-        help="float32, bfloat16, float16 (default: float32; on a GPU the second)",
+        help="float32, bfloat16 or float16 (default: what suits --device)",
     )
     g.add_argument(
         "--workers", type=not_negative, default=1, metavar="N", help="that make batches ahead"

@@ -18,7 +18,7 @@ from engine.precision import autocast_of, scaler_of
 from engine.tables import markdown
 from lab import publish, tables
 from lab.arms import ARMS, wanted
-from lab.bench_timing import WHERE, build, constant, optimizers_of, wait
+from lab.bench_timing import build, constant, optimizers_of, wait, where
 from train import train_stage
 
 
@@ -61,7 +61,8 @@ def write_time(args, arms: dict[str, str]) -> None:
     """Causal is always among the arms: what a ratio compares took turns."""
     times = step_times({"causal": ARMS["causal"], **arms}, extra=args.extra)
     ratios = {name: ms / times["causal"] for name, ms in times.items()}
-    record = {"where": WHERE, "extra": args.extra, "ms": times, "of_causal": ratios}
+    precision = wanted(["--data", "shapes"], "", 0, args.extra)[1].precision
+    record = {"where": where(precision), "extra": args.extra, "ms": times, "of_causal": ratios}
     write(args.results, record)
     folder = args.results
     if args.publish:

@@ -24,13 +24,19 @@ from train import train_stage
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-WHERE = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"
+PLACE = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"
 USUAL = arguments(["--preset", "tiny", "--device", DEVICE])  # what train.py would do here
-HALF = f"training in {USUAL.precision}, answering in float32"
-FORMAT = "float32" if USUAL.precision == "float32" else HALF
-WHERE += f", torch {torch.__version__}, {FORMAT}"
 ORDINARY = 1000  # the step that is timed: the first ones ask mostly for places, in short rows
 RATE = 1e-4  # of every optimizer here: nothing is learned, nothing may overflow
+
+
+def where(precision: str) -> str:
+    """What a table of times says of its machine and of the format of training."""
+    half = f"training in {precision}, answering in float32"
+    return f"{PLACE}, torch {torch.__version__}, {'float32' if precision == 'float32' else half}"
+
+
+WHERE = where(USUAL.precision)
 
 
 def wait() -> None:

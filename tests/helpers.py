@@ -28,13 +28,13 @@ LETTERS = dict(zip("-tVQA", Role))
 
 # A run of a few steps on the built-in world
 TINY = (
-    "--preset tiny --device cpu --workers 0 --pt-pictures 4 --pictures 4 "
-    "--questions 2 --pt-steps 2 --steps 3 --eval-every 2 --limit 100 --val-limit 40"
+    "--preset tiny --device cpu --workers 0 --pt-pictures 4 --pictures 4 --questions 2 "
+    "--pt-steps 2 --steps 3 --eval-every 2 --limit 100 --val-limit 40"
 ).split()
 # One that saves often; see `small_world`
 RUN = (
-    "--preset tiny --device cpu --workers 0 --pt-pictures 2 --pictures 2 "
-    "--questions 2 --pt-steps 4 --steps 6 --eval-every 3 --save-every 2 --limit 20"
+    "--preset tiny --device cpu --workers 0 --pt-pictures 2 --pictures 2 --questions 2 "
+    "--pt-steps 4 --steps 6 --eval-every 3 --save-every 2 --limit 20"
 ).split()
 
 

@@ -23,8 +23,8 @@ from engine.options import arguments
 from model import MLLM, Config
 
 RUN = (
-    "--preset tiny --device cpu --workers 0 --pt-pictures 5 --pictures 3 "
-    "--questions 3 --pt-steps 4 --steps 6 --eval-every 100 --save-every 2 --limit 21 --val-limit 10"
+    "--preset tiny --device cpu --workers 0 --pt-pictures 5 --pictures 3 --questions 3 "
+    "--pt-steps 4 --steps 6 --eval-every 100 --save-every 2 --limit 21 --val-limit 10"
 ).split()
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 TWO = [*TORCHRUN, "--nproc_per_node=2", "train.py", *RUN]

@@ -301,3 +301,8 @@ def test_a_job_that_fails_is_an_error(no_clock, monkeypatch):
     monkeypatch.setattr(bench_job, "TRAIN", [sys.executable, "train.py", "--steps", "-1"])
     with pytest.raises(DataError, match="ended with status"):
         bench_job.job(no_clock)
+
+
+def test_a_table_of_times_names_the_format_of_training():
+    assert bench_timing.where("float32").endswith(", float32")
+    assert bench_timing.where("bfloat16").endswith("training in bfloat16, answering in float32")
