@@ -4,10 +4,12 @@
 
 What a language model learns from before it gets eyes (lab/eyes.py). Scenes, splits and questions
 are those of shapes.py: val and test ask what they ask about the pictures. A scene is written once
-and all its questions follow, turn by turn; val and test ask one question. Stage 1 asks in turn what
-stands at a place, which is learned first, and where a thing stands; before a model can find a thing
-by its name, other questions teach it next to nothing (docs/log.md).
+and all its questions follow, turn by turn; val and test ask one question. Stage 1 teaches to look
+things up: what stands at a place, at which place a thing stands, in which row or column; before a
+model can find a thing by its name, other questions teach it next to nothing (docs/log.md).
 """
+
+from itertools import zip_longest
 
 import torch
 
@@ -18,18 +20,28 @@ from data.shapes_scenes import EMPTY, GRID
 
 
 def objects(cells: list[int]) -> list[tuple[str, str]]:
-    """Place, as in a spreadsheet, and name of everything that stands there, in reading order."""
+    """Place, as row and column in the words of answers, and name of everything, in reading order."""
     return [
-        (f"{'ABCD'[i % GRID]}{i // GRID + 1}", name_of(kind))
+        (f"{i // GRID + 1} {i % GRID + 1}", name_of(kind))
         for i, kind in enumerate(cells)
         if kind != EMPTY
     ]
 
 
 def scene_text(cells: list[int]) -> str:
-    """Everything in reading order, each after its place ("B3 red circle"): its last word then comes
+    """Everything in reading order, each after its place ("2 3 red circle"): its last word then comes
     when all is known of it, as of a patch."""
     return " ".join(f"{place} {name}" for place, name in objects(cells))
+
+
+def look_ups(cells: list[int], asked: list, n: int, g: torch.Generator) -> list[tuple[str, str]]:
+    """Turns of stage 1, in turn: place -> name, name -> place, of up to n things each, those that
+    are there once for the second; and the questions asked."""
+    there = objects(cells)
+    names = [name for _, name in there]
+    once = [(name, place) for place, name in there if names.count(name) == 1]
+    some = [[x[i] for i in torch.randperm(len(x), generator=g)[:n].tolist()] for x in (there, once)]
+    return [turn for turns in zip_longest(*some, asked) for turn in turns if turn]
 
 
 class ShapesText(Shapes):
@@ -46,10 +58,8 @@ class ShapesText(Shapes):
         mix, examples = ("place",) if first else families_of(step), []
         for cells, asked in zip(layout.tolist(), questions(layout, per_picture, g, mix)):
             turns = [(question, answer) for _, question, answer in asked]
-            if first:  # in turn with what stands at a place
-                there = objects(cells)
-                order = torch.randperm(len(there), generator=g)[:per_picture].tolist()
-                turns = [turn for i, k in enumerate(order) for turn in (there[k], turns[i])]
+            if first:
+                turns = look_ups(cells, turns[: per_picture // 2], per_picture, g)
             turns[0] = f"{scene_text(cells)} {turns[0][0]}", turns[0][1]
             examples.append(Example([], turns))
         return examples

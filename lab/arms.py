@@ -229,7 +229,7 @@ def reproduce(args) -> None:
     data_options = ["--data", name, *shared, *source]
     trials = plan(args, arms, data_options)
     tables.need("matplotlib", "the curves")  # before a day of training, not after it
-    if args.experiment == "shapes":
+    if args.experiment in ("shapes", *publish.COUNTS):
         tables.need("scipy", "the claims")
     if not args.tables:
         make(to_do(trials, args.runs, name), args.runs, args.jobs)

@@ -86,6 +86,24 @@ def claims(arms: dict[str, list[dict]], options: dict[str, str]) -> str:
     return f"{markdown(rows)}\n\n{NOTE}" if len(rows) > 1 else ""
 
 
+def counted_claims(arms: dict[str, list[dict]], budget: bool) -> str:
+    """For arms MASK@X: is mma above causal at the same X? budget: X counts training budgets, so
+    also whether mma at a smaller one is above causal at a larger one; these see other data."""
+    rows, counts = [["claim", "here"]], list(dict.fromkeys(arm.split("@")[1] for arm in arms))
+    for i, count in enumerate(counts):
+        for smaller in counts[: i + 1] if budget else [count]:
+            pair = f"mma@{smaller}", f"causal@{count}"
+            if all(arm in arms for arm in pair):
+                runs = [in_percent(arms[arm]) for arm in pair]
+                verdict = greater(*runs, same_data=smaller == count)
+                rows.append([" > ".join(pair), str(verdict)])
+        same = [arms.get(f"{mask}@{count}") for mask in ("mma", "causal")]
+        if budget and all(same):
+            claim = f"share of its steps after which mma@{count} is where causal@{count} ends"
+            rows.append([claim, share_of_steps(*same)])
+    return f"{markdown(rows)}\n\n{NOTE}" if len(rows) > 1 else ""
+
+
 def largest_gains(mma: list[dict], causal: list[dict]) -> str:
     """Are the gains in the families LARGEST above those in every other? yes if each of these
     comparisons says so (the weakest one is printed), no if one says the opposite."""

@@ -13,7 +13,7 @@ from data import DataError
 from engine.checkpoint import write_file
 from engine.tables import markdown
 from lab import tables
-from lab.claims import claims
+from lab.claims import claims, counted_claims
 from lab.tables import arms_table, masks_of, rates_table
 
 ENOUGH = 3  # seeds with which an arm is in the short table and the curves
@@ -50,8 +50,9 @@ def read_published(name: str, key: str) -> dict | None:
 
 
 def report(experiment: str, result: dict) -> dict[str, str]:
-    """The Markdown of an experiment's JSON, file by file: the table; for shapes also a short one,
-    and what it says of the paper's claims and of masks at test time."""
+    """The Markdown of an experiment's JSON, file by file: the table; what it says of the paper's
+    claims, or of mma against causal at each count; for shapes also a short table, and masks at test
+    time."""
     arms, rest = result["arms"], []
     parts = [rates_table(arms) if experiment == "rates" else arms_table(arms)]
     if result["missing"]:
@@ -61,6 +62,8 @@ def report(experiment: str, result: dict) -> dict[str, str]:
         rest.append(claims(arms, result["options"]))
         if short := {arm: runs for arm, runs in arms.items() if len(runs) >= ENOUGH}:
             files["shapes_finding.md"] = [arms_table(short)]
+    elif experiment in COUNTS and experiment != "rates":
+        rest.append(counted_claims(arms, experiment == "budget"))
     if result.get("test_time"):
         header = ["trained with", "switched on for the test", "accuracy, %"]
         rows = [

@@ -12,19 +12,19 @@ from data.shapes_scenes import CELLS, COLOUR, EMPTY, GRID, SHAPE, SPLITS, scenes
 from data.shapes_text import ShapesText, scene_text
 from mma import Role
 
-OBJECT = re.compile(r"([A-D])([1-4]) (\w+) (\w+) ?")
+OBJECT = re.compile(r"([1-4]) ([1-4]) ([a-z]+) ([a-z]+) ?")
 
 
-def cell(column: str, row: str) -> int:
-    return (int(row) - 1) * GRID + "ABCD".index(column)
+def cell(row: str, column: str) -> int:
+    return (int(row) - 1) * GRID + int(column) - 1
 
 
 def read(text: str) -> tuple[list[int], str]:
     """The scene that a message writes out, and what it asks."""
     cells = [EMPTY] * CELLS
     while match := OBJECT.match(text):
-        column, row, colour, shape = match.groups()
-        cells[cell(column, row)] = 4 * COLOUR.index(colour) + SHAPE.index(shape)
+        row, column, colour, shape = match.groups()
+        cells[cell(row, column)] = 4 * COLOUR.index(colour) + SHAPE.index(shape)
         text = text[match.end() :]
     return cells, text
 
@@ -49,15 +49,23 @@ def test_answers_are_those_of_the_scene_in_every_turn():
             assert oracle(cells, question) == answer
 
 
-def test_stage_1_asks_in_turn_what_stands_at_a_place_and_where_a_thing_stands():
+def test_stage_1_looks_up_names_places_rows_and_columns():
     for example in ShapesText().draw("pt", 3, 40, 6, 0):
         cells, turns = dialogue(example)
-        assert len(turns) == 12 and len({*turns[::2]}) == 6
-        for place, answer in turns[::2]:
-            assert name_of(cells[cell(*place)]) == answer
-        for question, answer in turns[1::2]:
-            assert re.match("in which (row|column)", question)
+        names = [name_of(kind) for kind in cells if kind != EMPTY]
+        once = [name for name in names if names.count(name) == 1]
+        places = [turn for turn in turns if re.fullmatch("[1-4] [1-4]", turn[0])]
+        things = [turn for turn in turns if turn[0] in names]
+        asked = [turn for turn in turns if turn[0].startswith("in which ")]
+        assert len({*places}) == 6 and len({*things}) == min(6, len(once)) and len(asked) == 3
+        assert len(turns) == len(places) + len(things) + len(asked)
+        for place, answer in places:
+            assert name_of(cells[cell(*place.split())]) == answer
+        for name, answer in things:
+            assert name in once and name_of(cells[cell(*answer.split())]) == name
+        for question, answer in asked:
             assert oracle(cells, question) == answer
+        assert turns[:3] == [places[0], *things[:1], asked[0]][: len(turns[:3])]  # in turn
 
 
 def test_the_splits_are_disjoint_and_ask_what_is_asked_about_the_pictures():

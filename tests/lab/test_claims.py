@@ -65,6 +65,26 @@ def test_claims_pair_arms_with_the_same_data_only():
     assert claims.claims({"lora": runs[0]}, {}) == ""
 
 
+def test_masks_are_compared_at_each_count_and_across_budgets():
+    ends = {"mma@1x": 90, "mma@2x": 95, "causal@1x": 80, "causal@2x": 91}
+    arms = {name: [run_of(a + s * s / 10, s) for s in range(3)] for name, a in ends.items()}
+    table = dict(
+        (cell.strip() for cell in line.split("|")[1:3])
+        for line in claims.counted_claims(arms, budget=True).splitlines()
+        if " > " in line or "share" in line
+    )
+    names = ["mma@1x > causal@1x", "mma@1x > causal@2x", "mma@2x > causal@2x"]
+    assert [name for name in table if " > " in name] == names
+    assert table[names[0]].startswith("yes (+10.0") and table[names[0]].endswith("paired)")
+    assert table[names[1]].startswith("no (-1.0") and table[names[1]].endswith("Welch)")
+    assert "bootstrap over 3 seeds" in table[
+        "share of its steps after which mma@2x is where causal@2x ends"
+    ]  # fmt: skip
+    alone = claims.counted_claims({"mma@2": arms["mma@2x"], "causal@2": arms["causal@2x"]}, False)
+    assert "mma@2 > causal@2" in alone and "share" not in alone
+    assert claims.counted_claims({"mma@2": arms["mma@2x"], "causal@4": arms["causal@2x"]}, False) == ""
+
+
 def test_the_claim_about_gains_rests_on_tests_too():
     def arm(*rows):
         names = ("counting", "existence", "other")
