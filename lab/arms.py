@@ -77,6 +77,7 @@ def pairs(option: str, values) -> dict[str, str]:
 
 
 RATES = pairs("lr", (0.002, 0.004, 0.008))
+BUDGETS = pairs("steps", TIMES)
 SCENES = pairs("scenes", (2000, 8000, 32000))
 OTHERS = "causal mma prefix t&i"
 # name -> the data and the options that all arms share; the arms (names in ARMS, or lines of
@@ -84,7 +85,7 @@ OTHERS = "causal mma prefix t&i"
 EXPERIMENTS = {
     "shapes": ("shapes", arms_of_the_table, SEEDS),
     "depth": ("shapes", pairs("n-layer", (2, 3, 4, 6)), {}),
-    "budget": ("shapes", pairs("steps", TIMES), {"mma@4x": 3, "causal@4x": 3}),
+    "budget": ("shapes", BUDGETS, {arm: 5 if arm.endswith("1x") else 3 for arm in BUDGETS}),
     # twice the steps, so that validation has stopped rising
     "scenes": ("shapes --steps 4800 --keep-best", SCENES, dict.fromkeys(SCENES, 2)),
     "rates": ("shapes", RATES, dict.fromkeys(RATES, 2)),
