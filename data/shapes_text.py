@@ -5,8 +5,9 @@
 What a language model learns from before it gets eyes (lab/eyes.py). Scenes, splits and questions
 are those of shapes.py: val and test ask what they ask about the pictures. A scene is written once
 and all its questions follow, turn by turn; val and test ask one question. Stage 1 teaches to look
-things up: what stands at a place, at which place a thing stands, in which row or column; before a
-model can find a thing by its name, other questions teach it next to nothing (docs/log.md).
+things up, what stands at a place and at which place a thing stands, and asks a few questions, most
+of them about places: before a model can find a thing by its name, questions teach it next to
+nothing (docs/log.md).
 """
 
 from itertools import zip_longest
@@ -14,13 +15,16 @@ from itertools import zip_longest
 import torch
 
 from data.prompt import IMAGE, Example
-from data.shapes import QUESTIONS, Shapes, families_of
+from data.shapes import FIRST_FAMILIES, QUESTIONS, Shapes, families_of
 from data.shapes_questions import name_of, questions
 from data.shapes_scenes import EMPTY, GRID
 
+FAMILIES_OF_STAGE_1 = (*FIRST_FAMILIES, "spatial", "counting")
+
 
 def objects(cells: list[int]) -> list[tuple[str, str]]:
-    """Place, as row and column in the words of answers, and name of everything, in reading order."""
+    """Place, as row and column in the words of answers, and name of all that stands there, in
+    reading order."""
     return [
         (f"{i // GRID + 1} {i % GRID + 1}", name_of(kind))
         for i, kind in enumerate(cells)
@@ -29,8 +33,8 @@ def objects(cells: list[int]) -> list[tuple[str, str]]:
 
 
 def scene_text(cells: list[int]) -> str:
-    """Everything in reading order, each after its place ("2 3 red circle"): its last word then comes
-    when all is known of it, as of a patch."""
+    """Everything in reading order, each after its place ("2 3 red circle"): its last word then
+    comes when all is known of it, as of a patch."""
     return " ".join(f"{place} {name}" for place, name in objects(cells))
 
 
@@ -55,7 +59,7 @@ class ShapesText(Shapes):
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
         layout, _, g = self._scenes("train", pictures, "text", stage, seed, step)
         first = stage == "pt"
-        mix, examples = ("place",) if first else families_of(step), []
+        mix, examples = FAMILIES_OF_STAGE_1 if first else families_of(step), []
         for cells, asked in zip(layout.tolist(), questions(layout, per_picture, g, mix)):
             turns = [(question, answer) for _, question, answer in asked]
             if first:

@@ -82,7 +82,9 @@ def test_masks_are_compared_at_each_count_and_across_budgets():
     ]  # fmt: skip
     alone = claims.counted_claims({"mma@2": arms["mma@2x"], "causal@2": arms["causal@2x"]}, False)
     assert "mma@2 > causal@2" in alone and "share" not in alone
-    assert claims.counted_claims({"mma@2": arms["mma@2x"], "causal@4": arms["causal@2x"]}, False) == ""
+    assert (
+        claims.counted_claims({"mma@2": arms["mma@2x"], "causal@4": arms["causal@2x"]}, False) == ""
+    )
 
 
 def test_the_claim_about_gains_rests_on_tests_too():
