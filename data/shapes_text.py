@@ -5,7 +5,7 @@
 What a language model learns from before it gets eyes (lab/eyes.py). Scenes, splits and questions
 are those of shapes.py: val and test ask what they ask about the pictures. A scene is written once
 and all its questions follow, turn by turn; val and test ask one question. Stage 1 teaches to look
-things up, what stands at a place and at which place a thing stands, and asks a few questions, most
+things up, what stands at a place and at which place a thing stands, and asks a few questions, many
 of them about places: before a model can find a thing by its name, questions teach it next to
 nothing (docs/log.md).
 """
