@@ -15,7 +15,8 @@
                                       and to the end, and how they divide
     python -m lab.bench code          lines a file
 
-Tables go to runs/results/speed_TOPIC.{json,md}; --publish writes docs/results too. The arms of a
+Tables go to runs/results/speed_TOPIC.{json,md}, on a GPU speed_TOPIC_gpu; --publish writes
+docs/results too. The arms of a
 table take turns within one run, after a warm-up, and their medians are compared: ratios hold on a
 noisy machine, absolute times only on the machine that the table names. train and generate need
 `pip install transformers`; nothing else does.
@@ -36,7 +37,7 @@ from lab import (
     publish,
     tables,
 )
-from lab.bench_timing import WHERE
+from lab.bench_timing import CUDA, WHERE
 
 UNTIMED = ("job", "size")  # no medians of arms that take turns
 
@@ -80,7 +81,7 @@ def report(record: dict) -> str:
 
 
 def write(folder: Path, record: dict) -> None:
-    name = f"speed_{record['topic'].replace('-', '_')}"
+    name = f"speed_{record['topic'].replace('-', '_')}{'_gpu' * CUDA}"
     publish.write_json(folder / f"{name}.json", record)
     publish.write_text(folder / f"{name}.md", report(record))
 

@@ -9,11 +9,12 @@ Shapes:  B rows of a batch   T tokens of a row   t queries   H query heads   G k
 import random
 
 import torch
+from torch.nn.attention import flex_attention
 
 import data
 from engine.precision import scaled_dot_product_attention
 from lab import bench_timing as timing
-from lab.bench_timing import DEVICE, batch_of, rows_of, tiny, to_device, training_step
+from lab.bench_timing import CUDA, DEVICE, batch_of, rows_of, tiny, to_device, training_step
 from model import KVCache, attention
 
 # rows, image tokens along a side, pictures, tokens of a row; besides the default job's
@@ -33,6 +34,29 @@ def causal_without_mask(q, k, v, mask):
     return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped, scale=scale)
 
 
+class BlockAttention:
+    """model.attention by FlexAttention (arXiv 2412.05496): blocks of 128 x 128 in which the mask
+    opens nothing are not computed. The blocks are found once a forward pass, from the dense mask,
+    so that the rule is the same. The last layer's few rows keep model.attention."""
+
+    def __init__(self, compiled: bool = True):
+        function = flex_attention.flex_attention
+        self.function = torch.compile(function, dynamic=False) if compiled else function
+        self.dense = self.blocks = None
+
+    def __call__(self, q, k, v, mask):
+        if q.shape[-2] != k.shape[-2]:
+            return attention(q, k, v, mask)
+        if mask is not self.dense:
+            B, _, T, _ = mask.shape
+            allowed = lambda b, h, i, j: mask[b, 0, i, j]
+            blocks = flex_attention.create_block_mask(allowed, B, None, T, T, device=mask.device)
+            self.dense, self.blocks = mask, blocks
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        options = dict(enable_gqa=q.shape[1] > k.shape[1], scale=v.shape[-1] ** -0.5)
+        return self.function(q, k, v, block_mask=self.blocks, **options)
+
+
 def attending(model, function, call):
     """The call, its attention computed by another function."""
 
@@ -48,9 +72,10 @@ def attending(model, function, call):
 
 
 def mask(args) -> list[list[str]]:
-    """Causal without a mask tensor, causal with one, and mma. Rows have equal lengths, so that
-    causal may go without."""
+    """Causal without a mask tensor, causal with one, and mma; on a GPU also mma in blocks. Rows
+    have equal lengths, so that causal may go without."""
     table = [["tokens", "rows", "what", "causal, no mask, ms", "causal, dense mask", "mma"]]
+    table[0] += ["mma, FlexAttention"] * CUDA
     for config, batch in mask_cases():
         model, optimizers = timing.trained(config)
         B, T = batch["ids"].shape
@@ -70,8 +95,11 @@ def mask(args) -> list[list[str]]:
                 "causal": lambda c=call: c("causal"),
                 "mma": lambda c=call: c("mma"),
             }
+            if CUDA and T >= 1024:
+                arms["blocks"] = attending(model, BlockAttention(), arms["mma"])
             t = timing.turns(arms, args.repeats)
-            ratios = [f"{t[arm] / t['no mask']:.2f}" for arm in ("causal", "mma")]
+            ratios = [f"{t[arm] / t['no mask']:.2f}" for arm in list(arms)[1:]]
+            ratios += ["-"] * (len(table[0]) - 4 - len(ratios))
             table.append([f"{T:,}", str(B), what, f"{1000 * t['no mask']:.1f}", *ratios])
     return table
 

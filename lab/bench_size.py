@@ -6,15 +6,15 @@ Shapes:  T tokens of a row   D decoder width   E encoder width   d head width   
 """
 
 from dataclasses import fields
-from functools import partial
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from engine.last_layer import LOGITS_AT_ONCE
 from engine.optimizers import Muon, orthogonalise_flops
+from engine.options import arguments as engine_arguments
+from engine.precision import recompute_blocks
 from lab import bench_timing as timing
-from lab.bench_timing import CUDA, batch_of, rows_of, training_step
+from lab.bench_timing import CUDA, DEVICE, batch_of, rows_of, training_step
 from model import MLLM
 
 DECODER = ("encoder", "embed", "blocks", "norm", "unembed")  # all but the projector
@@ -118,9 +118,22 @@ def size(args, rows: int = 32, question: int = 60, answer: int = 120) -> list[li
     table.append([guess, *(f"{h:.1f}" if h else "-" for h in hours)])
     if CUDA:
         rows_to_measure = rows_of(config, [(question, answer)] * rows)
-        measured = measure(config, model_class, rows_to_measure, whole, by_muon, args)
-        table += [[*cells, "", "", ""] for cells in measured]
+        columns = {"muon": (1, by_muon), "adamw": (3, 0)}  # of the table; FLOPs besides the model's
+        for optimizer, (column, further) in columns.items():
+            flops_of_step = whole + further, whole
+            cells = measure(config, model_class, rows_to_measure, flops_of_step, optimizer, args)
+            add_measured(table, cells, column)
     return table
+
+
+def add_measured(table: list[list[str]], cells: dict[str, str], column: int) -> None:
+    """Put what was measured into a column; a row that the table lacks is added."""
+    for name, cell in cells.items():
+        row = next((row for row in table if row[0] == name), None)
+        if row is None:
+            row = [name] + [""] * len(ARMS)
+            table.append(row)
+        row[column] = cell
 
 
 def memory(plan: dict[str, float]) -> dict[str, float]:
@@ -139,19 +152,22 @@ def guessed_hours(step: list[float], flops_a_second: float) -> list[float]:
     return [n * x / (flops_a_second * p) / 3600 for n, x, p in zip(steps, step, processes)]
 
 
-def measure(config, model_class, rows: list, whole: float, by_muon: float, args) -> list[list[str]]:
-    """On the GPU: steps and memory, activations computed again in backward. whole, by_muon: FLOPs
-    of a step, those of the model and those of Muon."""
-    model, optimizers = timing.trained(config, model_class)
-    for block in model.blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+def measure(config, model_class, rows: list, flops_of_step, optimizer: str, args) -> dict:
+    """On the GPU: steps and memory, activations computed again in backward. flops_of_step: with the
+    optimizer's and without."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    chosen = engine_arguments(["--preset", "tiny", "--device", DEVICE, "--optimizer", optimizer])
+    model, optimizers = timing.trained(config, model_class, chosen)
+    recompute_blocks(model)
     batch = batch_of(config, rows)
     kinds = ("causal", "mma")
     steps = {kind: training_step(model, optimizers, kind, batch) for kind in kinds}
-    table = []
+    cells = {}
     for kind, seconds in timing.turns(steps, args.repeats).items():
-        share = [x / seconds / args.peak / 1e12 for x in (whole + by_muon, whole)]
-        used = f"{share[0]:.1%} of {args.peak:.0f} TFLOPS, {share[1]:.1%} without Muon"
-        table.append([f"measured: {kind}", f"{len(rows) / seconds:.1f} rows a second, {used}"])
+        cells[f"measured: {kind}, rows a second"] = f"{len(rows) / seconds:.1f}"
+        share, without = (x / seconds / args.peak / 1e12 for x in flops_of_step)
+        cells[f"{kind}, share of {args.peak:.0f} TFLOPS"] = f"{share:.1%}"
+        cells[f"{kind}, without the optimizer's FLOPs"] = f"{without:.1%}"
     peak = torch.cuda.max_memory_allocated() / 2**30
-    return [*table, ["measured: peak memory, GiB", f"{peak:.1f}"]]
+    return {**cells, "measured: peak memory, GiB": f"{peak:.1f}"}

@@ -71,11 +71,12 @@ def freeze(model: MLLM, parts: list[str]) -> MLLM:
     return model
 
 
-def trained(config: Config, model_class=MLLM) -> tuple[MLLM, list]:
-    """A model as stage 2 trains it, the encoder frozen, and its optimizers."""
+def trained(config: Config, model_class=MLLM, args=USUAL) -> tuple[MLLM, list]:
+    """A model as stage 2 trains it, the encoder frozen, and its optimizers, as args want them."""
     torch.manual_seed(0)
-    model = freeze(model_class(config).to(DEVICE), ["encoder"])
-    return model, optimizers_of(model, USUAL)
+    with torch.device(DEVICE):  # the paper's size would take a minute to draw on a CPU
+        model = freeze(model_class(config), ["encoder"])
+    return model, optimizers_of(model, args)
 
 
 def optimizers_of(model: MLLM, args) -> list:

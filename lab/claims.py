@@ -37,6 +37,8 @@ class Verdict:
     def __str__(self) -> str:
         if self.word == "one seed":
             return f"one seed ({self.difference:+.1f} points)"
+        if math.isnan(self.p):
+            return "the same on every seed"
         p = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
         return f"{self.word} ({self.difference:+.1f} points, {p}, {self.test})"
 

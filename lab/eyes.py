@@ -40,10 +40,10 @@ CONNECTOR_AND_LLM = dict(pt_freeze=["encoder"], freeze=["encoder"])
 PRESETS = {
     "eyes": {**engine_options.PRESETS["tiny"], "own": CONNECTOR_AND_LLM},
     "smollm2": dict(
-        model=dict(n_layer=30), template="chatml", pictures=16, questions=1,
-        optimizer="adamw", lr=0.00005, adam_lr=0.0002, pt_adam_lr=0.001,
+        model=dict(n_layer=30), template="chatml", pictures=16, questions=6,
+        optimizer="adamw", lr=0.0002, adam_lr=0.0002, pt_adam_lr=0.001,
         own=dict(
-            pt_lr_times=4, pt_pictures=16, pt_steps=400, steps=1000,
+            pt_lr_times=1, pt_pictures=32, pt_steps=400, steps=400,
             pt_freeze=["encoder", "embed"], freeze=["encoder", "embed"],
         ),
     ),

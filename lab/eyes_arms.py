@@ -5,13 +5,16 @@ learned from text before. See lab/eyes.py.
     python -m lab.eyes_arms --only causal mma     these arms alone
     python -m lab.eyes_arms --rates 0.002 0.004   causal and mma at several rates --lr, seeds 0, 1
     python -m lab.eyes_arms --tables              train nothing: the tables of what has finished
+    python -m lab.eyes_arms --llm FOLDER          causal and mma from a real LLM (preset smollm2)
     python -m lab.eyes_arms --publish             write the tables into docs/results too
 
 Once a seed, train.py --data shapes-text trains the decoder on text; the arms start from it, those
 named -fresh from the same sizes with new weights. Encoder, data and their order are the same in all
 arms of a seed. A run lies in runs/eyes/ARM-SEED; it is never made twice, and one that was stopped
 goes on. What follows -- is given to every run that gets eyes (python -m lab.eyes_arms -- --lr
-0.002), --text-options to those that learn from text.
+0.002), --text-options to those that learn from text. With --llm nothing learns from text, runs lie
+in runs/eyes-FOLDER, and the tables, eyes_FOLDER, say what sight costs: the loss on plain text that
+lab.text_loss measures (RUN/text-loss.json).
 """
 
 import json
@@ -24,7 +27,7 @@ from engine.options import Parser, positive, rate
 from engine.options import arguments as train_arguments
 from engine.run import one_line_errors, read_record
 from engine.tables import markdown
-from lab import eyes, publish, tables
+from lab import eyes, publish, tables, text_loss
 from lab.arms import NO_IDENTITY, RECIPE, make
 from lab.claims import NOTE, gain_by_seed, greater, share_of_steps
 from lab.finished import answer
@@ -43,18 +46,28 @@ COMPARED = [
     for a, b in (("mma", "causal"), ("late-mma", "causal"), ("mma", "late-mma"), ("mma", "prefix"))
 ] + [(name, f"{name}-fresh") for name in MASKS]
 SEEDS, RATE_SEEDS = 5, 2
+REAL_PT_RATE = 0.0002  # --lr of stage 1 for a real LLM
 
 
 def arms_of(args) -> dict[str, str]:
     """name -> options of lab.eyes; with --rates, causal and mma at each of them."""
-    arms = ARMS
+    arms = {arm: ARMS[arm] for arm in ("causal", "mma")} if args.llm else ARMS
     if args.rates:
-        rivals = [arm for arm in ARMS if arm.split("-")[0] in ("causal", "mma")]
-        arms = {f"{arm}@{r}": f"{ARMS[arm]} --lr {r}" for arm in rivals for r in args.rates}
+        rivals = [arm for arm in arms if arm.split("-")[0] in ("causal", "mma")]
+        arms = {
+            f"{arm}@{r}": f"{arms[arm]} {rates_of_stages(r, args.llm)}"
+            for arm in rivals
+            for r in args.rates
+        }
     unknown = [name for name in args.only or [] if name not in {a.split("@")[0] for a in arms}]
     if unknown:
         raise DataError(f"--only {unknown[0]}: no such arm; there are {', '.join(ARMS)}")
     return {a: line for a, line in arms.items() if not args.only or a.split("@")[0] in args.only}
+
+
+def rates_of_stages(lr: float, real: Path | None) -> str:
+    """Options. Stage 1 of a real LLM has the same rate whatever that of stage 2 is."""
+    return f"--lr {lr}" + (f" --pt-lr-times {REAL_PT_RATE / lr:g}" if real else "")
 
 
 # --- Runs
@@ -65,7 +78,8 @@ def text_line(args, seed: int) -> list[str]:
 
 
 def eyes_line(args, options: str, seed: int) -> list[str]:
-    runs = ["--encoder", str(args.encoder), "--llm", str(args.runs / f"{TEXT}-{seed}")]
+    llm = ["--llm", str(args.llm or args.runs / f"{TEXT}-{seed}")]
+    runs = ["--encoder", str(args.encoder), *llm, *["--preset", "smollm2"] * bool(args.llm)]
     return [*runs, *args.extra, *options.split(), "--seed", str(seed)]
 
 
@@ -95,7 +109,8 @@ def to_do(args, jobs: dict[str, list[str]], parse) -> list[tuple[str, list[str]]
 
 def train_all(args, arms: dict[str, str]) -> None:
     """First the decoders, then a first seed of every arm before the second of any."""
-    decoders = {f"{TEXT}-{seed}": text_line(args, seed) for seed in args.seeds}
+    seeds = [] if args.llm else args.seeds
+    decoders = {f"{TEXT}-{seed}": text_line(args, seed) for seed in seeds}
     make(to_do(args, decoders, train_arguments), args.runs, args.jobs)
     jobs = {
         f"{arm}-{seed}": eyes_line(args, options, seed)
@@ -117,9 +132,22 @@ def text_accuracy(run: Path, train: bool) -> float | None:
     return json.loads(file.read_text())["runs"][0]["accuracy"]
 
 
+def plain_text(run: Path, measure: bool) -> dict | None:
+    """Nats a token of plain text, of a real LLM before it got eyes and after."""
+    file = run / "text-loss.json"
+    if not file.exists():
+        if not measure:
+            return None
+        text_loss.main([str(run), "--json", str(file)])
+    before, after = (record["loss"] for record in json.loads(file.read_text()))
+    return {"before": before, "after": after}
+
+
 def collect(args, arms: dict[str, str]) -> dict:
     """What has finished, as the tables want it."""
-    options, records, missing = {TEXT: " ".join(args.text), **arms}, {}, []
+    options, records, missing = {**arms}, {}, []
+    if not args.llm:
+        options = {TEXT: " ".join(args.text), **arms}
     for arm in options:
         for seed in args.seeds:
             run = args.runs / f"{arm}-{seed}"
@@ -129,7 +157,9 @@ def collect(args, arms: dict[str, str]) -> dict:
                 missing.append(run.name)
                 continue
             record = tables.read(run)
-            if not arm.endswith("-fresh") and arm != TEXT and not args.rates:
+            if args.llm:
+                record["plain"] = plain_text(run, not args.tables)
+            elif not arm.endswith("-fresh") and arm != TEXT and not args.rates:
                 record["text"] = text_accuracy(run, not args.tables)
             records.setdefault(arm, []).append(record)
     settings = vars(eyes.options(eyes_line(args, "", 0)))
@@ -153,13 +183,17 @@ def with_error(values: list[float]) -> str:
 
 def summary(arms: dict[str, list[dict]]) -> str:
     """A row for each arm: means and standard errors, in %."""
-    rows = [["arm", "seeds", "test", "validation, last look", "text scenes afterwards"]]
+    before = [run["plain"]["before"] for runs in arms.values() for run in runs if run.get("plain")]
+    last = "plain text, nats a token" if before else "text scenes afterwards"
+    rows = [["arm", "seeds", "test", "validation, last look", last]]
     for arm, runs in arms.items():
         validation = [tables.last_validation(run) for run in runs]
         text = [100 * run["text"] for run in runs if run.get("text") is not None]
+        text += [run["plain"]["after"] for run in runs if run.get("plain")]
         cells = [list(tables.in_percent(runs).values()), validation, text]
         rows.append([arm, str(len(runs)), *map(with_error, cells)])
-    return f"{markdown(rows)}\n\nIn %, mean ± standard error over seeds."
+    plain = f" Plain text before: {statistics.mean(before):.1f} nats a token." if before else ""
+    return f"{markdown(rows)}\n\nIn %, mean ± standard error over seeds.{plain}"
 
 
 def comparisons(arms: dict[str, list[dict]]) -> str:
@@ -210,7 +244,8 @@ def write(folder: Path, name: str, result: dict) -> None:
 
 
 def reproduce(args) -> None:
-    arms, name = arms_of(args), "eyes_rates" if args.rates else "eyes"
+    arms, name = arms_of(args), f"eyes_{args.llm.name}" if args.llm else "eyes"
+    name += "_rates" if args.rates else ""
     for package, what in (("matplotlib", "the curves"), ("scipy", "the claims")):
         tables.need(package, what)  # before a day of training, not after it
     if not args.tables:
@@ -236,8 +271,9 @@ def arguments(argv=None):
     add("--rates", nargs="+", type=rate, metavar="LR", help="causal and mma at these rates --lr")
     add("--encoder", type=Path, default=Path("weights/shapes-causal"), metavar="RUN",
         help="whose encoder all arms have (default: weights/shapes-causal)")  # fmt: skip
+    add("--llm", type=Path, metavar="FOLDER", help="a real LLM (python -m bridge.smollm2 FOLDER)")
     add("--text-options", default="", metavar="'...'", help="of train.py, for the text runs")
-    add("--runs", type=Path, default=Path("runs/eyes"), metavar="DIR", help="default: runs/eyes")
+    add("--runs", type=Path, metavar="DIR", help="default: runs/eyes, runs/eyes-FOLDER")
     add("--results", type=Path, default=tables.RESULTS, metavar="DIR", help="default: runs/results")
     add("--publish", action="store_true", help="write docs/results too; what is there is kept")
     add("--jobs", type=positive, default=1, metavar="N", help="runs at a time (default: 1)")
@@ -247,8 +283,9 @@ def arguments(argv=None):
     args = parser.parse_args(argv[:cut])
     args.extra, args.text = argv[cut + 1 :], args.text_options.split()
     args.seeds = args.seeds or list(range(RATE_SEEDS if args.rates else SEEDS))
-    for name in ("runs", "results", "encoder"):
-        setattr(args, name, getattr(args, name).resolve())
+    args.runs = args.runs or Path("runs") / (f"eyes-{args.llm.name}" if args.llm else "eyes")
+    for name in ("runs", "results", "encoder", "llm"):
+        setattr(args, name, getattr(args, name) and getattr(args, name).resolve())
     if args.results == tables.PUBLISHED:
         parser.error(f"{tables.PUBLISHED} is written by --publish alone")
     return args

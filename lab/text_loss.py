@@ -7,6 +7,7 @@ text (lab/plain_text.txt) was written for this purpose, so no model has been tra
 there is no picture all masks are the same; what differs is what training under them has left.
 """
 
+import json
 import math
 from pathlib import Path
 
@@ -79,6 +80,7 @@ def arguments(argv=None):
     add = parser.add_argument
     add("-h", "--help", action="help", help="show this and exit")
     add("runs", nargs="+", type=Path, metavar="RUN", help="folder that --out of lab.eyes named")
+    add("--json", type=Path, metavar="FILE", help="write the numbers there too")
     add("--text", type=Path, default=TEXT, metavar="FILE", help="default: lab/plain_text.txt")
     add("--device", default=default_device(), metavar="NAME", help="cuda, mps or cpu")
     return parser.parse_args(argv)
@@ -93,7 +95,10 @@ def main(argv=None) -> None:
         except (OSError, ValueError) as error:
             raise data.DataError(f"--text {args.text} cannot be read: {error}") from None
         rows = [["model", "trained under", "nats a token", "perplexity", "tokens"]]
-        for r in measure(args.runs, text, args.device):
+        records = measure(args.runs, text, args.device)
+        if args.json:
+            args.json.write_text(json.dumps(records, indent=1), encoding="utf-8")
+        for r in records:
             figures = f"{r['loss']:.3f}", f"{math.exp(r['loss']):.1f}", f"{r['tokens']:,}"
             rows.append([r["model"], r["mask"], *figures])
         print(markdown(rows))

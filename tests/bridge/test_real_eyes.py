@@ -72,7 +72,7 @@ def test_encoder_and_embedding_stay_and_the_rates_are_apart(llm, run):
     moved = {n.split(".")[0] for n in before if not torch.equal(before[n], after[n])}
     assert moved == {"projector", "blocks", "norm"}
     usual = eyes.options(line_of(llm, "--lr", "0.00005"))
-    for stage, rates in (("pt", [2e-4, 1e-3]), ("sft", [5e-5, 2e-4])):
+    for stage, rates in (("pt", [5e-5, 1e-3]), ("sft", [5e-5, 2e-4])):
         freeze(model, usual.freeze)
         optimizers = make_optimizers(model, usual, stage)
         assert [o.defaults["lr"] for o in optimizers] == pytest.approx(rates)
@@ -135,8 +135,10 @@ def test_the_loss_on_plain_text_before_and_after(llm, run, capsys, tmp_path):
     assert before["loss"] == pytest.approx(total / before["tokens"], abs=1e-4)
     assert before["mask"] == "before" and after["mask"] == "mma"
     assert after["loss"] != before["loss"]
-    text_loss.main([str(run), "--text", str(file), "--device", "cpu"])
+    numbers = tmp_path / "numbers.json"
+    text_loss.main([str(run), "--text", str(file), "--device", "cpu", "--json", str(numbers)])
     assert f"{after['loss']:.3f}" in capsys.readouterr().out
+    assert json.loads(numbers.read_text()) == [before, after]
 
 
 def test_no_mask_changes_what_a_text_without_a_picture_costs(run):

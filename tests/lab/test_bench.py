@@ -25,6 +25,7 @@ from lab import (
     bench_timing,
     tables,
 )
+from mma import attention_mask
 from model import MLLM, attention
 
 
@@ -109,6 +110,20 @@ def test_causal_without_a_mask_is_causal():
         some = (q[:, :, rows], k, v, mask[:, :, rows])
         expected, given = attention(*some), bench_model.causal_without_mask(*some)
         assert torch.allclose(given, expected, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_attention_in_blocks_is_that_of_the_dense_mask():
+    torch.manual_seed(0)
+    T, blocks = 300, bench_model.BlockAttention(compiled=False)
+    q, k, v = torch.randn(2, 4, T, 16), torch.randn(2, 2, T, 16), torch.randn(2, 2, T, 16)
+    role = torch.tensor([1] + [2] * 100 + [3] * 50 + [4] * 149).repeat(2, 1)
+    role[1, -60:] = 0
+    for kind in ("mma", "causal"):  # another mask makes other blocks
+        mask = attention_mask(kind, role)
+        for rows in (slice(None), slice(5, 6)):  # all, and one of the last layer's
+            results = [f(q[:, :, rows], k, v, mask[:, :, rows]) for f in (attention, blocks)]
+            assert torch.allclose(*results, atol=1e-5)
 
 
 def test_last_layer_times_the_trick_against_the_plain_loss(no_clock, monkeypatch):
@@ -228,6 +243,14 @@ def test_the_papers_shapes(no_clock):
     table = bench_size.size(no_clock)
     assert ["Muon's FLOPs of a step", "289 T", "0 T", "0 T", "0 T"] in table
     assert {len(row) for row in table} == {5} and table[-1][1] == "-"
+
+
+def test_what_a_gpu_measured_stands_in_the_column_of_its_optimizer():
+    table = [["rows", *bench_size.ARMS], ["planned", "1", "2", "3", "4"]]
+    bench_size.add_measured(table, {"measured: mma": "5"}, 1)
+    bench_size.add_measured(table, {"measured: mma": "6", "peak": "7"}, 3)
+    assert table[2:] == [["measured: mma", "5", "", "6", ""], ["peak", "", "", "7", ""]]
+    assert list(bench_size.ARMS)[0].endswith("Muon") and list(bench_size.ARMS)[2].endswith("2")
 
 
 def test_limit_sets_a_step_beside_its_own_products(no_clock, monkeypatch):
