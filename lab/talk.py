@@ -1,20 +1,23 @@
 """Talk to a run: answers are streamed, and what was said stays in the KV cache.
 
     python -m lab.talk RUN --image FILE
+    python -m lab.talk RUN --audio FILE.wav     a run that was trained on sounds
 
-Without --image it begins without a picture. /image FILE shows one, /help says so, an empty line
-ends the conversation.
+Without a file it begins without one. /image FILE shows one, /audio FILE plays one, /help says so,
+an empty line ends the conversation.
 
 Shapes:  t tokens of what is new   T columns of the cache that are filled   D width
 """
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import data
+from engine.answering import asked_picture
 from engine.options import Parser
 from engine.precision import check_device, default_device
 from engine.run import one_line_errors, read_record
@@ -23,7 +26,7 @@ from lab.variants import classes_of
 from mma import IMAGE, Role
 from model import MLLM, KVCache
 
-HELP = "Ask about the picture. /image FILE shows another one; an empty line or Ctrl-D ends."
+HELP = "Ask about it. /image FILE or /audio FILE gives another one; an empty line or Ctrl-D ends."
 
 
 class Conversation:
@@ -93,18 +96,34 @@ class Conversation:
         self.pending = [said[-1], *(end[1:] if said[-1] == self.tokenizer.eos else end)]
 
 
-def converse(model: MLLM, tokenizer: data.Tokenizer, image: Path | None) -> None:
-    """Read questions from the keyboard until an empty line or the end of the input."""
-    talk, images = Conversation(model, tokenizer), [image] if image else []
-    for shown in images:
-        data.pixels_of(shown, model.config.image_size, "")
+@dataclass
+class Look:
+    """How a run takes a file: as a picture, or as a sound."""
+
+    trained: dict  # the arguments of the run
+    run: Path
+    size: int  # pixels of a picture's side
+
+    def __call__(self, image: Path | None = None, audio: Path | None = None):
+        """The picture that the model is shown. DataError, if it cannot be read or is not what the
+        run was trained on."""
+        asked = argparse.Namespace(image=image, audio=audio)
+        about = asked_picture(asked, self.trained, self.run)
+        data.pixels_of(about, self.size, "")
+        return about
+
+
+def converse(model: MLLM, tokenizer: data.Tokenizer, look: Look, images: list) -> None:
+    """Read questions from the keyboard until an empty line or the end of the input. images: what
+    look made of the files that it begins with."""
+    talk = Conversation(model, tokenizer)
     print(HELP)
     while True:
         try:
             line = input("> ").strip()
             if not line:
                 return
-            images += answer(talk, line, images)
+            images += answer(talk, line, images, look)
         except (EOFError, KeyboardInterrupt):
             return print()
         except data.DataError as error:
@@ -113,14 +132,12 @@ def converse(model: MLLM, tokenizer: data.Tokenizer, image: Path | None) -> None
                 return
 
 
-def answer(talk: Conversation, line: str, images: list) -> list:
+def answer(talk: Conversation, line: str, images: list, look: Look) -> list:
     """Answer one line; returns a picture that it shows, in a list. images: those that the model has
     not seen yet; emptied when it has."""
     command, _, argument = line.partition(" ")
-    if command == "/image" and argument:
-        shown = Path(argument.strip()).expanduser()
-        data.pixels_of(shown, talk.model.config.image_size, "")
-        return [shown]
+    if command in ("/image", "/audio") and argument:
+        return [look(**{command[1:]: Path(argument.strip()).expanduser()})]
     if line.startswith("/") or line in ("quit", "exit"):
         print(HELP)
         return []
@@ -136,6 +153,7 @@ def arguments(argv=None) -> argparse.Namespace:
     parser.add_argument("-h", "--help", action="help", help="show this and exit")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder that --out named")
     parser.add_argument("--image", type=Path, metavar="FILE", help="a picture to begin with")
+    parser.add_argument("--audio", type=Path, metavar="FILE", help="a WAV file to begin with")
     parser.add_argument("--device", default=default_device())
     return parser.parse_args(argv)
 
@@ -144,9 +162,13 @@ def main(argv=None) -> None:
     args = arguments(argv)
     with one_line_errors():
         check_device(args.device)
-        classes = classes_of(read_record(args.run)["args"])
-        model, tokenizer = open_run(args.run, args.device, None, *classes)
-        converse(model, tokenizer, args.image)
+        if args.image and args.audio:
+            raise data.DataError("--image and --audio: a conversation begins with one of them")
+        trained = read_record(args.run)["args"]
+        model, tokenizer = open_run(args.run, args.device, None, *classes_of(trained))
+        look = Look(trained, args.run, model.config.image_size)
+        images = [look(args.image, args.audio)] if args.image or args.audio else []
+        converse(model, tokenizer, look, images)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """A conversation over the cache is what the whole dialogue, read anew, would have given."""
 
 import pytest
+import torch
 from PIL import Image as Picture
 
 import data
 import train
-from data import IMAGE, Row
+from data import IMAGE, Row, audio
 from lab import talk
 from lab.talk import Conversation
 from lab.variants import ConcentricMLLM, TextFirstTokenizer
@@ -92,6 +93,22 @@ def test_a_line_that_is_not_utf8_is_said_and_the_next_one_is_answered(run, monke
 @pytest.mark.parametrize("line", ["/help", "/image", "quit"])
 def test_commands_are_not_asked_of_the_model(run, monkeypatch, capsys, line):
     assert say(run, monkeypatch, capsys, line, "") == [talk.HELP]
+
+
+def test_a_run_that_was_trained_on_sounds_is_asked_about_sounds(tmp_path, monkeypatch, capsys, run):
+    file, hears = tmp_path / "a.wav", tmp_path / "run"
+    audio.write(file, torch.randn(1, audio.SAMPLES)[0])
+    train.main([*QUICK, "--data", "sounds", "--out", str(hears)])
+    lines = iter(["is there a low drum?", f"/audio {file}", f"/image {run / 'a.png'}", "and?", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    capsys.readouterr()
+    talk.main([str(hears), "--device", "cpu", "--audio", str(file)])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == talk.HELP and len(said) == 4 and "ask it with --audio" in said[2]
+    with pytest.raises(SystemExit, match="was trained on sounds"):
+        talk.main([str(hears), "--device", "cpu", "--image", str(run / "a.png")])
+    with pytest.raises(SystemExit, match="begins with one of them"):
+        talk.main([str(hears), "--device", "cpu", "--audio", str(file), "--image", "a.png"])
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), EOFError()])
