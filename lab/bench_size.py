@@ -5,6 +5,7 @@
 Shapes:  T tokens of a row   D decoder width   E encoder width   d head width   P patches
 """
 
+import gc
 from dataclasses import fields
 
 import torch
@@ -155,6 +156,7 @@ def guessed_hours(step: list[float], flops_a_second: float) -> list[float]:
 def measure(config, model_class, rows: list, flops_of_step, optimizer: str, args) -> dict:
     """On the GPU: steps and memory, activations computed again in backward. flops_of_step: with the
     optimizer's and without."""
+    gc.collect()  # the model before this one: its wrapped layers refer to themselves
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     chosen = engine_arguments(["--preset", "tiny", "--device", DEVICE, "--optimizer", optimizer])
