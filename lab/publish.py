@@ -163,7 +163,7 @@ def with_tables(text: str, results: Path) -> str:
             raise DataError(f"{file} is missing: the command that writes it, with --publish, first")
         return f"<!-- {match[1]} -->\n{file.read_text(encoding='utf-8').strip()}\n<!-- end -->"
 
-    return re.sub(r"<!-- ([\w+]+\.md) -->\n.*?<!-- end -->", block, text, flags=re.S)
+    return re.sub(r"<!-- ([\w+-]+\.md) -->\n.*?<!-- end -->", block, text, flags=re.S)
 
 
 def write_readme(root: Path = tables.ROOT) -> None:

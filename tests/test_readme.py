@@ -81,7 +81,7 @@ def test_its_tables_are_those_of_the_results(page):
 
 def test_every_published_table_stands_somewhere():
     shown = {
-        n for page in PAGES for n in re.findall(r"<!-- ([\w+]+\.md) -->", page.read_text("utf-8"))
+        n for page in PAGES for n in re.findall(r"<!-- ([\w+-]+\.md) -->", page.read_text("utf-8"))
     }
     assert {file.name for file in RESULTS.glob("*.md")} == shown
 
