@@ -16,10 +16,9 @@
     python -m lab.bench code          lines a file
 
 Tables go to runs/results/speed_TOPIC.{json,md}, on a GPU speed_TOPIC_gpu; --publish writes
-docs/results too. The arms of a
-table take turns within one run, after a warm-up, and their medians are compared: ratios hold on a
-noisy machine, absolute times only on the machine that the table names. train and generate need
-`pip install transformers`; nothing else does.
+docs/results too. The arms of a table take turns within one run, after a warm-up, and their medians
+are compared: ratios hold on a noisy machine, absolute times only on the machine that the table
+names. train and generate need `pip install transformers`; nothing else does.
 """
 
 from pathlib import Path
