@@ -59,9 +59,9 @@ def arms_of(args) -> dict[str, str]:
             for arm in rivals
             for r in args.rates
         }
-    unknown = [name for name in args.only or [] if name not in {a.split("@")[0] for a in arms}]
-    if unknown:
-        raise DataError(f"--only {unknown[0]}: no such arm; there are {', '.join(ARMS)}")
+    known = dict.fromkeys(arm.split("@")[0] for arm in arms)
+    if unknown := [name for name in args.only or [] if name not in known]:
+        raise DataError(f"--only {unknown[0]}: no such arm; there are {', '.join(known)}")
     return {a: line for a, line in arms.items() if not args.only or a.split("@")[0] in args.only}
 
 

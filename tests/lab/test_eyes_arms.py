@@ -7,6 +7,7 @@ from helpers import ROOT
 from trials import read, run_of
 
 import train
+from data import DataError
 from lab import arms, eyes, eyes_arms, tables
 
 FEW = (
@@ -120,6 +121,9 @@ def test_the_plan_for_a_real_llm(tmp_path):
         assert (got.llm, got.preset, got.template) == (folder, "smollm2", "chatml")
         assert (got.mask, got.seed, got.lr) == (arm.split("@")[0], 1, float(arm.split("@")[1]))
         assert got.lr * got.pt_lr_times == pytest.approx(eyes_arms.REAL_PT_RATE)
+    wrong = eyes_arms.arguments(["--llm", str(folder), "--only", "prefix"])
+    with pytest.raises(DataError, match="there are causal, mma$"):
+        eyes_arms.arms_of(wrong)
     plain = eyes_arms.arguments(["--llm", str(folder)])
     assert list(eyes_arms.arms_of(plain)) == ["causal", "mma"]
     usual = eyes.options(eyes_arms.eyes_line(plain, "", 0))
