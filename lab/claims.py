@@ -2,15 +2,16 @@
 
 "yes" and "no" rest on a two-sided t-test with p < 0.05. Arms with the same seeds and the same data
 in the same order are paired seed by seed (scipy.stats.ttest_rel); others are compared by Welch's
-test (ttest_ind, equal_var=False). One seed is no evidence. How much sooner one arm learns than
-another is a share of its steps, with a bootstrap interval over seeds.
+test (ttest_ind, equal_var=False). One seed is no evidence: beside an arm of one seed stands the
+same seed of the other. How much sooner one arm learns than another is a share of its steps, with a
+bootstrap interval over seeds.
 """
 
 import math
 import random
 import statistics
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.tables import markdown
 from lab.tables import in_percent, need
@@ -30,17 +31,18 @@ NOTE = (
 @dataclass(frozen=True)
 class Verdict:
     word: str  # yes, no, not clear, one seed
-    difference: float  # of the means, in points
+    difference: float  # of the means
     p: float = math.nan
     test: str = ""  # paired, Welch
+    unit: str = "points"
 
     def __str__(self) -> str:
         if self.word == "one seed":
-            return f"one seed ({self.difference:+.1f} points)"
+            return f"one seed ({self.difference:+.1f} {self.unit})"
         if math.isnan(self.p):
             return "the same on every seed"
         p = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
-        return f"{self.word} ({self.difference:+.1f} points, {p}, {self.test})"
+        return f"{self.word} ({self.difference:+.1f} {self.unit}, {p}, {self.test})"
 
 
 def greater(a: dict[int, float], b: dict[int, float], same_data: bool = True) -> Verdict:
@@ -49,8 +51,11 @@ def greater(a: dict[int, float], b: dict[int, float], same_data: bool = True) ->
     need("scipy", "the claims")
     from scipy import stats
 
+    alone, common = min(len(a), len(b)) < 2, a.keys() & b.keys()
+    if alone and same_data and common:
+        a, b = ({seed: runs[seed] for seed in common} for runs in (a, b))
     difference = statistics.mean(a.values()) - statistics.mean(b.values())
-    if min(len(a), len(b)) < 2:
+    if alone:
         return Verdict("one seed", difference)
     paired = same_data and a.keys() == b.keys()
     with warnings.catch_warnings():  # no variance at all: p is 0, or not a number
@@ -82,6 +87,7 @@ def claims(arms: dict[str, list[dict]], options: dict[str, str]) -> str:
             claim = f"mma's gains are largest in {' and '.join(LARGEST)}"
             rows.append([claim, largest_gains(arms["mma"], arms["causal"])])
         share = f"{share_of_steps(arms['mma'], arms['causal'])}"
+        rows.append(["mma is at 80 % on validation after fewer steps", earlier(arms)])
         rows.append(["share of its steps after which mma is where causal ends (validation)", share])
         same = arms["mma"][0]["params"] == arms["causal"][0]["params"]
         rows.append(["mma has no parameters of its own", "yes" if same else "no"])
@@ -104,6 +110,14 @@ def counted_claims(arms: dict[str, list[dict]], budget: bool) -> str:
             claim = f"share of its steps after which mma@{count} is where causal@{count} ends"
             rows.append([claim, share_of_steps(*same)])
     return f"{markdown(rows)}\n\n{NOTE}" if len(rows) > 1 else ""
+
+
+def earlier(arms: dict[str, list[dict]]) -> str:
+    """Is mma at 80 % on validation at an earlier step than causal?"""
+    steps = [{run["seed"]: run["step_at_80"] for run in arms[arm]} for arm in ("causal", "mma")]
+    if any(None in taken.values() for taken in steps):
+        return "not clear (a seed never is)"
+    return str(replace(greater(*steps), unit="steps"))
 
 
 def largest_gains(mma: list[dict], causal: list[dict]) -> str:
@@ -139,7 +153,8 @@ def step_of(curves: list[dict[int, float]], accuracy: float) -> float:
 
 def share_of_steps(soon: list[dict], late: list[dict], samples: int = 2000) -> str:
     """After which share of its steps the first arm has the accuracy, on validation, that the second
-    one has at its last look; with a 95 % interval by bootstrap over the seeds that both have."""
+    one has at its last look; with a 95 % interval by bootstrap over the seeds that both have, and
+    seed by seed. Two seeds get no interval: its ends would be the two."""
     curves = []  # of each seed, both arms
     for a, b in ((a, b) for a in soon for b in late if a["seed"] == b["seed"]):
         curves.append(
@@ -156,9 +171,13 @@ def share_of_steps(soon: list[dict], late: list[dict], samples: int = 2000) -> s
     draw, here = random.Random(0), f"{share(curves):.2f}"
     if len(curves) < 2:
         return f"{here} (one seed)"
+    by_seed = "by seed " + ", ".join(f"{share([pair]):.2f}" for pair in curves)
+    if len(curves) == 2:
+        return f"{here} ({by_seed})"
     shares = sorted(share(draw.choices(curves, k=len(curves))) for _ in range(samples))
     low, high = shares[round(0.025 * (samples - 1))], shares[round(0.975 * (samples - 1))]
-    return f"{here} (95 % interval {low:.2f} to {high:.2f}, bootstrap over {len(curves)} seeds)"
+    interval = f"95 % interval {low:.2f} to {high:.2f}, bootstrap over {len(curves)} seeds"
+    return f"{here} ({interval}; {by_seed})"
 
 
 def gain_by_seed(mma: list[dict], causal: list[dict], family: str) -> dict[int, float]:

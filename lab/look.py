@@ -202,7 +202,8 @@ def main(argv=None) -> None:
         print(text(records))
         if args.results:
             (args.results / "look.md").write_text(text(records) + "\n", encoding="utf-8")
-            (args.results / "look.json").write_text(json.dumps(records, indent=1) + "\n")
+            named = [{**record, "run": Path(record["run"]).name} for record in records]
+            (args.results / "look.json").write_text(json.dumps(named, indent=1) + "\n")
             draw(args.results / "look.png", pool(records), args.device)
 
 

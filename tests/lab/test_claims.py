@@ -51,7 +51,11 @@ def test_two_standard_errors_are_not_yet_a_yes():
 
 
 def test_one_seed_is_no_evidence():
-    assert str(claims.greater(by_seed(90), by_seed(80, 81, 82))) == "one seed (+9.0 points)"
+    a, b = by_seed(90), by_seed(80, 81, 82)  # the same seed of both, where it sees the same data
+    assert str(claims.greater(a, b)) == "one seed (+10.0 points)"
+    assert str(claims.greater(b, a)) == "one seed (-10.0 points)"
+    assert str(claims.greater(a, b, same_data=False)) == "one seed (+9.0 points)"
+    assert str(claims.greater({7: 90}, b)) == "one seed (+9.0 points)"
     alike = claims.greater(by_seed(90, 91), by_seed(90, 91))
     assert alike.word == "not clear" and math.isnan(alike.p)
 
@@ -106,18 +110,31 @@ def test_the_claim_about_gains_rests_on_tests_too():
     assert "mma's gains are largest in counting and existence" in table
 
 
+def test_fewer_steps_to_80_percent():
+    def runs(*steps):
+        return [{"seed": seed, "step_at_80": step} for seed, step in enumerate(steps)]
+
+    arms = {"mma": runs(300, 200, 400), "causal": runs(400, 400, 700)}  # 100, 200, 300 fewer
+    assert claims.earlier(arms) == "not clear (+200.0 steps, p = 0.074, paired)"
+    assert claims.earlier({**arms, "causal": runs(400, None)}) == "not clear (a seed never is)"
+
+
 def test_the_share_of_steps_by_hand():
     def run(seed, *accuracies):
         return {"seed": seed, "curve": {str(100 * (i + 1)): a for i, a in enumerate(accuracies)}}
 
     # causal ends at 0.82 on average; mma's mean is 0.5, 0.7, 0.9, 1.0: 0.82 at step 260 of 400
-    causal = [run(0, 0.1, 0.2, 0.3, 0.72), run(1, 0.1, 0.2, 0.3, 0.92)]
-    mma = [run(1, 0.6, 0.8, 1.0, 1.0), run(0, 0.4, 0.6, 0.8, 1.0)]
+    causal = [run(seed, 0.1, 0.2, 0.3, end) for seed, end in enumerate((0.72, 0.92, 0.82))]
+    mma = [run(1, 0.6, 0.8, 1.0, 1.0), run(0, 0.4, 0.6, 0.8, 1.0), run(2, 0.5, 0.7, 0.9, 1.0)]
     text = claims.share_of_steps(mma, causal)
-    # Seed 0 twice: 0.72 at step 260; seed 1 twice: 0.92, there too
-    assert text == "0.65 (95 % interval 0.65 to 0.65, bootstrap over 2 seeds)"
-    late = [run(0, 0.1, 0.2, 0.3, 0.7), run(1, 0.1, 0.2, 0.3, 0.4)]
+    # Seed 0 alone: 0.72 at step 260; the others alone: 0.92 and 0.82, there too
+    interval = "95 % interval 0.65 to 0.65, bootstrap over 3 seeds"
+    assert text == f"0.65 ({interval}; by seed 0.65, 0.65, 0.65)"
+    late = [run(seed, 0.1, 0.2, 0.3, 0.7 - seed / 10) for seed in range(3)]
     assert claims.share_of_steps(late, causal).startswith("inf (95 % interval")
+    # No interval of two: seed 1 is at 0.92 at step 260, seed 0 at 0.6 at step 200
+    two = claims.share_of_steps(mma[:2], [run(0, 0.1, 0.2, 0.3, 0.6), causal[1]])
+    assert two == "0.57 (by seed 0.65, 0.50)"
     assert claims.share_of_steps(mma[:1], causal) == "0.65 (one seed)"
     assert claims.share_of_steps(mma, [run(7, 0.1, 0.1, 0.1, 0.1)]).startswith("not clear")
     assert claims.step_of([{100: 0.5, 200: 0.5}], 0.25) == 50

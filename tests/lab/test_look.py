@@ -52,6 +52,7 @@ def test_look_measures_and_draws(runs, tmp_path, capsys):
     names = [str(runs / mask) for mask in ("mma", "causal")]
     look.main([*names, "--results", str(tmp_path), "--questions", "40"])
     mma, causal = json.loads((tmp_path / "look.json").read_text())
+    assert [mma["run"], causal["run"]] == ["mma", "causal"]
     assert causal["image_to_question"] == [0.0] * 4 and min(mma["image_to_question"]) > 0.05
     for record in (mma, causal):
         assert record["questions"] == 40
