@@ -114,8 +114,9 @@ def open_run(run: Path, device: str, mask=None, model_class=MLLM, tokenizer_clas
         tokenizer, name = tokenizer_class((run / name).read_bytes(), **extras), "model.pt"
         model = load_model(run / name, model_class, device)
     except Exception as error:  # sentencepiece and torch raise many kinds; code in a pickle is one
-        why = str(error).splitlines()[0]
-        raise data.DataError(f"{run / name} cannot be read: {why}") from None
+        raise data.DataError(f"{run / name} cannot be read: {data.reason(error)}") from None
+    if (n := len(tokenizer)) > model.config.vocab_size:
+        raise data.DataError(f"{run}: a tokenizer of {n} pieces belongs to another model")
     model.config.mask = mask or model.config.mask
     return model, tokenizer
 
@@ -137,7 +138,7 @@ def arguments(argv=None) -> argparse.Namespace:
 
 def ask(model: MLLM, tokenizer: data.Tokenizer, image, questions: list[str]) -> list[str]:
     """The answers to questions about one picture, a file or uint8 [3, size, size]."""
-    examples = [data.Example([image], [(data.IMAGE + q, "")]) for q in questions]
+    examples = [data.Example([image], [(data.about_picture(q), "")]) for q in questions]
     data.pixels_of(image, model.config.image_size, "")  # DataError, if it cannot be read
     return [r["given"] for r in answer_all(model, tokenizer, examples, max_new_tokens=128)]
 
@@ -161,10 +162,10 @@ def main(argv=None) -> None:
                 answers = ask(model, tokenizer, about, args.question)
                 print("\n".join(label + answer for answer in answers))
                 continue
-            source, examples = examples_of(record["args"], args, model.config.image_size)
+            source, examples, what = examples_of(record["args"], args, model.config.image_size)
             answers = answer_all(model, tokenizer, examples, source.answers, args.batch_size, True)
             say_unread(answers, print)
-            now = {"run": str(run), "mask": model.config.mask}
+            now = {"run": str(run), "mask": model.config.mask, "evaluated": what}
             results.append({**record, **summarise(answers), **now})
         if args.question:
             return

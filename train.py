@@ -71,8 +71,8 @@ def train_stage(
 def prepare(model: MLLM, source, stages: list, args, ranks: Distributed) -> MLLM:
     """The model, placed where it trains, after all that can be checked before has been."""
     check_source(source, stages, model, args, ranks.say)
-    for parts in (args.pt_freeze, args.freeze):
-        freeze(model, parts)  # a part that does not exist is said now
+    freeze(model, args.pt_freeze, "--pt-freeze")  # a part that does not exist is said now
+    freeze(model, args.freeze)
     params = sum(p.numel() for p in model.parameters())
     ranks.say(f"{args.out}: mask {args.mask}, {params:,} parameters, on {args.device}")
     measure_pixels(model.encoder, stages[0][2])

@@ -20,21 +20,33 @@ A data set is an object with texts(), draw(stage, step, pictures, per_picture, s
 heldout(split, limit), split_names(), answers and final_split: see `folder.Folder`.
 """
 
-from data.errors import DataError, SkippedEntries
+from data.errors import DataError, SkippedEntries, reason
 from data.folder import Folder, read_json, seed_of, unusable
 from data.packing import pack
 from data.pictures import Crop, can_open, pixels_of
-from data.prompt import ANSWER, IMAGE, Example, Row, Tokenizer, collate, encode, readable
+from data.prompt import (
+    ANSWER,
+    IMAGE,
+    Example,
+    Row,
+    Tokenizer,
+    about_picture,
+    collate,
+    encode,
+    readable,
+)
 
 __all__ = [
     "ANSWER", "HEARD", "IMAGE", "NAMES", "Crop", "DataError", "Example", "Folder", "Row",
-    "SkippedEntries", "Tokenizer", "can_open", "collate", "encode", "load", "pack", "pixels_of",
-    "read_json", "readable", "seed_of", "unusable",
+    "SkippedEntries", "Tokenizer", "about_picture", "can_open", "collate", "encode", "load", "pack",
+    "pixels_of", "read_json", "readable", "reason", "seed_of", "unusable",
 ]  # fmt: skip
 
 BUILT_IN = ("shapes", "shapes-pairs", "shapes-text", "sounds")
 NAMES = (*BUILT_IN, "easy_vqa", "llava", "nlvr", "nlvr+world")
 HEARD = ("sounds",)  # whose pictures are spectrograms
+# What else an option of `load` belongs to than --data llava
+BELONGS = {"--source": NAMES[len(BUILT_IN) :], "--scenes": ("shapes",)}
 
 
 def load(
@@ -51,10 +63,14 @@ def load(
     if name not in BUILT_IN and source is None:
         needed = "JSON file" if name == "llava" else "folder"
         raise DataError(f"--data {name} needs --source: the path of its {needed}")
-    if pt_source is not None and name != "llava":
-        raise DataError(f"--pt-source belongs to --data llava, not to {name}")
-    if scenes is not None and name != "shapes":
-        raise DataError(f"--scenes belongs to --data shapes, not to {name}")
+    given = {"--source": source, "--images": images, "--strict": strict or None}
+    given |= {"--pt-source": pt_source, "--pt-images": pt_images, "--scenes": scenes}
+    for option, value in given.items():
+        belongs = BELONGS.get(option, ("llava",))
+        if value is not None and name not in belongs:
+            raise DataError(f"{option} belongs to --data {' or '.join(belongs)}, not to {name}")
+    if pt_images is not None and pt_source is None:
+        raise DataError("--pt-images belongs to --pt-source FILE, which is not given")
     if name == "shapes":
         return shapes.Shapes(scenes)
     worlds = {"sounds": sounds.Sounds, "shapes-pairs": shapes_pairs.Pairs}

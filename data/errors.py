@@ -10,6 +10,11 @@ class DataError(Exception):
         self.kind = kind
 
 
+def reason(error: Exception) -> str:
+    """The first line of what an error says, or of which kind it is, if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class SkippedEntries:
     """The entries of a data set that cannot be used: counted and reported by kind, or, if strict,
     an error at the first."""

@@ -78,6 +78,8 @@ class Tokenizer:
     as one."""
 
     def __init__(self, model: bytes):
+        if not model:  # sentencepiece says so only when it is asked for the first time
+            raise ValueError("it is empty")
         self.model = model
         self.sp = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.pad, self.bos, self.eos = self.sp.pad_id(), self.sp.bos_id(), self.sp.eos_id()
@@ -130,10 +132,18 @@ class Tokenizer:
                 minloglevel=2,
                 **special,
             )
-        except RuntimeError as error:  # no text, or more characters than vocab_size has room for
+        except RuntimeError as error:
+            why = str(error).splitlines()[-1]
             advice = "no tokenizer can be trained on this text; raise --vocab-size"
-            raise DataError(f"{advice} ({str(error).splitlines()[-1]})") from None
+            if "sentences_.empty()" in why:
+                advice = "the training data have no text to train a tokenizer on"
+            raise DataError(f"{advice} ({why})") from None
         return cls(model.getvalue())
+
+
+def about_picture(question: str) -> str:
+    """The message that asks a question about one picture."""
+    return IMAGE + question.replace(IMAGE, " ")
 
 
 def encode(

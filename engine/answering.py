@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from data import HEARD, DataError, Row, audio, encode, readable
 
-# Of a batch's KV cache. At the paper's size a token takes 0.75 MiB in float32: 10 rows of 500
-# tokens. Half as much again is taken while rows that have finished are dropped.
+# Of a batch's KV cache and mask. At the paper's size a token takes 0.75 MiB of cache in float32: 10
+# rows of 500 tokens. Half as much again is taken while rows that have finished are dropped.
 CACHE_BYTES = 2**32
+MASK_BYTES = 4  # for each pair of tokens, while the mask is put together; measured
 
 
 def encode_prompts(prompts: list[tuple], tokenizer, config, progress: bool) -> Iterator[Row]:
@@ -27,12 +28,13 @@ def row_batches(
     rows: Iterable[Row], new_tokens: int, most: int, bytes_a_token: int
 ) -> Iterator[list[Row]]:
     """The rows, in their order, in batches of at most `most`, with no more than CACHE_BYTES for
-    keys and values of each batch, but of one row at least. new_tokens: room for the answer;
+    keys, values and mask of each batch, but of one row at least. new_tokens: room for the answer;
     bytes_a_token: of the cache, for one row."""
     batch, longest = [], 0
     for row in rows:
         longest = max(longest, len(row.ids))
-        needed = (len(batch) + 1) * (longest + new_tokens) * bytes_a_token
+        a_row = (longest + new_tokens) * bytes_a_token + longest**2 * MASK_BYTES
+        needed = (len(batch) + 1) * a_row
         if batch and (len(batch) == most or needed > CACHE_BYTES):
             yield batch
             batch, longest = [], len(row.ids)
@@ -56,19 +58,24 @@ def say_unread(results: list[dict], say, strict: bool = False) -> None:
 
 
 def check_asked(args) -> None:
-    """DataError unless eval.py's --question and the file that it is about are given together."""
-    if args.image is not None and args.audio is not None:
+    """DataError unless --question and the file that it is about are given together, and nothing
+    that names a data set or what becomes of its answers."""
+    audio = getattr(args, "audio", None)
+    if args.image is not None and audio is not None:
         raise DataError("--image and --audio: a question is about one of them")
-    option = "--image" if args.audio is None else "--audio"
-    if (args.image is None and args.audio is None) != (args.question is None):
+    option = "--image" if audio is None else "--audio"
+    if (args.image is None and audio is None) != (args.question is None):
         raise DataError(f"{option} and --question belong together")
+    for name in ("data", "source", "images", "split", "json", "md"):
+        if args.question is not None and getattr(args, name, None) is not None:
+            raise DataError(f"--{name} belongs to a data set; --question is about one file")
 
 
 def asked_picture(args, trained: dict, run: Path) -> Path | Tensor:
     """The picture that eval.py's --question is about: --image's file, or the spectrogram of
     --audio's. trained: the arguments of the run. DataError, if the run knows the other one only."""
     heard = trained["data"] in HEARD
-    if heard != (args.audio is not None):
+    if heard != (getattr(args, "audio", None) is not None):
         knows, option = ("sounds", "--audio FILE.wav") if heard else ("pictures", "--image FILE")
         raise DataError(f"{run} was trained on {knows}: ask it with {option}")
     return args.image or picture_of(args.audio)

@@ -176,13 +176,14 @@ def measure_pixels(encoder, batches: StepBatches) -> None:
 
 
 def examples_of(trained: dict, args, image_size: int) -> tuple:
-    """The data set and its examples that the options name; by default those that the run with the
-    arguments `trained` was tested on."""
+    """The data set, its examples that the options name, and what these are, for a record; by
+    default those that the run with the arguments `trained` was tested on."""
     name = args.data or trained["data"]
     source, images = args.source, args.images
     known = name == trained["data"] and source is None  # training has said what is damaged
     if known:
         source, images = trained["source"], images or trained["images"]
+    what = {"data": name, "source": source and str(source)}
     source = data.load(name, source and Path(source), images and Path(images))
     if isinstance(source, data.Folder) and not source.skipped.strict:
         if skipped := source.read_pictures(image_size, brief=known):
@@ -194,4 +195,4 @@ def examples_of(trained: dict, args, image_size: int) -> tuple:
     examples = [e for split in splits for e in source.heldout(split, args.limit)]
     if not examples:
         raise data.DataError(f"the split {split!r} of {name} is empty; try --split all")
-    return source, examples
+    return source, examples, {**what, "split": split, "limit": args.limit}

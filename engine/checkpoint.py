@@ -20,9 +20,12 @@ from pathlib import Path
 import torch
 
 import data
-from data import DataError
+from data import DataError, reason
 
 NAME = "checkpoint.pt"
+# What a checkpoint holds beside the weights and what the optimizers keep
+STATE = {"settings", "data", "stage", "step", "seconds", "clock", "unread", "scaler"}
+STATE |= {"metrics", "rng", "cuda_rng"}
 # Options that do not make a run another run
 NON_IDENTITY_ARGS = (
     "out", "overwrite", "resume", "workers", "device", "limit", "save_every", "checkpointing",
@@ -112,11 +115,15 @@ def load(out: Path, device: str, args, data_fingerprint: str) -> dict | None:
     not the same run."""
     try:
         state = torch.load(out / NAME, map_location=device, weights_only=True)
+        if missing := STATE - set(state):
+            raise ValueError(f"it has no {min(missing)}: another version of mma wrote it, or none")
     except FileNotFoundError:
         return None
     except Exception as error:  # torch.load raises many kinds; each means the same to the user
-        why = str(error).splitlines()[0]
-        raise DataError(f"{out / NAME} cannot be read as a checkpoint: {why}") from None
+        why = reason(error)
+        raise DataError(
+            f"{out / NAME} cannot be read as a checkpoint: {why}; start again with --overwrite"
+        ) from None
     now, then = settings(args), json.loads(state["settings"])
     differs = [
         f"--{name.replace('_', '-')} is {now.get(name)!r} and was {then.get(name)!r}"

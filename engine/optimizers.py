@@ -46,14 +46,14 @@ def make_optimizers(model: nn.Module, args, stage: str) -> list[torch.optim.Opti
     return optimizers
 
 
-def freeze(model: nn.Module, parts: list[str]) -> None:
+def freeze(model: nn.Module, parts: list[str], option: str = "--freeze") -> None:
     """Train all parameters but those whose names begin with one of parts. DataError for a part that
-    no parameter belongs to."""
+    no parameter belongs to; option: where the user named it."""
     names = [name for name, _ in model.named_parameters()]
     for part in parts:
         if not part or not any(name.startswith(part) for name in names):
             there = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
-            raise DataError(f"--freeze {part!r}: no parameter's name begins so; there are {there}")
+            raise DataError(f"{option} {part!r}: no parameter's name begins so; there are {there}")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(parts)))
 

@@ -75,6 +75,12 @@ def not_negative(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    if not -(2**63) <= int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"must have 64 bits, not {text}")
+    return int(text)
+
+
 def rate(text: str) -> float:
     if not 0 < float(text) < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
@@ -193,7 +199,7 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
         help="longer rows are cut (default: 512)",
     )
     g.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of parameters and data (default: 0)"
+        "--seed", type=seed, default=0, metavar="N", help="of parameters and data (default: 0)"
     )
     g = parser.add_argument_group("run")
     g.add_argument("-h", "--help", action="help", help="show this and exit")

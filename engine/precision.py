@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from data import DataError
+from data import DataError, reason
 
 FORMATS = ("float32", "bfloat16", "float16")
 
@@ -20,6 +20,8 @@ def check_device(name: str) -> None:
     would take a few hundred MB of GPU 0 in every process of a job."""
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("tensors there hold no numbers")
         if device.type != "cuda":
             torch.empty(0, device=device)
             return
@@ -27,8 +29,7 @@ def check_device(name: str) -> None:
         if (device.index or 0) >= found:
             raise RuntimeError(f"torch {torch.__version__} sees {found} GPUs, counted from 0")
     except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise DataError(f"--device {name} cannot be used here: {why}") from None
+        raise DataError(f"--device {name} cannot be used here: {reason(error)}") from None
 
 
 def default_device() -> str:

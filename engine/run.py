@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data import DataError
+from data import DataError, reason
 from engine import checkpoint
 from engine.distributed import Distributed, remove_parts
 
@@ -252,15 +252,16 @@ def read_record(run: Path) -> dict:
     """The run.json of a finished run."""
     try:
         record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or "args" not in record:
-            raise ValueError("it is not what train.py writes")
+        if not isinstance(record, dict) or "data" not in dict(record.get("args", {})):
+            raise ValueError
         return record
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{run}: not a finished run, run.json is missing; RUN is what --out of train.py named"
         ) from None
-    except ValueError as error:
-        raise DataError(f"{run / 'run.json'} cannot be read: {error}") from None
+    except (OSError, TypeError, ValueError) as error:
+        why = reason(error) if isinstance(error, OSError) else "it is not what train.py writes"
+        raise DataError(f"{run / 'run.json'} cannot be read: {why}") from None
 
 
 def check_writable(*files: Path | None) -> None:

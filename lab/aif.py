@@ -115,9 +115,10 @@ def main(argv=None) -> None:
             record = read_record(run)
             classes = classes_of(record["args"])
             model, tokenizer = open_run(run, args.device, None, *classes)
-            source, examples = examples_of(record["args"], args, model.config.image_size)
+            source, examples, asked = examples_of(record["args"], args, model.config.image_size)
             answers = answer_all(model, tokenizer, examples, source.answers, args.share)
-            results.append({**record, **summarise(answers), "run": str(run), "aif": args.share})
+            now = {"run": str(run), "aif": args.share, "evaluated": asked}
+            results.append({**record, **summarise(answers), **now})
         print(table(pool(results)))
         if args.json:
             args.json.write_text(json.dumps({"runs": results}, indent=1) + "\n")

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data import DataError
+from data import DataError, load
 from engine.checkpoint import NON_IDENTITY_ARGS
 from engine.options import Parser, positive
 from engine.options import arguments as train_arguments
@@ -216,7 +216,9 @@ def make(todo: list[tuple[str, list[str]]], runs: Path, jobs: int, program=("tra
         made = tqdm(pool.map(one, todo), total=len(todo), desc="runs", disable=not todo)
         failed = [str(runs / name) for name in made if name]
     if failed:
-        raise DataError(f"{len(failed)} runs failed; see log.txt in {', '.join(failed)}")
+        last = Path(failed[0], "log.txt").read_text(encoding="utf-8").strip().split("\n")[-1]
+        listed = ", ".join(failed)
+        raise DataError(f"{len(failed)} runs failed; see log.txt in {listed}; the first: {last}")
 
 
 # --- The command
@@ -232,8 +234,9 @@ def reproduce(args) -> None:
     tables.need("matplotlib", "the curves")  # before a day of training, not after it
     if args.experiment in ("shapes", *publish.COUNTS):
         tables.need("scipy", "the claims")
-    if not args.tables:
-        make(to_do(trials, args.runs, name), args.runs, args.jobs)
+    if not args.tables and (todo := to_do(trials, args.runs, name)):
+        load(name, args.source)  # what is wrong with the files is said before the first run
+        make(todo, args.runs, args.jobs)
     result = collect(args, trials, arms)
     result["data"], result["settings"] = name, common_settings(data_options, args.extra)
     published = tables.PUBLISHED / f"{args.experiment}.json"

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import data
+from engine.answering import asked_picture, check_asked
 from engine.batches import examples_of
 from engine.options import Parser, add_run_options, positive
 from engine.precision import check_device
@@ -241,18 +242,19 @@ def main(argv=None) -> None:
     with one_line_errors():
         check_device(args.device)
         check_writable(args.out)
-        if (args.image is None) != (args.question is None):
-            raise data.DataError("--image and --question belong together")
+        check_asked(args)
         runs, records = [], [read_record(run) for run in args.runs]
         for run, record_ in zip(args.runs, records):
             classes = classes_of(record_["args"])
             runs.append((run.resolve().name, *open_run(run, args.device, args.mask, *classes)))
         if args.image:
-            turns = [(data.IMAGE + question, "") for question in args.question]
+            turns = [(data.about_picture(question), "") for question in args.question]
+            for run, record_ in zip(args.runs, records):
+                asked_picture(args, record_["args"], run)
             groups = [[data.Example([args.image], [turn]) for turn in turns]]
         else:
             pictures, args.limit = args.limit, None
-            _, examples = examples_of(records[0]["args"], args, runs[0][1].config.image_size)
+            _, examples, _ = examples_of(records[0]["args"], args, runs[0][1].config.image_size)
             groups = pairs(examples, pictures)
         print(write(args.out, runs, groups))
 

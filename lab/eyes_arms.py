@@ -22,6 +22,7 @@ import statistics
 import sys
 from pathlib import Path
 
+from bridge.folders import read_config
 from data import DataError
 from engine.options import Parser, positive, rate
 from engine.options import arguments as train_arguments
@@ -109,6 +110,9 @@ def to_do(args, jobs: dict[str, list[str]], parse) -> list[tuple[str, list[str]]
 
 def train_all(args, arms: dict[str, str]) -> None:
     """First the decoders, then a first seed of every arm before the second of any."""
+    read_record(args.encoder)  # what is wrong with these is said before the first run
+    if args.llm:
+        read_config(args.llm)
     seeds = [] if args.llm else args.seeds
     decoders = {f"{TEXT}-{seed}": text_line(args, seed) for seed in seeds}
     make(to_do(args, decoders, train_arguments), args.runs, args.jobs)

@@ -63,14 +63,23 @@ def test_another_split_another_mask_and_one_picture(runs, tmp_path, capsys):
     run, file = str(runs / "mma-0"), tmp_path / "r.json"
     options = ["--split", "val", "--mask", "v2v", "--limit", "50", "--json", str(file)]
     evaluation.main([run, "--device", "cpu", *options])
-    assert json.loads(file.read_text())["runs"][0]["mask"] == "v2v"
+    record = json.loads(file.read_text())["runs"][0]
+    asked = {"data": "shapes", "source": None, "split": "val", "limit": 50}
+    assert (record["mask"], record["evaluated"]) == ("v2v", asked)
     capsys.readouterr()
     Image.new("RGB", (100, 50), "red").save(tmp_path / "x.jpg")
     picture = ["--image", str(tmp_path / "x.jpg")]
     evaluation.main([run, "--device", "cpu", *picture, "--question", "is there a red circle?"])
-    assert capsys.readouterr().out.count("\n") == 1
+    answer = capsys.readouterr().out
+    assert answer.count("\n") == 1
+    again = ["--question", "<image>is there a red circle?"]  # the picture is there already
+    evaluation.main([run, "--device", "cpu", *picture, *again])
+    assert capsys.readouterr().out == answer
     with pytest.raises(SystemExit, match="--image and --question belong together"):
         evaluation.main([run, "--device", "cpu", *picture])
+    for option in ("--json", "--md", "--split", "--source"):
+        with pytest.raises(SystemExit, match=f"{option} belongs to a data set"):
+            evaluation.main([run, "--device", "cpu", *picture, *again, option, str(tmp_path / "x")])
 
 
 def test_a_sound_is_asked_about_and_what_was_done_to_it_is_said_once(tokenizer, tmp_path, capsys):
@@ -111,9 +120,25 @@ def test_pictures_are_not_asked_of_a_run_on_sounds_nor_the_other_way_round(
     assert both == "error: --image and --audio: a question is about one of them"
 
 
-def test_what_is_not_a_run_is_named(tmp_path):
-    with pytest.raises(SystemExit, match="not a finished run, run.json is missing"):
-        evaluation.main([str(tmp_path)])
+def test_what_is_not_a_run_is_named(runs, tmp_path):
+    for path in (tmp_path, runs / "mma-0" / "model.pt"):
+        with pytest.raises(SystemExit, match="not a finished run, run.json is missing"):
+            evaluation.main([str(path)])
+
+
+@pytest.mark.parametrize("name", ["model.pt", "tokenizer.model"])
+def test_an_empty_file_of_a_run_is_named(name, tokenizer, tmp_path):
+    (make_run(tmp_path / "run", tokenizer) / name).write_bytes(b"")
+    with pytest.raises(SystemExit, match=f"error: .*{name} cannot be read: .+"):
+        evaluation.main([str(tmp_path / "run"), "--device", "cpu"])
+
+
+def test_a_tokenizer_of_another_model_is_named(tokenizer, tmp_path):
+    run, texts = make_run(tmp_path / "run", tokenizer), [chr(n) for n in range(0x4E00, 0x5200)]
+    larger = data.Tokenizer.train([" ".join(texts)], 2048)
+    (run / "tokenizer.model").write_bytes(larger.model)
+    with pytest.raises(SystemExit, match=f"{len(larger)} pieces belongs to another model"):
+        evaluation.main([str(run), "--device", "cpu"])
 
 
 def test_normalise():

@@ -41,6 +41,7 @@ QUICK = [
         ("--pt-steps 0 --steps 0", "nothing to train"),
         ("--limit 0", "must be 1 or more"),
         ("--mask nothing", "invalid choice"),
+        ("--seed 100000000000000000000", "must have 64 bits"),
     ],
 )
 def test_a_bad_option_is_one_line(options, message, capsys):
@@ -50,11 +51,27 @@ def test_a_bad_option_is_one_line(options, message, capsys):
     assert exit.value.code == 2 and message in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("part", ["encodr", ""])
-def test_a_part_to_freeze_that_does_not_exist_is_an_error(part, tmp_path):
-    with pytest.raises(SystemExit, match="no parameter's name begins so; there are encoder"):
-        train.main([*QUICK, "--freeze", part, "--out", str(tmp_path / "run")])
+@pytest.mark.parametrize("option, part", [("--freeze", "encodr"), ("--pt-freeze", "")])
+def test_a_part_to_freeze_that_does_not_exist_is_an_error(option, part, tmp_path):
+    with pytest.raises(SystemExit, match=f"{option} '{part}': no .* begins so; there are encoder"):
+        train.main([*QUICK, option, part, "--out", str(tmp_path / "run")])
     assert not list(tmp_path.glob("run/*.pt"))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--source mine.json", "--source belongs to --data easy_vqa or llava or nlvr"),
+        ("--images pictures", "--images belongs to --data llava, not to shapes"),
+        ("--strict", "--strict belongs to --data llava, not to shapes"),
+        ("--data nlvr --source x --images y", "--images belongs to --data llava, not to nlvr"),
+        ("--data llava --source x --pt-images y", "--pt-images belongs to --pt-source FILE"),
+        ("--device meta", "--device meta cannot be used here"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_an_error(options, message, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        train.main([*QUICK, "--out", str(tmp_path / "run"), *options.split()])
 
 
 def test_adamw_has_a_rate_of_its_own():
@@ -103,7 +120,7 @@ def test_json_and_md_are_checked_before_the_evaluation(tmp_path):
             )
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "no JSON"])
+@pytest.mark.parametrize("content", ["{}", "[]", "no JSON", '{"args": {}}', '{"args": []}'])
 def test_a_run_json_that_is_none(content, tmp_path):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(data.DataError, match="run.json cannot be read"):

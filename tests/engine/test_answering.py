@@ -48,6 +48,13 @@ def test_the_cache_of_a_batch_is_bounded_at_the_papers_size():
     assert all(2**31 < len(b) * 424 * a_token <= answering.CACHE_BYTES for b in batches[:-1])
 
 
+def test_the_masks_of_long_prompts_are_bounded_too():
+    """8,000 tokens asked: one row's mask takes 61 MiB, and four times that while it is made."""
+    rows = [Row(ids=[1] * 8000, role=[1] * 8000)] * 64
+    batches = list(row_batches(rows, 4, 256, 1))
+    assert [len(b) for b in batches] == [16] * 4  # 16 x 4 x 61 MiB are 3.8 GiB, of 4
+
+
 @pytest.mark.usefixtures("small", "no_drawing")
 def test_the_model_is_written_before_the_last_answers(tmp_path, monkeypatch):
     answers = train.answer_all

@@ -161,6 +161,15 @@ def test_a_full_disk_is_one_clear_error_and_the_last_good_checkpoint_stays(whole
     assert same(result_of(tmp_path), whole)
 
 
+@pytest.mark.parametrize("content", [b"", {"weights": {}}, []])
+def test_a_checkpoint_of_something_else_is_named(content, tmp_path):
+    train_and_crash(tmp_path, 8)
+    file = tmp_path / checkpoint.NAME
+    file.write_bytes(content) if content == b"" else torch.save(content, file)
+    with pytest.raises(SystemExit, match="cannot be read as a checkpoint: .+--overwrite"):
+        resume(tmp_path)
+
+
 class Evil:
     def __init__(self, trace):
         self.trace = trace
@@ -176,8 +185,8 @@ def test_a_pickle_with_code_in_it_is_refused(tmp_path):
         (out / name).write_bytes(pickle.dumps({"config": {}, "weights": Evil(trace)}))
     with pytest.raises(SystemExit, match="cannot be read as a checkpoint"):
         resume(out)
-    for name, record in (("model.pt", '{"args": {}}'), ("tokenizer.model", '{"args": {}}'),
-                         ("run.json", "{")):  # fmt: skip
+    finished = '{"args": {"data": "shapes"}}'
+    for name, record in (("model.pt", finished), ("tokenizer.model", finished), ("run.json", "{")):
         (out / "run.json").write_text(record)
         if name == "tokenizer.model":
             (out / name).write_bytes(b"broken")

@@ -90,9 +90,19 @@ def test_what_is_missing_is_said(made, capsys, tmp_path):
 
 
 def test_a_run_that_fails_is_reported(tmp_path):
-    nowhere = ["--seeds", "0", "--source", str(tmp_path / "nowhere")]
-    with pytest.raises(SystemExit, match="1 runs failed; see log.txt in .*easy_vqa-mma-0"):
-        run_arms(tmp_path, "easy_vqa", "--only", "mma", *nowhere)
+    folders = ["--runs", str(tmp_path), "--results", str(tmp_path)]
+    why = "the first: error: image_size=64 must be a multiple of patch_size=7"
+    with pytest.raises(SystemExit, match=f"1 runs failed; see log.txt in .*shapes-mma-0; {why}"):
+        one = ["shapes", "--only", "mma", "--seeds", "0"]
+        arms.main([*one, *folders, "--", "--preset", "tiny", "--patch-size", "7"])
+
+
+def test_files_that_are_not_there_are_said_before_the_first_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(arms, "make", None)
+    with pytest.raises(SystemExit, match="nowhere/train/questions.json: no such file"):
+        run_arms(tmp_path, "easy_vqa", "--only", "mma", "--source", str(tmp_path / "nowhere"))
+    with pytest.raises(SystemExit, match="--data nlvr needs --source"):
+        run_arms(tmp_path, "nlvr", "--only", "mma")
 
 
 @pytest.mark.parametrize("package, what", [("scipy", "claims"), ("matplotlib", "curves")])
@@ -169,8 +179,8 @@ def test_nlvr_compares_the_masks_on_dev_which_is_read_once(tmp_path, monkeypatch
     seeds = {arm: [t.seed for t in trials if t.arm == arm and t.asked] for arm in table}
     assert seeds == {"causal": [0, 1, 2], "mma": [0, 1, 2], "prefix": [0], "cca": [0]}
     assert arms.arms_of("nlvr").keys() == {"causal", "mma"}
-    val = {"run": "x", "accuracy": 0.5, "consistency": 0.2, "families": {}, "n": 6, "args": {}}
-    val |= {"seed": 0, "params": 1, "unparsed": 0, "seconds": 1}
+    val = {"run": "x", "accuracy": 0.5, "consistency": 0.2, "families": {}, "n": 6}
+    val |= {"args": {"data": "nlvr+world"}, "seed": 0, "params": 1, "unparsed": 0, "seconds": 1}
     dev = {**val, "accuracy": 0.75, "consistency": 0.25, "n": 12}
     dev["families"] = {"towers count": {"accuracy": 0.7, "n": 6}}
     dev["families"]["scattered place"] = {"accuracy": 0.8, "n": 6}

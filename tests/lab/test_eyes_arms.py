@@ -91,6 +91,15 @@ def test_what_is_missing_is_said(made, capsys):
         call(made, "--only", "cca")
 
 
+def test_what_all_runs_need_is_looked_for_before_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(eyes_arms, "make", None)
+    folders = ["--runs", str(tmp_path), "--results", str(tmp_path)]
+    with pytest.raises(SystemExit, match="typo: not a finished run"):
+        eyes_arms.main([*folders, "--encoder", str(tmp_path / "typo")])
+    with pytest.raises(SystemExit, match="config.json: no such file"):
+        eyes_arms.main([*folders, "--llm", str(tmp_path / "nowhere")])
+
+
 def test_the_plan(tmp_path):
     """Four masks with text and without, a rate for both masks alike."""
     args = eyes_arms.arguments(["--runs", str(tmp_path)])
