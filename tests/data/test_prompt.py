@@ -121,5 +121,5 @@ def test_collate_pads_on_the_right_and_reads_each_picture_once(tokenizer, tmp_pa
 def test_text_that_no_tokenizer_fits_is_one_clear_error():
     with pytest.raises(DataError, match="raise --vocab-size"):
         Tokenizer.train(["".join(chr(0x4E00 + i) for i in range(1500))], 1000)
-    with pytest.raises(DataError, match="no tokenizer"):
+    with pytest.raises(DataError, match="no text to train a tokenizer on"):
         Tokenizer.train([""], 1000)
