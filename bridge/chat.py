@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from bridge.folders import number, read_config
 from bridge.pieces import SPECIAL, ByteLevel, SentencePieces
 from data import DataError, Tokenizer
 
@@ -156,14 +157,16 @@ def read_tokenizer(folder: Path, template: str, system: str = "") -> ChatTokeniz
         if not (folder / name).exists() and (folder / "tokenizer.json").exists():
             name = "tokenizer.json"
         model = (folder / name).read_bytes()
-        vocabulary = read(folder / "config.json")["vocab_size"]
+        vocabulary = number(folder, read_config(folder), "vocab_size")
         added = added_tokens(folder, vocabulary) if name == "tokenizer.model" else {}
         return ChatTokenizer(model, template, added, vocabulary, system)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"{error.filename}: no such file; tokenizers are read from sentencepiece's "
             "tokenizer.model or from the tokenizer.json of a byte-level BPE"
         ) from None
+    except OSError as error:
+        raise DataError(f"{error.filename}: not readable ({error.strerror})") from None
     except (ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
         raise DataError(f"{folder}: its tokenizer cannot be read ({error})") from None
 

@@ -6,6 +6,7 @@ is our own.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,13 +18,46 @@ from data import DataError
 def read_config(folder: Path) -> dict:
     file = folder / "config.json"
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{file}: no such file; a Hugging Face folder holds config.json and *.safetensors"
         ) from None
+    except OSError as error:
+        raise DataError(f"{file}: not readable ({error.strerror})") from None
     except ValueError as error:
         raise DataError(f"{file}: not readable as JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise DataError(f"{file}: holds no settings; an object of JSON was expected")
+    return config
+
+
+def section(folder: Path, config: dict, name: str) -> dict:
+    """The settings that a setting holds; none where config.json says nothing or null."""
+    value = config.get(name)
+    if value is not None and not isinstance(value, dict):
+        said = f"{name} is {json.dumps(value)[:60]}, and an object was expected"
+        raise DataError(f"{folder / 'config.json'}: {said}")
+    return value or {}
+
+
+def is_number(value, whole: bool = False) -> bool:
+    """Whether it can be a size, or with whole a number of things: true and "32" are neither."""
+    right = type(value) is int or (type(value) is float and not whole)
+    return right and 0 < value < math.inf
+
+
+def number(folder: Path, config: dict, name: str, default=None, whole: bool = True):
+    """A setting that is a number above 0. default: what holds where config.json says nothing or
+    null; without one that is an error."""
+    value = config.get(name)
+    if value is None and default is not None:
+        return default
+    if is_number(value, whole):
+        return value
+    said = f"is {json.dumps(value)[:60]}" if name in config else "is missing"
+    wanted = "a whole number" if whole else "a number"
+    raise DataError(f"{folder / 'config.json'}: {name!r} {said}; {wanted} above 0 was expected")
 
 
 def demand(folder: Path, config: dict, **allowed: list) -> None:
@@ -52,7 +86,7 @@ def files_of(folder: Path) -> list[Path]:
     try:
         named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         files = sorted({folder / name for name in named})
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(f"{index}: not readable as an index of files ({error})") from None
     for file in files:
         if not file.exists():

@@ -9,13 +9,14 @@ Shapes:  N pictures   g patches along a side   n image tokens of a picture   E e
          p pixels along a patch's side
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bridge.folders import demand, read_config
+from bridge.folders import demand, number, read_config, section
 from engine.checks import check_image
 
 EPS = 1e-6
@@ -92,16 +93,16 @@ def vision_sizes(folder: Path) -> dict:
     """Fields of PretrainedConfig, from config.json of a vision tower or of a whole SigLIP."""
     config = read_config(folder)
     demand(folder, config, model_type=["siglip", "siglip_vision_model", "siglip2"])
-    config = config.get("vision_config", config)
+    config = section(folder, config, "vision_config") if "vision_config" in config else config
     demand(folder, config, hidden_act=["gelu_pytorch_tanh"], num_channels=[3], layer_norm_eps=[EPS])
-    config = {**DEFAULTS, **config}
+    of = partial(number, folder, {**DEFAULTS, **config})
     return dict(
-        encoder_width=config["hidden_size"],
-        encoder_d_ff=config["intermediate_size"],
-        encoder_layers=config["num_hidden_layers"],
-        encoder_heads=config["num_attention_heads"],
-        image_size=config["image_size"],
-        patch_size=config["patch_size"],
+        encoder_width=of("hidden_size"),
+        encoder_d_ff=of("intermediate_size"),
+        encoder_layers=of("num_hidden_layers"),
+        encoder_heads=of("num_attention_heads"),
+        image_size=of("image_size"),
+        patch_size=of("patch_size"),
     )
 
 
