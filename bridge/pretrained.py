@@ -208,10 +208,7 @@ def config_of(
 ) -> PretrainedConfig:
     """The sizes of both folders. changes: fields of the config, such as pool=3, or vocab_size one
     larger, for a new token. Raises ValueError for sizes that do not fit each other."""
-    try:
-        sizes = {**vision_sizes(vision), **decoder_sizes(decoder, max_tokens)}
-    except KeyError as error:
-        raise DataError(f"{decoder / 'config.json'}: {error} is missing") from None
+    sizes = {**vision_sizes(vision), **decoder_sizes(decoder, max_tokens)}
     return PretrainedConfig(**{**sizes, **changes})
 
 
@@ -306,20 +303,21 @@ class Filling:
             self.wrong.append(f"{name} {list(tensor.shape)} in {file} is not expected")
         if not targets:
             return
+        came_as = f"{name} has the shape {list(tensor.shape)}"
+        tensor = torch.atleast_1d(tensor)  # a single number has no rows, and fits no parameter
         rows = [len(tensor)]
         if len(targets) > 1:
             rows = [self.shapes[target][0] for target in targets]
         if sum(rows) != len(tensor):
-            self.wrong.append(
-                f"{name} has the shape {list(tensor.shape)}, and {sum(rows)} rows were expected"
-            )
+            self.wrong.append(f"{came_as}, and {sum(rows)} rows were expected")
             self.wanted -= set(targets)
             return
         for target, values in zip(targets, tensor.split(rows)):
             to, _, piece = target.partition("#")
-            values = self.joined(to, piece, values) if piece else values
+            if piece and values.shape[1:] == self.shapes[to][1:]:  # else put says what is wrong
+                values = self.joined(to, piece, values)
             if values is not None:
-                self.put(to, values, f"{name} has the shape {list(tensor.shape)}")
+                self.put(to, values, came_as)
 
     def joined(self, to: str, piece: str, values: Tensor) -> Tensor | None:
         """All rows of a parameter, as soon as the last of its pieces is there."""
@@ -334,7 +332,7 @@ class Filling:
     def put(self, to: str, values: Tensor, came_as: str) -> None:
         self.wanted.discard(to)
         shape = self.shapes[to]
-        if to == "encoder.patch.weight":
+        if to == "encoder.patch.weight" and values.dim() > 1:
             values = values.flatten(1)
         if to in self.ROOM_FOR_NEW and len(values) + 1 == shape[0]:
             values = torch.cat([values, values.mean(0, keepdim=True)])  # the mean of the others

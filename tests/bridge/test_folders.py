@@ -1,11 +1,16 @@
 """Damaged folders of pretrained weights: one error that names the file and the setting."""
 
 import json
+import re
+from functools import partial
 
 import pytest
+import torch
+from torch import nn
 
 from bridge.chat import read_tokenizer
 from bridge.decoders import decoder_sizes
+from bridge.pretrained import Filling
 from bridge.siglip import vision_sizes
 from data import DataError
 
@@ -83,3 +88,24 @@ def test_a_file_is_no_folder(tmp_path):
     for read in (vision_sizes, decoder_sizes, lambda folder: read_tokenizer(folder, "vicuna")):
         with pytest.raises(DataError, match=r"model.safetensors/\w+.\w+: no such file"):
             read(file)
+
+
+@pytest.mark.parametrize("name,shape,says", [
+    ("norm", (), "norm has the shape ..: norm.weight would be .1., not .4."),
+    ("patch", (), "patch has the shape ..: encoder.patch.weight would be .1., not .4, 12."),
+    ("gate_up", (), "gate_up has the shape .., and 8 rows were expected"),
+    ("q", (4,), "q has the shape .4.: qkv.weight would be .4., not .12, 4."),
+])  # fmt: skip
+def test_a_tensor_of_other_dimensions_is_named(name, shape, says):
+    """Also where k is there already, to which q would be joined."""
+    linear = partial(nn.Linear, bias=False)
+    parts = {"norm": nn.RMSNorm(4), "qkv": linear(4, 12), "gate": linear(4, 4), "up": linear(4, 4)}
+    model = nn.ModuleDict({**parts, "encoder": nn.ModuleDict({"patch": linear(12, 4)})})
+    names = {"norm": "norm.weight", "patch": "encoder.patch.weight", "q": "qkv.weight#0/3"}
+    names |= {"k": "qkv.weight#1/3", "gate_up": "gate.weight up.weight"}
+    wanted = {parameter for parameter, _ in model.named_parameters()}
+    filling = Filling(model, names, wanted, torch.float32)
+    filling.take("file", "k", torch.ones(4, 4))
+    filling.take("file", name, torch.ones(shape))
+    (wrong,) = filling.wrong
+    assert re.search(says, wrong)
