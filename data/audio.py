@@ -8,6 +8,7 @@ the bands.
 Shapes:  S sounds
 """
 
+import io
 import wave
 from pathlib import Path
 
@@ -22,6 +23,7 @@ SAMPLES = RATE * SECONDS
 HOP, WINDOW = SAMPLES // SIZE, 512  # samples from column to column; samples that a column looks at
 RANGE = 60  # dB from black to white
 RATES = range(1000, 768_001)  # of files
+PCM = bytes.fromhex("0100000000001000800000aa00389b71")  # of an extensible header, the sub-format
 
 
 def mel_matrix() -> Tensor:
@@ -67,21 +69,35 @@ def write(file, sound: Tensor) -> None:
         out.writeframes((sound.clamp(-1, 1) * 32767).round().to(torch.int16).numpy().tobytes())
 
 
+def opened(path: Path) -> wave.Wave_read:
+    """A WAV file. An extensible header, which ffmpeg writes for 24 bits, is made a plain one where
+    its samples are PCM: before Python 3.12 the standard library does not know it."""
+    with open(path, "rb") as file:
+        head = file.read(60)
+        if head[12:16] + head[20:22] + head[44:] == b"fmt \xfe\xff" + PCM:
+            return wave.open(io.BytesIO(head[:20] + PCM[:2] + head[22:] + file.read()))
+    return wave.open(str(path), "rb")
+
+
 def read(path: Path) -> tuple[Tensor, str]:
     """The first 2 s of a WAV file (PCM of 8, 16, 24 or 32 bits, any number of channels, 1 to 768
     kHz) as a sound [SAMPLES], and what was done to it in one line, or "" if nothing was. Raises
     DataError if it cannot be read."""
     try:
-        with wave.open(str(path), "rb") as file:
+        with opened(path) as file:
             channels, width, rate, n_frames = file.getparams()[:4]
             frames = file.readframes(SECONDS * rate) if rate in RATES else b""
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except Exception as error:  # wave.Error, EOFError, struct.error, IsADirectoryError ...
-        why = f"{path}: not a readable WAV file ({error or 'it ends too early'})"
+    except OSError as error:
+        raise DataError(f"{path}: not a readable WAV file ({error.strerror})") from None
+    except Exception as error:  # wave.Error, EOFError, struct.error ...
+        why = f"{path}: not a readable WAV file ({str(error) or 'it ends too early'})"
+        raise DataError(f"{why}; save it as plain 16-bit PCM, as most programs can") from None
+    if width > 4:
         raise DataError(
-            f"{why}; PCM of 8 to 32 bits is read, which most programs can save"
-        ) from None
+            f"{path}: {8 * width} bits a sample; save it as PCM of 16 bits, 8 to 32 are read"
+        )
     if rate not in RATES:
         raise DataError(f"{path}: {rate} samples a second; {RATES[0]} to {RATES[-1]} are read")
     whole = len(frames) // (channels * width)
@@ -90,7 +106,12 @@ def read(path: Path) -> tuple[Tensor, str]:
     samples = values(frames[: whole * channels * width], width).view(-1, channels).mean(1)
     sound = resampled(F.pad(samples, (0, SECONDS * rate - whole)), rate)
     done = [f"{rate} samples a second are made {RATE}"] if rate != RATE else []
-    if n_frames > SECONDS * rate:
+    if whole < min(n_frames, SECONDS * rate):
+        done.append(
+            f"the file is cut off: of its {n_frames / rate:.1f} s only {whole / rate:.2f} s are "
+            f"there, and silence follows, up to {SECONDS} s"
+        )
+    elif n_frames > SECONDS * rate:
         done.append(f"only the first {SECONDS} of its {n_frames / rate:.1f} s are heard")
     elif whole < SECONDS * rate:
         done.append(f"its {whole / rate:.1f} s are followed by silence, up to {SECONDS} s")
