@@ -40,9 +40,16 @@ class Conversation:
         self.T, self.position, self.turn = 0, 0, 0
         self.pending: list[int] = []  # of the last answer, what the model has not read yet
 
+    def free(self, n_images: int, max_new_tokens: int = 128) -> int:
+        """Tokens that the words of the next message may have, beside so many pictures, the
+        template and the answer."""
+        tokenizer, pictures = self.tokenizer, n_images * self.model.config.n_image_tokens
+        template = len(self.pending) + len(tokenizer.next) + len(tokenizer.opening)
+        return self.room - self.T - template - pictures - max_new_tokens
+
     def ask(self, message: str, images: list = (), max_new_tokens: int = 128) -> Iterator[str]:
         """The answer, piece by piece. message: with data.IMAGE where a picture stands. Raises
-        DataError when there is no room left."""
+        DataError if the message is too long, and "no room for more" if any would be."""
         tokenizer, config = self.tokenizer, self.model.config
         asked, new = data.Example(list(images), [(message, "")]), data.Row()
         row = data.encode(asked, tokenizer, config.n_image_tokens, upto=0)
@@ -56,7 +63,13 @@ class Conversation:
             getattr(new, name).extend(getattr(row, name))
         new.images = row.images
         if self.T + len(new.ids) + max_new_tokens > self.room:
-            raise data.DataError(f"no room for more: {self.T} of {self.room} tokens are taken")
+            free = self.free(len(images), max_new_tokens)
+            if free < 1:
+                raise data.DataError(f"no room for more: {self.T} of {self.room} tokens are taken")
+            raise data.DataError(
+                f"the message is too long: {len(new.ids)} tokens, and its words may have about "
+                f"{free}; ask in fewer words"
+            )
         self.turn += 1
         return self._stream(data.collate([new], tokenizer.pad, config.image_size), max_new_tokens)
 
@@ -128,7 +141,7 @@ def converse(model: MLLM, tokenizer: data.Tokenizer, look: Look, images: list) -
             return print()
         except data.DataError as error:
             print(f"error: {error}")
-            if "no room" in str(error):
+            if str(error).startswith("no room for more:"):
                 return
 
 
@@ -137,7 +150,10 @@ def answer(talk: Conversation, line: str, images: list, look: Look) -> list:
     not seen yet; emptied when it has."""
     command, _, argument = line.partition(" ")
     if command in ("/image", "/audio") and argument:
-        return [look(**{command[1:]: Path(argument.strip()).expanduser()})]
+        file = path_of(argument.strip())
+        if talk.free(len(images) + 1) < 1:
+            raise data.DataError(f"{file} is left out: the conversation cannot hold one more")
+        return [look(**{command[1:]: file})]
     if line.startswith("/") or line in ("quit", "exit"):
         print(HELP)
         return []
@@ -146,6 +162,14 @@ def answer(talk: Conversation, line: str, images: list, look: Look) -> list:
     print()
     images.clear()
     return []
+
+
+def path_of(text: str) -> Path:
+    """A path as it was typed, whose ~ may stand for a user's folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # a user who is not known
+        raise data.DataError(f"{text}: no such user; give the path without ~") from None
 
 
 def arguments(argv=None) -> argparse.Namespace:

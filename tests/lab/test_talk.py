@@ -116,6 +116,30 @@ def test_ctrl_c_and_ctrl_d_end_it(run, monkeypatch, capsys, end):
     assert say(run, monkeypatch, capsys, end) == [""]
 
 
+@pytest.mark.parametrize("file", ["~nosuchuser/a.png", "no room.png"])
+def test_a_path_that_leads_nowhere_does_not_end_the_conversation(run, monkeypatch, capsys, file):
+    error, _ = say(run, monkeypatch, capsys, f"/image {file}", "is there a circle?", "")
+    assert error.startswith(f"error: {file}: no such")
+
+
+def test_a_message_that_is_too_long_does_not_end_the_conversation(run, monkeypatch, capsys):
+    """Nor does one picture too many; what was shown before is still asked about."""
+    asked, ask = [], Conversation.ask
+
+    def counting(self, message, images):
+        asked.append(len(images))
+        return ask(self, message, images)
+
+    monkeypatch.setattr(Conversation, "ask", counting)
+    show = [f"/image {run / 'b.png'}"] * 200
+    lines = ["is there a circle? " * 600, *show, "and here?", ""]
+    said = say(run, monkeypatch, capsys, *lines)
+    assert said[0].startswith("error: the message is too long: ") and "\n" not in said[0]
+    assert said[1].startswith("error: ") and "cannot hold one more" in said[1]
+    left_out = sum("cannot hold one more" in line for line in said)
+    assert asked == [1, 201 - left_out] and len(said) == 1 + left_out + 1
+
+
 def test_ctrl_c_ends_an_answer_too(run, monkeypatch, capsys):
     def interrupted(*args):
         yield "ye"
