@@ -25,6 +25,7 @@ PROMPTS = {
     "yes/no": "{hint}{question}\nPlease answer yes or no.",
     "short": "{hint}{question}\nAnswer the question using a single word or phrase.",
 }
+POPE = {"question": "text", "answer": "label", "image_path": "image"}  # our column -> its name
 LONGEST_INDEX = 64  # characters; an image field that is longer holds a picture
 
 
@@ -43,7 +44,9 @@ def read(file: Path, images: Path | None = None) -> list[Question]:
     rows = list(read_tsv(file) if file.suffix == ".tsv" else read_pope(file))
     if not rows:
         raise DataError(f"{file}: holds no question")
-    answers = {normalise(str(row["answer"])) for _, row in rows}
+    if empty := [where for where, row in rows if not row["answer"].strip()]:
+        raise DataError(f"{empty[0]}: its answer is empty; fill it in, or leave the row out")
+    answers = {normalise(row["answer"]) for _, row in rows}
     kind = "yes/no" if answers <= {"yes", "no"} else "short"
     if any(row.get("A") for _, row in rows):
         kind = "choice"
@@ -69,6 +72,8 @@ def read_tsv(file: Path) -> Iterator[tuple[str, dict]]:
                 yield where, {name: value or "" for name, value in row.items() if name}
     except FileNotFoundError:
         raise DataError(f"{file}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{file}: not readable ({error.strerror})") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file}: not readable as TSV ({error})") from None
 
@@ -76,8 +81,12 @@ def read_tsv(file: Path) -> Iterator[tuple[str, dict]]:
 def read_pope(file: Path) -> Iterator[tuple[str, dict]]:
     """The same of a file of JSON lines."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # not at U+2028, as splitlines
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{file}: not readable ({error.strerror})") from None
+    except UnicodeDecodeError as error:
         raise DataError(f"{file}: not readable ({error})") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -85,13 +94,16 @@ def read_pope(file: Path) -> Iterator[tuple[str, dict]]:
         where = f"{file}: line {number}"
         try:
             entry = json.loads(line)
-            row = {"question": entry["text"], "answer": entry["label"]}
-            row |= {"index": str(number), "image_path": entry["image"]}
+            row = {column: entry[name] for column, name in POPE.items()}
+            right = all(isinstance(text, str) for text in row.values())
         except (ValueError, KeyError, TypeError):
+            right = False
+        if not right:
             raise DataError(
-                f"{where}: expected an object with image, text and label, got {line[:100]}"
-            ) from None
-        yield where, row
+                f"{where}: expected an object with image, text and label, all of them texts, got "
+                f"{line[:100]}"
+            )
+        yield where, row | {"index": str(number)}
 
 
 def question(where: str, row: dict, kind: str, inline: dict[str, str], folder: Path) -> Question:

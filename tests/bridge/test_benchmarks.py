@@ -156,6 +156,7 @@ def test_short_answers(tmp_path):
         "row 7: its answer 'C' is none of the options A",
     ),
     ({"index": 7, "question": "q", "answer": "x"}, "row 7: no picture"),
+    ({"index": 7, "question": "q", "answer": "", "image": "i" * 80}, "row 7: its answer is empty"),
     ({"question": "q", "answer": "x"}, "no column index"),
     (
         {"index": 7, "question": "q", "answer": "x", "image": "!" * 80},
@@ -165,6 +166,31 @@ def test_short_answers(tmp_path):
 def test_damaged_files_are_named(tmp_path, row, says):
     with pytest.raises(DataError, match=says):
         read(tsv(tmp_path / "x.tsv", [row]))
+
+
+@pytest.mark.parametrize("change,says", [
+    ({"label": True}, "line 2: expected an object .* all of them texts, got .*true"),
+    ({"text": 3}, "line 2: expected an object"),
+    ({"image": ["a.jpg"]}, "line 2: expected an object"),
+    ({"label": " "}, "line 2: its answer is empty"),
+])  # fmt: skip
+def test_damaged_lines_of_pope_are_named(tmp_path, change, says):
+    """A line with an empty answer too, which would make all others short answers."""
+    good, file = {"image": "a.jpg", "text": "Is it\u2028red?", "label": "yes"}, tmp_path / "p.json"
+    file.write_text(json.dumps(good, ensure_ascii=False) + "\r\n", "utf-8")
+    assert read(file)[0].example.turns[0][0].startswith("<image>Is it\u2028red?")
+    file.write_text("\n".join(map(json.dumps, (good, good | change))))
+    with pytest.raises(DataError, match=says):
+        read(file)
+
+
+@pytest.mark.parametrize("name", ["d.tsv", "d.json"])
+def test_a_folder_is_no_benchmark_file(tmp_path, name):
+    with pytest.raises(DataError, match=f"{name}: no such file"):
+        read(tmp_path / name)
+    (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=f"{name}: not readable .Is a directory."):
+        read(tmp_path / name)
 
 
 def test_a_run_is_scored_and_says_how(choice, tmp_path, capsys):
