@@ -124,8 +124,8 @@ def check_data(source, tokenizer, config: PretrainedConfig, args) -> CheckedSour
         for stage, kind in (("pt", args.pt_mask), ("sft", args.mask))
     ]
     check_source(source, stages, model, args, Distributed(args.device, args.fsdp).say)
-    for parts in (args.pt_freeze, args.freeze):
-        freeze(model, parts)  # a part that does not exist is said now
+    freeze(model, args.pt_freeze, "--pt-freeze")  # a part that does not exist is said now
+    freeze(model, args.freeze)
     return CheckedSource(source)
 
 
