@@ -22,6 +22,7 @@ class SkippedEntries:
     def __init__(self, strict: bool = True):
         self.strict = strict
         self.by_kind: dict[str, list[str]] = {}  # kind of error -> messages
+        self.held_out = 0  # captions not used: val or test show their pictures; nothing is wrong
 
     def add(self, error: DataError) -> None:
         if self.strict:
@@ -34,15 +35,17 @@ class SkippedEntries:
     def report(self, n_entries: int, brief: bool = False) -> str:
         """What was left out of n_entries, with the first three of each kind; empty if nothing.
         brief: one line, for those who have been told."""
+        n = self.held_out
+        unused = [f"{n:,} captions of held-out pictures are not used"] if n else []
         if not self.by_kind:
-            return ""
+            return "".join(unused)
         head = f"{self.count():,} of {n_entries:,} entries are damaged and left out"
         by_number = sorted(self.by_kind.items(), key=lambda item: -len(item[1]))
         if brief:
             kinds = ", ".join(f"{len(messages):,} {kind}" for kind, messages in by_number)
-            return f"{head} ({kinds})"
+            return "; ".join([f"{head} ({kinds})", *unused])
         lines = [f"{head} (--strict makes them an error):"]
         for kind, messages in by_number:
             lines.append(f"  {len(messages):,} {kind}, such as")
             lines += [f"    {message}" for message in messages[:3]]
-        return "\n".join(lines)
+        return "\n".join([*lines, *unused])

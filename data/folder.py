@@ -58,7 +58,7 @@ class Folder:
         error (see SkippedEntries). Returns the report of what was left out; brief: in one line."""
         self.whole = self.whole or dict(self.splits)
         examples = [e for groups in self.splits.values() for group in groups for e in group]
-        n_entries = len(examples) + self.skipped.count()
+        n_entries = len(examples) + self.skipped.count() + self.skipped.held_out
         images = dict.fromkeys(image for example in examples for image in example.images)
         broken = {}  # picture -> what is wrong with it
         for image in images:

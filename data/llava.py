@@ -160,7 +160,7 @@ def load(
 ) -> Folder:  # fmt: skip
     """The data set in the file `source`, its pictures below `images`. pt_source, pt_images: a file
     of captions for stage 1, the split "pt"; without it stage 1 uses the questions. Captions of
-    pictures that are held out are left out."""
+    pictures that are held out are not used: they are counted, and no error."""
     skipped = SkippedEntries(strict)
     splits = split_groups(*read_groups(source, images, skipped))
     if pt_source is None:
@@ -169,9 +169,7 @@ def load(
     held_out = {path for group in held_out_groups for e in group for path in e.images}
     splits["pt"] = []
     for group in read_groups(pt_source, pt_images, skipped)[0]:
-        forbidden = [e for e in group if held_out.intersection(e.images)]
-        for e in forbidden:
-            kind = "captions of pictures that are held out"
-            skipped.add(DataError(f"{e.id}: a picture of it is held out", kind))
-        splits["pt"] += [] if forbidden else [group]
+        kept = [e for e in group if held_out.isdisjoint(e.images)]
+        skipped.held_out += len(group) - len(kept)
+        splits["pt"] += [kept] if kept else []
     return Folder(splits, skipped=skipped)

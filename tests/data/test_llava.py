@@ -129,12 +129,33 @@ def test_captions_of_their_own_for_stage_1(llava, tokenizer):
     held = {image for split in ("val", "test") for e in folder.heldout(split) for image in e.images}
     seen = {image for e in drawn["pt"] for image in e.images}
     assert held and seen and not held & seen and len(held) + len(seen) == 30
-    assert f"{len(held)} captions of pictures that are held out" in folder.read_pictures(32)
+    assert folder.read_pictures(32) == f"{len(held)} captions of held-out pictures are not used"
     assert "a caption of" in " ".join(folder.texts())
     with pytest.raises(DataError, match="no training row keeps an answer"):
         folder.drop_unusable(tokenizer, 16, 18)
     with pytest.raises(DataError, match="--pt-source belongs to --data llava"):
         data.load("shapes", pt_source=captions)
+
+
+def test_of_linked_captions_only_those_of_held_out_pictures_are_not_used(llava):
+    """That a picture is held out is no damage: it is counted apart, also with --strict."""
+    folder = data.load("llava", llava)
+    held, *_ = (e.images[0].name for e in folder.heldout("test") if e.images)
+    a, b, c, d, *_ = (e.images[0].name for e in folder.heldout("train") if len(e.images) == 1)
+    captions = llava.parent / "captions.json"
+    shown = [[held, a], [a, b], [b, c], [d]]
+    entries = [entry(names, "<image>" * len(names), "a caption") for names in shown]
+    captions.write_text(json.dumps(entries))
+    folder = data.load("llava", llava, strict=True, pt_source=captions)
+    kept = [[path.name for path in e.images] for e in folder.heldout("pt")]
+    assert kept == [[a, b], [b, c], [d]]
+    assert folder.read_pictures(32) == "1 captions of held-out pictures are not used"
+    folder.skipped.by_kind["malformed"] = ["entry 3: is damaged"]
+    for brief in (False, True):
+        report = folder.read_pictures(32, brief)
+        assert report.startswith("1 of 37 entries are damaged")
+        assert report.endswith("1 captions of held-out pictures are not used")
+        assert ("\n" in report) != brief
 
 
 def test_the_llava_split_follows_the_names_alone(llava, tmp_path, monkeypatch):
