@@ -191,3 +191,16 @@ def test_a_large_group_of_pictures_is_trained_on(llava):
     folder = data.load("llava", llava)
     n = {s: len({p for e in folder.heldout(s) for p in e.images}) for s in SPLITS}
     assert n["train"] > 20 and 1 <= n["val"] <= 3 and 1 <= n["test"] <= 3
+
+
+@pytest.mark.parametrize("n_single", [2, 5])
+def test_no_split_is_empty_beside_a_very_large_group(tmp_path, n_single):
+    """59 entries of two pictures hang together: a tenth of all pictures is more than the rest."""
+    linked = [[f"a_{i}.png", f"a_{i + 1}.png"] for i in range(59)]
+    shown = linked + [[f"{i}.png"] for i in range(n_single)]
+    for name in {name for names in shown for name in names}:
+        (tmp_path / name).touch()
+    entries = [entry(names, "<image>" * len(names), "yes") for names in shown]
+    (tmp_path / "data.json").write_text(json.dumps(entries))
+    splits = data.load("llava", tmp_path / "data.json").splits
+    assert [len(splits[s]) for s in ("train", "val", "test")] == [1, 1, n_single - 1]
