@@ -11,7 +11,9 @@ stay together. Captions for stage 1 may come from a second file of the same form
 """
 
 import json
+import os
 import zlib
+from functools import cache
 from pathlib import Path
 
 from data.errors import DataError, SkippedEntries
@@ -72,12 +74,15 @@ def check_message(message, wanted: str, where: str) -> None:
 
 
 def find_picture(name: str, images: Path, where: str) -> Path:
-    """The file of a picture below the folder `images`."""
+    """The file of a picture below the folder `images`, links within it resolved. A link that leads
+    out keeps its name: folders of links and hub caches are made so. `..` may not lead out."""
     try:
-        path = (images / name).resolve()
+        named = Path(os.path.normpath(images / name))
+        path = named.resolve()
         is_there = path.is_file()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last: a link to itself
         raise DataError(f"{where}: {name[:80]!r} cannot be a file's name ({error})") from None
+    path = path if path.is_relative_to(images) else named
     if not path.is_relative_to(images):
         why = f"{where}: the picture {name!r} is outside {images}"
         raise DataError(why, "picture outside the folder")
@@ -96,8 +101,9 @@ def group_by_picture(examples: list[Example]) -> list[list[Example]]:
             parent[x] = x = parent[parent[x]]
         return x
 
+    real = cache(Path.resolve)  # links to one picture are one picture
     # Examples without a picture go together if they say the same
-    keys = [example.images or [repr(example.turns)] for example in examples]
+    keys = [[*map(real, example.images)] or [repr(example.turns)] for example in examples]
     for first, *others in keys:
         for other in others:
             parent[root(other)] = root(first)
@@ -168,10 +174,10 @@ def load(
     if pt_source is None:
         return Folder(splits, skipped=skipped)
     held_out_groups = splits["val"] + splits["test"]
-    held_out = {path for group in held_out_groups for e in group for path in e.images}
+    held_out = {path.resolve() for group in held_out_groups for e in group for path in e.images}
     splits["pt"] = []
     for group in read_groups(pt_source, pt_images, skipped)[0]:
-        kept = [e for e in group if held_out.isdisjoint(e.images)]
+        kept = [e for e in group if held_out.isdisjoint(path.resolve() for path in e.images)]
         skipped.held_out += len(group) - len(kept)
         splits["pt"] += [kept] if kept else []
     return Folder(splits, skipped=skipped)

@@ -204,3 +204,39 @@ def test_no_split_is_empty_beside_a_very_large_group(tmp_path, n_single):
     (tmp_path / "data.json").write_text(json.dumps(entries))
     splits = data.load("llava", tmp_path / "data.json").splits
     assert [len(splits[s]) for s in ("train", "val", "test")] == [1, 1, n_single - 1]
+
+
+def test_pictures_may_be_links_but_no_name_leads_out_of_the_folder(llava, tmp_path):
+    """A folder of links, as a hub's cache has them. Two names of one picture stay in one split."""
+    (links := tmp_path / "elsewhere" / "links").mkdir(parents=True)
+    entries = json.loads(llava.read_text())
+    for i, e in enumerate(entries[:30]):
+        (links / e["image"]).symlink_to(llava.parent / e["image"])
+        (links / f"again{i}.png").symlink_to(llava.parent / e["image"])
+    (links / "all").symlink_to(llava.parent)
+    entries += [{**e, "image": f"again{i}.png"} for i, e in enumerate(entries[:30])]
+    entries += [{**e, "image": f"all/{e['image']}"} for e in entries[:30]]
+    entries += [entry(f"../{links.name}/0.png", "<image>", "the same picture")]
+    (links / "data.json").write_text(json.dumps(entries))
+    folder = data.load("llava", links / "data.json", strict=True, pt_source=llava)
+    splits = {s: {p.resolve() for e in folder.heldout(s) for p in e.images} for s in SPLITS}
+    assert all(splits.values()) and sum(map(len, splits.values())) == 30
+    assert sum(len(folder.heldout(s)) for s in SPLITS) == 93
+    captioned = {path for e in folder.heldout("pt") for path in e.images}
+    assert captioned == splits["train"]  # the same pictures without a link
+    assert folder.read_pictures(32).endswith("captions of held-out pictures are not used")
+
+    def names(folder):
+        return {s: {p.name for e in folder.heldout(s) for p in e.images} for s in SPLITS}
+
+    before = names(folder)  # follow the links' names, not where they lie or lead
+    links = links.rename(tmp_path / "links")
+    assert names(data.load("llava", links / "data.json")) == before
+    (links / "loop.png").symlink_to("loop.png")
+    (links / "data.json").write_text(json.dumps([entry("loop.png", "<image>", "none")]))
+    with pytest.raises(DataError, match="entry 0: .*loop.png"):
+        data.load("llava", links / "data.json")
+    for name in ("../llava/0.png", str(llava.parent / "0.png"), "all/../../llava/0.png"):
+        (links / "data.json").write_text(json.dumps([entry(name, "<image>", "out")]))
+        with pytest.raises(DataError, match="entry 0: the picture .* is outside"):
+            data.load("llava", links / "data.json")
