@@ -132,16 +132,32 @@ class Folder:
 
 
 def read_json(file: Path, lines: bool = False):
-    """What a JSON file of the user's holds; with `lines` a list, if each line begins an object
-    (JSON Lines). Raises DataError if it cannot be read."""
+    """What a JSON file of the user's holds; with `lines` a list, if it is JSON Lines, where a
+    DataError stands for a line that cannot be read. Raises DataError if the file cannot be read."""
     try:
         text = file.read_text(encoding="utf-8-sig")
-        if lines and text.lstrip().startswith("{"):
-            rows = [line for line in text.split("\n") if line.strip()]
-            if len(rows) > 1 and all(line.lstrip().startswith("{") for line in rows):
-                text = "[" + "\n,".join(rows) + "]"
-        return json.loads(text)
+        rows = json_lines(text) if lines else []
+        return [read_line(row, f"{file}: line {k}") for k, row in rows] or json.loads(text)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file (check --source)") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: not readable as JSON ({error})") from None
+
+
+def json_lines(text: str) -> list[tuple[int, str]]:
+    """The lines of JSON Lines that are not blank, each with its number; none if the text is of
+    another form. Half of them look like whole objects: some may be damaged."""
+    if text.lstrip().startswith("["):
+        return []
+    rows = [(k, row) for k, row in enumerate(text.split("\n"), 1) if row.strip()]
+    n_objects = sum(row.strip()[0] + row.strip()[-1] == "{}" for _, row in rows)
+    return rows if len(rows) > 1 and 2 * n_objects >= len(rows) else []
+
+
+def read_line(line: str, where: str):
+    """What a line of JSON Lines holds, or the DataError that says why it cannot be read."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        why = str(error).replace("line 1 ", "")  # Python has seen this line alone
+        return DataError(f"{where}: not readable as JSON ({why})")

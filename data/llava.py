@@ -24,7 +24,9 @@ SPEAKER = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 
 
 def read_entry(entry, where: str, images: Path) -> Example:
-    """One entry, checked. Raises DataError with what is wrong."""
+    """One entry, checked. Raises DataError with what is wrong; entry may be one (read_json)."""
+    if isinstance(entry, DataError):
+        raise entry
     if not isinstance(entry, dict):
         raise DataError(f"{where}: expected an object with image and conversations")
     where += f" (id {entry['id']!r})" if "id" in entry else ""

@@ -51,7 +51,8 @@ def replaced(file):
     (lambda f: f.write_text("{"), "data.json: not readable as JSON"),
     (lambda f: f.write_text("[]"), r"data.json: expected a list .*conversations.*, found none"),
     (lambda f: f.write_text("{}"), "data.json: expected a list .*, found something else"),
-    (lambda f: f.write_text('{"id": 1}\n{"id": 2}\n{"id"'), "not readable as JSON .*line 3"),
+    (lambda f: f.write_text('{"id": 1, "image":\n["a.jpg"'), "not readable as JSON .*line 2"),
+    (lambda f: f.write_text('{"data": [\n{"id": 1},\n{"id": 2}\n]}'), "found something else"),
     (lambda f: f.write_bytes(b"\xff\xfe\x00"), "data.json: not readable as JSON"),
     (lambda f: f.write_text("[" + "9" * 5000 + "]"), "data.json: not readable as JSON"),
     (lambda f: f.unlink(), "data.json: no such file"),
@@ -105,6 +106,20 @@ def test_json_lines_are_read_as_a_list(llava):
     lines = [json.dumps(e, ensure_ascii=False) for e in json.loads(llava.read_text())]
     llava.write_text("\r\n".join([*lines[:5], "", *lines[5:]]) + "\n", encoding="utf-8-sig")
     assert data.load("llava", llava).splits == entries.splits
+
+
+@pytest.mark.parametrize("damaged", ["oops", '{"id"', "{oops}", '{"id": 1} {"id": 2}'])
+@pytest.mark.parametrize("k", [0, 4, 31])
+def test_a_damaged_line_is_a_damaged_entry_and_blank_ones_count(llava, k, damaged):
+    lines = [json.dumps(e) for e in json.loads(llava.read_text())]
+    lines[k] = f"\n\n{damaged}"
+    llava.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=f"data.json: line {k + 3}: not readable as JSON") as strict:
+        data.load("llava", llava, strict=True)
+    folder = data.load("llava", llava)
+    report = folder.read_pictures(32)
+    assert report.startswith("1 of 32 entries are damaged") and str(strict.value) in report
+    assert sum(len(folder.heldout(split)) for split in SPLITS) == 31
 
 
 def test_all_damaged_is_an_error(llava):
