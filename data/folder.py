@@ -131,15 +131,16 @@ class Folder:
         return [example for group in self.splits[split] for example in group][:limit]
 
 
-def read_json(file: Path, lines: bool = False):
+def read_json(file: Path, lines: bool = False, option: str = "--source"):
     """What a JSON file of the user's holds; with `lines` a list, if it is JSON Lines, where a
-    DataError stands for a line that cannot be read. Raises DataError if the file cannot be read."""
+    DataError stands for a line that cannot be read. option: the one that named the file. Raises
+    DataError if the file cannot be read."""
     try:
         text = file.read_text(encoding="utf-8-sig")
         rows = json_lines(text) if lines else []
         return [read_line(row, f"{file}: line {k}") for k, row in rows] or json.loads(text)
     except FileNotFoundError:
-        raise DataError(f"{file}: no such file (check --source)") from None
+        raise DataError(f"{file}: no such file (check {option})") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: not readable as JSON ({error})") from None
 

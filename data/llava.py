@@ -23,8 +23,9 @@ from data.prompt import IMAGE, Example
 SPEAKER = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 
 
-def read_entry(entry, where: str, images: Path) -> Example:
-    """One entry, checked. Raises DataError with what is wrong; entry may be one (read_json)."""
+def read_entry(entry, where: str, images: Path, option: str = "--images") -> Example:
+    """One entry, checked. option: the one that names `images`. Raises DataError with what is wrong;
+    entry may be one (read_json)."""
     if isinstance(entry, DataError):
         raise entry
     if not isinstance(entry, dict):
@@ -43,7 +44,7 @@ def read_entry(entry, where: str, images: Path) -> Example:
     if n_places != len(names):
         found = f"{n_places} {IMAGE} in the messages, but {len(names)} pictures in image"
         raise DataError(f"{where}: {found}", "pictures and placeholders that disagree")
-    paths = [find_picture(name, images, where) for name in names]
+    paths = [find_picture(name, images, where, option) for name in names]
     category = entry.get("category", "all")
     return Example(paths, turns, category if isinstance(category, str) else "all", where)
 
@@ -75,7 +76,7 @@ def check_message(message, wanted: str, where: str) -> None:
         raise DataError(f"{where}: the answer is empty", "empty answer")
 
 
-def find_picture(name: str, images: Path, where: str) -> Path:
+def find_picture(name: str, images: Path, where: str, option: str) -> Path:
     """The file of a picture below the folder `images`, links within it resolved. A link that leads
     out keeps its name: folders of links and hub caches are made so. `..` may not lead out."""
     try:
@@ -89,7 +90,7 @@ def find_picture(name: str, images: Path, where: str) -> Path:
         why = f"{where}: the picture {name!r} is outside {images}"
         raise DataError(why, "picture outside the folder")
     if not is_there:
-        advice = "set --images to the folder of the pictures"
+        advice = f"set {option} to the folder of the pictures"
         raise DataError(f"{where}: no such picture {path} ({advice})", "missing picture")
     return path
 
@@ -143,20 +144,21 @@ def split_groups(groups: list[list[Example]], images: Path) -> dict[str, list[li
     return splits
 
 
-def read_groups(source: Path, images: Path | None, skipped: SkippedEntries):
-    """A file's entries grouped by picture (a list of lists), and the folder of its pictures."""
-    entries = read_json(source, lines=True)
+def read_groups(source: Path, images: Path | None, skipped: SkippedEntries, prefix: str = "--"):
+    """A file's entries grouped by picture (a list of lists), and the folder of its pictures.
+    prefix: how the two options begin that name these."""
+    entries = read_json(source, lines=True, option=f"{prefix}source")
     if not isinstance(entries, list) or not entries:
         form = '[{"image": ..., "conversations": [...]}, ...]'
         found = "none" if entries == [] else "something else"
         raise DataError(f"{source}: expected a list of entries, {form}, found {found}")
     images = (images or source.parent).resolve()
     if not images.is_dir():
-        raise DataError(f"{images}: no such folder of pictures")
+        raise DataError(f"{images}: no such folder of pictures (check {prefix}images)")
     examples = []
     for i, entry in enumerate(entries):
         try:
-            examples.append(read_entry(entry, f"{source}: entry {i}", images))
+            examples.append(read_entry(entry, f"{source}: entry {i}", images, f"{prefix}images"))
         except DataError as error:
             if not examples and i == len(entries) - 1:  # not one is good
                 raise
@@ -178,7 +180,7 @@ def load(
     held_out_groups = splits["val"] + splits["test"]
     held_out = {path.resolve() for group in held_out_groups for e in group for path in e.images}
     splits["pt"] = []
-    for group in read_groups(pt_source, pt_images, skipped)[0]:
+    for group in read_groups(pt_source, pt_images, skipped, "--pt-")[0]:
         kept = [e for e in group if held_out.isdisjoint(path.resolve() for path in e.images)]
         skipped.held_out += len(group) - len(kept)
         splits["pt"] += [kept] if kept else []

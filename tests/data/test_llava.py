@@ -152,6 +152,19 @@ def test_captions_of_their_own_for_stage_1(llava, tokenizer):
         data.load("shapes", pt_source=captions)
 
 
+@pytest.mark.parametrize("prefix", ["", "pt_"])
+def test_errors_name_the_option_that_was_given(llava, tmp_path, prefix):
+    option = "--" + prefix.replace("_", "-")
+    for paths, message in (
+        ({"source": tmp_path / "nope.json"}, f"nope.json: no such file .check {option}source"),
+        ({"images": tmp_path / "nope"}, f"nope: no such folder of pictures .check {option}images"),
+        ({"images": tmp_path}, f"no such picture .*set {option}images to the folder"),
+    ):
+        paths = {prefix + name: path for name, path in {"source": llava, **paths}.items()}
+        with pytest.raises(DataError, match=message):
+            data.load("llava", **{"source": llava, **paths}, strict=True)
+
+
 def test_of_linked_captions_only_those_of_held_out_pictures_are_not_used(llava):
     """That a picture is held out is no damage: it is counted apart, also with --strict."""
     folder = data.load("llava", llava)
