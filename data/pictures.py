@@ -93,20 +93,24 @@ def decode_picture(image: Path | bytes | Crop, size: int) -> Tensor:
     return pixels.view(size, size, 3).permute(2, 0, 1).contiguous()
 
 
-def check_size(file: Image.Image, path) -> None:
-    """Raises DataError if there are too many pixels: a small file can unpack to more than the
-    memory holds."""
+def check_format(file: Image.Image, path) -> None:
+    """Raises DataError if there are too many pixels, for a small file can unpack to more than the
+    memory holds; or if they are floats, of which no format says what is white."""
     if file.width * file.height > MAX_PIXELS:
         pixels = f"{file.width} x {file.height} pixels"
         why = f"{path}: {pixels} are more than the {MAX_PIXELS:,} that are read"
         raise DataError(why, UNREADABLE)
+    if file.mode == "F":
+        why = "its pixels are floats of unknown range; convert it to 8 bits a channel"
+        raise DataError(f"{path}: {why}", UNREADABLE)
 
 
 def check_head(path: Path) -> None:
-    """Raises DataError if this is no picture, or one too large. Its pixels are not read."""
+    """Raises DataError if this is no picture, or one that is refused (check_format). Its pixels are
+    not read."""
     try:
         with Image.open(path) as file:
-            check_size(file, path)
+            check_format(file, path)
     except DataError:
         raise
     except Exception as error:  # see open_picture
@@ -134,9 +138,11 @@ def open_picture(path: Path | bytes) -> Image.Image:
         source, path = io.BytesIO(path), "a picture in the data"
     try:
         with Image.open(source) as file:
-            check_size(file, path)
+            check_format(file, path)
             picture = ImageOps.exif_transpose(file)  # as a viewer would show it
-            if picture.mode.startswith("I"):  # 16 bits a pixel
+            # 16 bits a pixel. The format says that white is 65535; a camera's 12 bits that were
+            # not scaled to that are dark here as in a viewer
+            if picture.mode.startswith("I"):
                 picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
             if picture.has_transparency_data:
                 grey = Image.new("RGBA", picture.size, (*GREY, 255))

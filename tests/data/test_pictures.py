@@ -50,6 +50,15 @@ def test_a_truncated_picture_is_named(tmp_path):
         read_picture(tmp_path / "y.png", 32)
 
 
+def test_floats_are_refused_before_and_in_training(tmp_path):
+    """0 to 1 and 0 to 255 are both usual: read as the one, the other is black or white."""
+    Image.new("F", (8, 8), 0.5).save(tmp_path / "x.tif")
+    for read in (lambda path: read_picture(path, 32), pictures.check_head):
+        with pytest.raises(DataError, match="x.tif: its pixels are floats.* 8 bits") as found:
+            read(tmp_path / "x.tif")
+        assert "\n" not in str(found.value)
+
+
 def test_pictures_are_read_as_a_viewer_shows_them(tmp_path):
     picture = Image.new("RGB", (32, 32), "red")
     picture.paste((0, 0, 255), (0, 16, 32, 32))
@@ -60,7 +69,7 @@ def test_pictures_are_read_as_a_viewer_shows_them(tmp_path):
     shades = b"".join((x * 2048).to_bytes(2, "little") for x in range(32))
     deep = Image.frombytes("I;16", (32, 32), shades * 32)
     deep.save(tmp_path / "deep.png")
-    row = read_picture(tmp_path / "deep.png", 32)[0, 5].tolist()
+    row = read_picture(tmp_path / "deep.png", 32)[0, 5].tolist()  # of all 16 bits
     assert row == sorted(row) and len(set(row)) > 25 and row[16] in range(120, 136)
 
 
