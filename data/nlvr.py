@@ -104,7 +104,7 @@ def files_by_split(source: Path) -> dict[str, Path]:
 def read_lines(file: Path) -> list[str]:
     """The lines of a split's JSON file. Raises DataError if it cannot be read."""
     try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
+        return file.read_text(encoding="utf-8-sig").split("\n")  # not U+2028: it may be in a text
     except FileNotFoundError:
         raise DataError(f"{file}: no such file (check --source)") from None
     except (OSError, ValueError) as error:
@@ -214,7 +214,12 @@ class NLVR(Folder):
         """train and val, a group for each sentence (up to four pictures); split by directory, as
         NLVR's authors advise, because train holds many pictures that differ in the order of their
         boxes alone."""
-        by_directory = read_split(self.files.get("train", self.source / "train" / "train.json"))
+        file = self.files.get("train", self.source / "train" / "train.json")
+        by_directory = read_split(file)
+        if len(by_directory) < 2:
+            why = f"all examples are of one directory, {next(iter(by_directory))!r}"
+            advice = 'train and val need one each: give some entries another "directory"'
+            raise DataError(f"{file}: {why}; {advice}")
         names = sorted(by_directory, key=lambda name: (zlib.crc32(name.encode()), name))
         n_val = max(1, len(names) // 10)
         return {

@@ -170,6 +170,26 @@ def test_what_is_wrong_in_a_file_is_named(nlvr, damage, message):
         data.load("nlvr", nlvr).heldout("val")
 
 
+def test_a_single_directory_cannot_be_split(nlvr):
+    file = nlvr / "train" / "train.json"
+    lines = [{**json.loads(line), "directory": "3"} for line in file.read_text().splitlines()[:5]]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(DataError, match="train.json: all examples are of one directory, '3'"):
+        data.load("nlvr", nlvr).heldout("val")
+    lines[0]["directory"] = "4"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    splits = data.load("nlvr", nlvr).splits
+    assert sorted(len(splits[s]) for s in ("train", "val")) == [1, 2]
+
+
+def test_a_line_separator_in_a_sentence_ends_no_line(nlvr):
+    """U+2028, which JSON may hold as it is; Windows' line ends do."""
+    file, expected = nlvr / "train" / "train.json", data.load("nlvr", nlvr).splits
+    text = file.read_text().replace("0 Black", "0\u2028Black")
+    file.write_text(text, encoding="utf-8", newline="\r\n")
+    assert data.load("nlvr", nlvr).splits == expected
+
+
 def test_other_trouble_is_named_too(nlvr, tmp_path):
     with pytest.raises(DataError, match=r"nowhere: no such folder \(check --source\)"):
         data.load("nlvr", tmp_path / "nowhere")
