@@ -5,6 +5,10 @@ import statistics
 from pathlib import Path
 
 from engine.checkpoint import NON_IDENTITY_ARGS
+from engine.options import PATHS
+
+# Options in which runs that are pooled may differ; the data must be the same
+APART = {"seed", "val_limit", "eval_every", *NON_IDENTITY_ARGS} - {*PATHS}
 
 
 def spread(values: list[float], form: str = "{:.1f}") -> str:
@@ -43,21 +47,20 @@ def parts_of(families: dict[str, dict]) -> dict[str, dict]:
 
 def pool(runs: list[dict]) -> dict[str, list[dict]]:
     """Runs that differ by seed alone stand together: label -> runs. How and where a run was made
-    does not matter."""
-    groups, apart = (
-        {},
-        {"seed", "val_limit", "eval_every", *NON_IDENTITY_ARGS} - {"source", "images"},
-    )
+    does not matter. The label is the mask where nothing but the mask tells the groups apart, else
+    the name of the first run's folder."""
+    groups, others = {}, set()
     for run in runs:
-        same = {name: value for name, value in run["args"].items() if name not in apart}
+        same = {name: value for name, value in run["args"].items() if name not in APART}
         key = json.dumps([same, run["mask"]], sort_keys=True)
+        others.add(json.dumps({**same, "mask": None}, sort_keys=True))
         while run["seed"] in [other["seed"] for other in groups.get(key, [])]:
             key += "'"  # the same seed again is not another seed
         groups.setdefault(key, []).append(run)
-    masks = {group[0]["mask"] for group in groups.values()}
+    by_mask = len(others) == 1 and len({run["mask"] for run in runs}) == len(groups)
     labelled = {}
     for group in groups.values():
-        label = group[0]["mask"] if len(masks) == len(groups) else Path(group[0]["run"]).name
+        label = group[0]["mask"] if by_mask else Path(group[0]["run"]).name
         label = label.encode(errors="backslashreplace").decode()  # a folder's name may be any bytes
         label += f" ({len(group)} seeds)" if len(group) > 1 else ""
         while label in labelled:
