@@ -20,7 +20,10 @@ def spread(values: list[float], form: str = "{:.1f}") -> str:
 
 
 def markdown(rows: list[list[str]]) -> str:
-    """Rows of cells, the first one the header, as a Markdown table with its columns aligned."""
+    """Rows of cells, the first one the header, as a Markdown table with its columns aligned. What
+    would end a cell or a row is escaped: a category, or a folder's name, may be any text."""
+    escapes = str.maketrans({"|": r"\|", "\n": r"\n", "\r": r"\r"})
+    rows = [[cell.translate(escapes) for cell in row] for row in rows]
     width = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
 
     def line(row):
@@ -32,13 +35,17 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 def parts_of(families: dict[str, dict]) -> dict[str, dict]:
-    """Where every family has a name of two words ("towers count"), the same numbers by each word:
-    towers, scattered; count, place, ...; else the families as they are."""
+    """Where every family has a name of two words ("towers count"), and first and second words both
+    recur, the same numbers by each word: towers, scattered; count, place, ...; else the families as
+    they are ("object count" and "object shape" are two names and no more)."""
     names = [name.split() for name in families]
     if not all(len(words) == 2 for words in names):
         return families
+    firsts, seconds = ({words[k] for words in names} for k in (0, 1))
+    if len(names) in (len(firsts), len(seconds)):
+        return families
     parts = {}
-    for part in [*sorted({a for a, _ in names}), *sorted({b for _, b in names})]:
+    for part in [*sorted(firsts), *sorted(seconds)]:
         some = [f for name, f in families.items() if part in name.split()]
         n = sum(f["n"] for f in some)
         parts[part] = {"accuracy": sum(f["accuracy"] * f["n"] for f in some) / max(1, n), "n": n}

@@ -5,7 +5,7 @@ import json
 import pytest
 from helpers import ROOT
 
-from engine.tables import pool
+from engine.tables import markdown, parts_of, pool
 
 
 def run(name, mask="mma", seed=0, **args):
@@ -36,3 +36,19 @@ def test_the_published_weights_are_told_apart_by_mask_within_one_world():
     for world in ("shapes", "nlvr"):
         assert labels(f"{world}-mma", f"{world}-causal") == ["mma", "causal"]
     assert labels("shapes-mma", "nlvr-causal") == ["shapes-mma", "nlvr-causal"]
+
+
+@pytest.mark.parametrize("names,parts", [
+    (("object count", "object shape"), None),
+    (("near count", "far count"), None),
+    (("object count",), None),
+    (("a c", "a d", "b c"), ["a", "b", "c", "d"]),
+])  # fmt: skip
+def test_two_words_are_told_apart_only_where_both_recur(names, parts):
+    families = {name: {"accuracy": 0.5, "n": 10} for name in names}
+    assert list(parts_of(families)) == (parts or list(names))
+
+
+def test_no_category_breaks_the_table():
+    lines = markdown([["x", "a|b"], ["c\r\nd", "1"]]).splitlines()
+    assert lines == [r"| x      | a\|b |", "|--------|-----:|", r"| c\r\nd |    1 |"]
