@@ -44,7 +44,7 @@ class SkippedEntries:
         if brief:
             kinds = ", ".join(f"{len(messages):,} {kind}" for kind, messages in by_number)
             return "; ".join([f"{head} ({kinds})", *unused])
-        lines = [f"{head} (--strict makes them an error):"]
+        lines = [f"{head} (train.py --strict makes them an error):"]
         for kind, messages in by_number:
             lines.append(f"  {len(messages):,} {kind}, such as")
             lines += [f"    {message}" for message in messages[:3]]

@@ -87,7 +87,7 @@ def test_llava_damaged(llava, damage, message):
     if "entry 4" in message:  # without --strict it is left out, and reported in the same words
         folder = data.load("llava", llava)
         report = folder.read_pictures(32)
-        head = "1 of 32 entries are damaged and left out (--strict makes them an error):"
+        head = "1 of 32 entries are damaged and left out (train.py --strict makes them an error):"
         assert report.startswith(head) and str(strict.value) in report
         assert sum(len(folder.heldout(split)) for split in SPLITS) == 31
 
