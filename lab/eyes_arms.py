@@ -30,7 +30,7 @@ from engine.run import one_line_errors, read_record
 from engine.tables import markdown
 from lab import eyes, publish, tables, text_loss
 from lab.arms import NO_IDENTITY, RECIPE, make
-from lab.claims import NOTE, gain_by_seed, greater, share_of_steps
+from lab.claims import NOTE, earlier, gain_by_seed, greater, share_of_steps
 from lab.finished import answer
 
 MASKS = {
@@ -215,6 +215,10 @@ def comparisons(arms: dict[str, list[dict]]) -> str:
         for family in pair[0][0]["families"]:
             verdict = greater(*(tables.in_percent(runs, family) for runs in pair))
             rows.append([f"mma{start} > causal{start}, {family}", str(verdict)])
+        arms_of_start = dict(zip(("mma", "causal"), pair))
+        rows.append([
+            f"mma{start} is at 80 % on validation after fewer steps", earlier(arms_of_start)
+        ])  # fmt: skip
         rows.append([
             f"share of its steps after which mma{start} is where causal{start} ends (validation)",
             share_of_steps(*pair),
