@@ -90,7 +90,9 @@ def finished(run: Path, settings: dict) -> bool:
         return False
     made = read_record(run)["args"]
     wanted = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
-    for name in {*wanted} - {*NO_IDENTITY, *eyes.OF_THE_RUNS}:
+    # --fresh takes no more of --llm than its sizes and tokenizer, those of all seeds
+    of_the_llm = {"llm"} if wanted.get("fresh") else set()
+    for name in {*wanted} - {*NO_IDENTITY, *eyes.OF_THE_RUNS} - of_the_llm:
         if made.get(name) != wanted[name]:
             raise DataError(
                 f"{run} was made with --{name.replace('_', '-')} {made.get(name)}, not "
@@ -264,7 +266,7 @@ def reproduce(args) -> None:
     write(args.results, name, result)
     if args.publish:
         published = publish.read_published(name, "arms")
-        merged = publish.merge(published, result, [TEXT, *arms]) if published else result
+        merged = publish.merge(published, result, [TEXT, *ARMS, *arms]) if published else result
         write(tables.PUBLISHED, name, merged)
     folder = tables.PUBLISHED if args.publish else args.results
     print((folder / f"{name}.md").read_text(encoding="utf-8"))

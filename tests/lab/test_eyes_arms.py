@@ -8,6 +8,7 @@ from trials import read, run_of
 
 import train
 from data import DataError
+from engine.run import read_record
 from lab import arms, eyes, eyes_arms, tables
 
 FEW = (
@@ -82,6 +83,16 @@ def test_what_is_there_is_not_made_again_and_published_when_asked(made, publishe
 def test_a_run_of_other_settings_is_not_taken_for_this_one(made):
     with pytest.raises(SystemExit, match="was made with --lr 0.004, not 0.001; move it"):
         call(made, *SOME, "--tables", extra=["--lr", "0.001"])
+
+
+def test_a_fresh_decoder_is_the_same_whosever_sizes_it_has(made):
+    def finished(name):
+        settings = read_record(made / "runs" / name)["args"]
+        return eyes_arms.finished(made / "runs" / name, {**settings, "llm": "elsewhere"})
+
+    assert finished("causal-fresh-0")
+    with pytest.raises(DataError, match="was made with --llm"):
+        finished("causal-0")
 
 
 def test_what_is_missing_is_said(made, capsys):
