@@ -65,7 +65,7 @@ EXTRA_PAIRS = {
     "prefix": lambda i, j: _prompt(i) & _prompt(j),  # PaliGemma
     "v2v": lambda i, j: (i == IMAGE) & (j == IMAGE),  # Gemma-3-like; FutureMask's v2v
     "f": lambda i, j: (i == IMAGE) & _prompt(j),  # FutureMask's f = v2v and v2t
-    "mutual": lambda i, j: ((i == IMAGE) != (j == IMAGE)) & _may_open(i) & _may_open(j),  # general
+    "mutual": lambda i, j: ((i == IMAGE) != (j == IMAGE)) & _may_open(i) & _may_open(j),  # two-way
 }
 
 

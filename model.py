@@ -284,7 +284,7 @@ class MLLM(nn.Module):
         return F.linear(hidden, self.embed.weight if self.config.tied else self.unembed.weight)
 
     def loss(self, ids, role, images=None, image_index=None, turn=None, document=None, kind=None):
-        """Mean cross-entropy of the answer tokens, each predicted from the row before it."""
+        """Mean cross-entropy of the answer tokens; engine/last_layer.py computes it in training."""
         target = supervised(role, document)[:, 1:]  # bool [B, T-1]: row t predicts token t+1
         hidden = self(ids, role, images, image_index, turn, document, kind)[:, :-1][target]
         loss = F.cross_entropy(self.head(hidden).float(), ids[:, 1:][target], reduction="sum")
@@ -296,7 +296,7 @@ class MLLM(nn.Module):
         temperature: float = 0.0, top_p: float = 1.0, generator: torch.Generator | None = None,
     ) -> list[list[int]]:  # fmt: skip
         """Continue a batch of prompts, padded on the right: prefill under the run's mask, then
-        ordinary causal decoding over the KV cache, whose image keys are those of the prefill.
+        causal decoding over the KV cache, image keys as prefilled. Temperature 0 is greedy.
 
         max_new_tokens: one number, or a list. Returns each row's new ids; `eos` ends what finished.
         """
