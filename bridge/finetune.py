@@ -90,6 +90,7 @@ def extend(parser) -> dict:
     add("--pt-adam-lr", type=rate, metavar="LR", help="--adam-lr of stage 1")
     parser.set_defaults(pt_freeze=PT_FREEZE)
     parser.refused = dict.fromkeys(OF_THE_FOLDERS, "it is that of the folders --llm and --vision")
+    parser.refused["variant"] = "it belongs to train.py, not to pretrained weights"
     return PRESETS
 
 
@@ -148,15 +149,14 @@ def main(argv=None) -> None:
     with one_line_errors(args.out), run_lock(args.out):
         check_out(args)
         check_device(args.device)
-        if args.variant:
-            raise data.DataError("--variant belongs to train.py, not to pretrained weights")
         from lab import watch  # the one look upwards: drawing
 
         tokenizer = read_tokenizer(args.llm, args.template, args.system)
         config = read_config(args, tokenizer)
         source = data.load(
-            args.data, args.source, args.images, args.strict, args.pt_source, args.pt_images
-        )
+            args.data, args.source, args.images, args.strict, args.pt_source, args.pt_images,
+            args.scenes,
+        )  # fmt: skip
         source = check_data(source, tokenizer, config, args)
         model = load(args.vision, args.llm, config, seed=args.seed)
         train.fit(model, tokenizer, source, args, watch, SCHEDULES[args.schedule])

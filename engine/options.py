@@ -89,7 +89,7 @@ def rate(text: str) -> float:
 
 class Parser(argparse.ArgumentParser):
     """argparse whose --help fits one screen, and whose errors are one line. refused: options that
-    may not be given, and why."""
+    may not be given, and why; --help leaves them out."""
 
     refused: dict[str, str] = {}
 
@@ -104,6 +104,12 @@ class Parser(argparse.ArgumentParser):
             usage=argparse.SUPPRESS,
             add_help=False,
         )
+
+    def format_help(self) -> str:
+        for action in self._actions:
+            if action.dest in self.refused:
+                action.help = argparse.SUPPRESS
+        return super().format_help()
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -183,7 +189,10 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
     g.add_argument("--pictures", type=positive, metavar="N", help="pictures of a step of stage 2")
     g.add_argument("--questions", type=positive, metavar="N", help="questions about each of them")
     g.add_argument(
-        "--optimizer", choices=("muon", "adamw"), metavar="NAME", help="muon, adamw (default: muon)"
+        "--optimizer",
+        choices=("muon", "adamw"),
+        metavar="NAME",
+        help=f"muon, adamw (default: {'by preset' if extend else 'muon'})",
     )
     g.add_argument("--lr", type=rate, metavar="LR", help="peak rate of weight matrices")
     g.add_argument("--adam-lr", type=rate, metavar="LR", help="peak rate of all other parameters")

@@ -110,7 +110,7 @@ def test_a_tied_decoder_has_no_head_to_freeze(saved, chat, vision, llava, tmp_pa
     (["--pool", "3"], "patches=4 must be a multiple of pool=3"),
     (["--template", "phi-3"], None),
     (["--freeze", "decoder"], "no parameter's name begins so"),
-    (["--variant", "rave"], "belongs to train.py"),
+    (["--scenes", "5"], "--scenes belongs to --data shapes, not to llava"),
     (["--llm", "nowhere"], "tokenizer.model: no such file"),
 ])  # fmt: skip
 def test_mistakes_are_found_before_weights_are_read(command, tmp_path, monkeypatch, change, says):
@@ -146,19 +146,29 @@ def test_a_checked_source_reaches_workers(command, chat, vision):
     assert torch.equal(again[0]["ids"], batches[0]["ids"])
 
 
-@pytest.mark.parametrize("option", ["--n-layer", "--image-size", "--patch-size", "--vocab-size"])
-def test_a_size_that_the_folders_decide_is_refused(command, capsys, option):
+SIZES = ["--n-layer", "--image-size", "--patch-size", "--vocab-size"]
+
+
+@pytest.mark.parametrize("option", [*SIZES, "--variant"])
+def test_an_option_of_train_alone_is_refused_and_not_in_the_help(command, capsys, option):
     with pytest.raises(SystemExit) as exit:
         finetune.options([*command, option, "4"])
     error = capsys.readouterr().err
     assert exit.value.code == 2 and error.count("\n") == 1
-    assert f"{option} cannot be given: it is that of the folders" in error
+    why = "it is that of the folders" if option in SIZES else "it belongs to train.py"
+    assert f"{option} cannot be given: {why}" in error
+    for call, there in ((finetune.options, False), (arguments, True)):
+        with pytest.raises(SystemExit):
+            call(["--help"])
+        assert (f"{option} " in capsys.readouterr().out) == there
 
 
 def test_the_help_names_the_presets_and_the_default_of_this_command(capsys):
     for call, says in (
         (finetune.options, "tiny, small, aki, paper (default: aki)"),
+        (finetune.options, "muon, adamw (default: by preset)"),
         (arguments, "tiny, small (default: small on a GPU, else tiny)"),
+        (arguments, "muon, adamw (default: muon)"),
     ):
         with pytest.raises(SystemExit):
             call(["--help"])
