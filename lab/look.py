@@ -6,8 +6,8 @@
 Layer by layer, mean over heads and over test questions: the share of attention that image rows give
 to the question's columns (zero under a causal mask, by construction), and the share that the row
 which produces the answer gives to the cells that hold what the question asks about. Runs that
-differ by seed alone are pooled. Below the two charts of look.png: one picture, two questions, and
-where that row looks, for each mask's first run.
+differ by seed alone are pooled (engine.tables.pool). Below the two charts of look.png: one picture,
+two questions, and where that row looks, for the first run of each pool.
 
 Shapes:  L layers   B questions   H heads   T columns   n image tokens of a picture
 """
@@ -23,7 +23,7 @@ from data import shapes
 from engine.options import Parser, positive
 from engine.precision import check_device
 from engine.run import check_writable, one_line_errors, read_record
-from engine.tables import markdown, spread
+from engine.tables import markdown, pool, spread
 from eval import open_run
 from lab.recording import recorded
 from lab.variants import classes_of
@@ -87,6 +87,7 @@ def measure(run: Path, n: int, device: str) -> dict:
         "run": str(run),
         "mask": record["mask"],
         "seed": record["seed"],
+        "args": record["args"],
         "questions": len(chosen),
         "image_to_question": image_to_question.tolist(),
         "answer_to_asked": (picture * asked).sum(-1).mean(1).tolist(),
@@ -96,18 +97,18 @@ def measure(run: Path, n: int, device: str) -> dict:
 
 
 def draw(path: Path, pools: dict[str, list[dict]], device: str) -> None:
-    """look.png: the shares over the layers, and under them what each mask's first run looks at."""
+    """look.png: the shares over the layers, and under them what each pool's first run looks at."""
     from lab.curves import figure
 
     fig, _ = figure(9, 3.6 + 2.4 * len(pools), columns=0)
     charts, pictures = fig.subfigures(2, 1, height_ratios=[3.6, 2.4 * len(pools)])
     draw_shares(charts, pools)
-    draw_looks(pictures, {mask: Path(runs[0]["run"]) for mask, runs in pools.items()}, device)
+    draw_looks(pictures, {label: Path(runs[0]["run"]) for label, runs in pools.items()}, device)
     fig.savefig(path)
 
 
 def draw_shares(fig, pools: dict[str, list[dict]]) -> None:
-    """The shares over the layers, of each mask: mean and reach over seeds."""
+    """The shares over the layers, of each pool: mean and reach over seeds."""
     from lab.curves import draw_lines, style
 
     titles = {
@@ -117,25 +118,25 @@ def draw_shares(fig, pools: dict[str, list[dict]]) -> None:
     for ax, (key, title) in zip(fig.subplots(1, 2), titles.items()):
         style(ax)
         lines = {}
-        for mask, runs in pools.items():
-            layers = range(len(runs[0][key]))
-            points = [(layer + 1, [100 * run[key][layer] for run in runs]) for layer in layers]
-            lines[f"{mask} ({len(runs)} seed{'s' * (len(runs) > 1)})"] = points
+        for label, runs in pools.items():
+            of_layers = zip(*(run[key] for run in runs))
+            lines[label] = [(n, [100 * x for x in shares]) for n, shares in enumerate(of_layers, 1)]
         draw_lines(ax, lines)
         ax.set(xlabel="layer", ylabel="share of attention, %", title=title)
-        ax.set_xticks([layer + 1 for layer in layers])
+        ax.set_xticks(range(1, max(map(len, lines.values())) + 1))
         ax.set_ylim(bottom=0)
 
 
 def draw_looks(fig, runs: dict[str, Path], device: str) -> None:
-    """A row for each mask: one picture with two questions, each time as it is, and darkened where
+    """A row for each label: one picture with two questions, each time as it is, and darkened where
     the row that produces the answer looks less; mean over layers and heads."""
     from lab.curves import colours_of
 
     heldout = shapes.Shapes().heldout("test", 5)
     examples = [e for e in heldout if e.family in ("counting", "attribute")]
     colours, grid = colours_of(list(runs)), fig.subplots(len(runs), 4, squeeze=False)
-    for (mask, run), axes in zip(runs.items(), grid):
+    for (label, run), axes in zip(runs.items(), grid):
+        name = label.partition(" (")[0]  # of one run, whatever the number of seeds
         for ax in axes:
             ax.set_axis_off()
         model, tokenizer = open_run(run, device, None, *classes_of(read_record(run)["args"]))
@@ -146,8 +147,8 @@ def draw_looks(fig, runs: dict[str, Path], device: str) -> None:
             pixels = example.images[0].permute(1, 2, 0).numpy()
             axes[2 * q].imshow(pixels)
             axes[2 * q + 1].imshow(darken(pixels, look))
-            title = f"{mask}: {question.replace(data.IMAGE, '')} [{answer}]"
-            axes[2 * q].set_title(title, loc="left", fontsize=9, color=colours[mask])
+            title = f"{name}: {question.replace(data.IMAGE, '')} [{answer}]"
+            axes[2 * q].set_title(title, loc="left", fontsize=9, color=colours[label])
 
 
 def darken(pixels, look: torch.Tensor):
@@ -158,23 +159,16 @@ def darken(pixels, look: torch.Tensor):
     return (pixels * light.numpy()).astype("uint8")
 
 
-def pool(records: list[dict]) -> dict[str, list[dict]]:
-    """mask -> its records, one for each seed."""
-    pools = {}
-    for record in records:
-        pools.setdefault(record["mask"], []).append(record)
-    return pools
-
-
 def text(records: list[dict]) -> str:
     """The table, as Markdown."""
     head = "mask (seeds)", "layer", "image rows to question", "answer row to picture"
     rows = [[*head, "answer row to asked objects"]]
     keys = ("image_to_question", "answer_to_picture", "answer_to_asked")
-    for mask, runs in pool(records).items():
+    for label, runs in pool(records).items():
+        label = label.replace(" seeds)", ")")  # the head says what the number is
         for layer in range(len(runs[0][keys[0]])):
             shares = [spread([100 * run[key][layer] for run in runs]) + " %" for key in keys]
-            rows.append([f"{mask} ({len(runs)})", str(layer + 1), *shares])
+            rows.append([label, str(layer + 1), *shares])
     first = records[0]
     return (
         f"{markdown(rows)}\n\nThe objects asked about fill {first['asked_share_of_cells']:.0%} of "
@@ -188,7 +182,9 @@ def arguments(argv=None) -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="on --data shapes")
     parser.add_argument("--results", type=Path, metavar="DIR", help="write look.* there")
     parser.add_argument("--questions", type=positive, default=1000, metavar="N", help="measured on")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--device", default="cpu", metavar="NAME", help="cuda, mps or cpu (default: cpu)"
+    )
     return parser.parse_args(argv)
 
 
@@ -203,6 +199,8 @@ def main(argv=None) -> None:
         if args.results:
             (args.results / "look.md").write_text(text(records) + "\n", encoding="utf-8")
             named = [{**record, "run": Path(record["run"]).name} for record in records]
+            for record in named:
+                del record["args"]  # the run's own run.json has them
             (args.results / "look.json").write_text(json.dumps(named, indent=1) + "\n")
             draw(args.results / "look.png", pool(records), args.device)
 

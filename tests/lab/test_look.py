@@ -52,7 +52,7 @@ def test_look_measures_and_draws(runs, tmp_path, capsys):
     names = [str(runs / mask) for mask in ("mma", "causal")]
     look.main([*names, "--results", str(tmp_path), "--questions", "40"])
     mma, causal = json.loads((tmp_path / "look.json").read_text())
-    assert [mma["run"], causal["run"]] == ["mma", "causal"]
+    assert [mma["run"], causal["run"]] == ["mma", "causal"] and "args" not in mma
     assert causal["image_to_question"] == [0.0] * 4 and min(mma["image_to_question"]) > 0.05
     for record in (mma, causal):
         assert record["questions"] == 40
@@ -68,6 +68,35 @@ def test_look_measures_and_draws(runs, tmp_path, capsys):
         assert brightest in {colour for _, colour in row.getcolors(2**24)}
     with pytest.raises(SystemExit, match="cannot be written"):
         look.main([names[0], "--results", str(tmp_path / "look.md"), "--questions", "40"])
+
+
+def measured(name, mask="mma", seed=0, n_layer=4, **args):
+    """A record as look.measure returns it."""
+    args = {"mask": mask, "seed": seed, "n_layer": n_layer, **args}
+    shares = {key: [0.5] * n_layer for key in ("image_to_question", "answer_to_picture")}
+    shares |= {"answer_to_asked": [0.1] * n_layer, "asked_share_of_cells": 0.1, "questions": 9}
+    return {"run": f"runs/{name}", "mask": mask, "seed": seed, "args": args, **shares}
+
+
+def test_runs_that_differ_by_more_than_the_seed_are_not_pooled():
+    def first_column(*records):
+        rows = look.text(list(records)).split("\n\n")[0].splitlines()[2:]
+        return [row.split("|")[1].strip() for row in rows]
+
+    a, again, causal = measured("a"), measured("b", seed=1), measured("c", "causal")
+    assert first_column(a, again, causal) == ["mma (2)"] * 4 + ["causal"] * 4
+    rings = measured("rings", seed=1, variant="cca")
+    assert first_column(a, rings) == ["a"] * 4 + ["rings"] * 4
+    shallow = measured("shallow", seed=1, n_layer=2)
+    assert first_column(a, again, shallow) == ["a (2)"] * 4 + ["shallow"] * 2
+
+
+def test_lines_of_different_depths_are_drawn_over_the_deepest():
+    from matplotlib.figure import Figure
+
+    fig = Figure()
+    look.draw_shares(fig, {"a": [measured("a")], "b": [measured("b", n_layer=2)]})
+    assert [ax.get_xticks().tolist() for ax in fig.axes] == [[1, 2, 3, 4]] * 2
 
 
 def test_a_picture_is_dark_where_nothing_looks():
