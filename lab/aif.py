@@ -119,7 +119,8 @@ def main(argv=None) -> None:
             answers = answer_all(model, tokenizer, examples, source.answers, args.share)
             now = {"run": str(run), "aif": args.share, "evaluated": asked}
             results.append({**record, **summarise(answers), **now})
-        print(table(pool(results)))
+        groups = pool(results)  # headed by what was done to the runs: eval.py has them as they are
+        print(table({f"{label}, aif {args.share:g}": runs for label, runs in groups.items()}))
         if args.json:
             args.json.write_text(json.dumps({"runs": results}, indent=1) + "\n")
 

@@ -74,7 +74,7 @@ def test_a_share_is_between_0_and_1(share, capsys):
     assert "0 to 1" in capsys.readouterr().err
 
 
-def test_the_command_writes_what_eval_writes(tmp_path):
+def test_the_command_writes_what_eval_writes_and_its_table_says_aif(tmp_path, capsys):
     from helpers import TINY
 
     import train
@@ -84,3 +84,4 @@ def test_the_command_writes_what_eval_writes(tmp_path):
     aif.main([str(tmp_path / "run"), "--share", "0.5", "--limit", "20", "--json", str(file)])
     (record,) = json.loads(file.read_text())["runs"]
     assert record["aif"] == 0.5 and record["n"] == 20 and 0 <= record["accuracy"] <= 1
+    assert "| mma, aif 0.5 |" in capsys.readouterr().out
