@@ -122,7 +122,8 @@ def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> 
         print(f"\nHeld-out answers, after {record['seconds']:.0f} seconds:")
         print(table(pool([record])))
         file = "--audio FILE" if args.data in data.HEARD else "--image FILE"
-        print(f'Ask it: python eval.py {args.out} {file} --question "..."')
+        if args.data not in data.READ:
+            print(f'Ask it: python eval.py {args.out} {file} --question "..."')
     ranks.end()
 
 

@@ -36,7 +36,7 @@ from data.prompt import (
 )
 
 __all__ = [
-    "ANSWER", "HEARD", "IMAGE", "NAMES", "Crop", "DataError", "Example", "Folder", "Row",
+    "ANSWER", "HEARD", "IMAGE", "NAMES", "READ", "Crop", "DataError", "Example", "Folder", "Row",
     "SkippedEntries", "Tokenizer", "about_picture", "can_open", "collate", "encode", "load", "pack",
     "pixels_of", "read_json", "readable", "reason", "seed_of", "unusable",
 ]  # fmt: skip
@@ -44,6 +44,7 @@ __all__ = [
 BUILT_IN = ("shapes", "shapes-pairs", "shapes-text", "sounds")
 NAMES = (*BUILT_IN, "easy_vqa", "llava", "nlvr", "nlvr+world")
 HEARD = ("sounds",)  # whose pictures are spectrograms
+READ = ("shapes-text",)  # that show no picture
 # What else an option of `load` belongs to than --data llava
 BELONGS = {"--source": NAMES[len(BUILT_IN) :], "--scenes": ("shapes",)}
 

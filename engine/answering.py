@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from data import HEARD, DataError, Row, audio, encode, readable
+from data import HEARD, READ, DataError, Row, audio, encode, readable
 
 # Of a batch's KV cache and mask. At the paper's size a token takes 0.75 MiB of cache in float32: 10
 # rows of 500 tokens. Half as much again is taken while rows that have finished are dropped.
@@ -73,7 +73,13 @@ def check_asked(args) -> None:
 
 def asked_picture(args, trained: dict, run: Path) -> Path | Tensor:
     """The picture that eval.py's --question is about: --image's file, or the spectrogram of
-    --audio's. trained: the arguments of the run. DataError, if the run knows the other one only."""
+    --audio's. trained: the arguments of the run. DataError, if the run knows the other one only, or
+    text alone."""
+    if trained["data"] in READ:
+        raise DataError(
+            f"{run} was trained on text alone and never saw a picture: ask it in words, "
+            f"python -m lab.talk {run}"
+        )
     heard = trained["data"] in HEARD
     if heard != (getattr(args, "audio", None) is not None):
         knows, option = ("sounds", "--audio FILE.wav") if heard else ("pictures", "--image FILE")

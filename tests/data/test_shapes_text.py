@@ -2,10 +2,14 @@
 
 import re
 
+import pytest
 import torch
+from helpers import TINY
 from test_shapes import oracle
 
 import data
+import eval as evaluation
+import train
 from data.shapes import Shapes
 from data.shapes_questions import name_of
 from data.shapes_scenes import CELLS, COLOUR, EMPTY, GRID, SHAPE, SPLITS, scenes, split_of
@@ -96,3 +100,13 @@ def test_its_tokenizer_has_whole_words_for_pictures_and_texts(tokenizer):
         assert not any(own.sp.is_byte(i) for i in own.encode(text))
     row = data.encode(world.heldout("val", 1)[0], own, 16)
     assert Role.IMAGE not in row.role and Role.QUESTION not in row.role  # no mask opens anything
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_a_run_that_read_alone_is_not_asked_about_a_picture(tmp_path, capsys):
+    train.main([*TINY, "--data", "shapes-text", "--out", str(tmp_path / "run")])
+    assert "Ask it" not in capsys.readouterr().out
+    for option in ("--image", "--audio"):
+        ask = [option, str(tmp_path / "x"), "--question", "is there a red circle?"]
+        with pytest.raises(SystemExit, match="was trained on text alone .* lab.talk"):
+            evaluation.main([str(tmp_path / "run"), "--device", "cpu", *ask])
