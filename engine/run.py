@@ -10,6 +10,7 @@ Also the small things that commands around a run share: one-line errors, checks 
 
 import errno
 import json
+import os
 import sys
 import time
 from contextlib import contextmanager
@@ -293,7 +294,9 @@ def check_out(args) -> None:
 
 @contextmanager
 def one_line_errors(out: Path | None = None):
-    """What goes wrong for the user's data, disk or keyboard ends the command with one line."""
+    """What goes wrong for the user's data, disk or keyboard ends the command with one line. Of
+    torchrun's processes all are stopped at once, and the first alone says so; any of them may be
+    the only one with an error."""
     try:
         yield
     except DataError as error:
@@ -307,5 +310,6 @@ def one_line_errors(out: Path | None = None):
     except KeyboardInterrupt:
         saved = out is not None and (out / checkpoint.NAME).exists()
         go_on = "the same command with --resume goes on" if saved else "nothing was saved yet"
-        print(f"\nstopped; {go_on} ({out})" if out else "\nstopped", file=sys.stderr)
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"\nstopped; {go_on} ({out})" if out else "\nstopped", file=sys.stderr)
         raise SystemExit(130) from None

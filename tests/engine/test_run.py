@@ -13,11 +13,12 @@ import pytest
 import torch
 from helpers import ROOT, RUN, at_steps, result_of, same, train_and_crash
 
+import data
 import train
 from data import shapes_scenes
 from engine import checkpoint
 from engine.lock import run_lock
-from engine.run import Run
+from engine.run import Run, one_line_errors
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -31,6 +32,18 @@ def stopped(tmp_path):
 
 def resume(out, *options):
     train.main([*RUN, *options, "--out", str(out), "--resume"])
+
+
+@pytest.mark.parametrize("rank,says", [(None, "stopped"), ("0", "stopped"), ("1", "")])
+def test_one_of_torchruns_processes_says_that_they_were_stopped(monkeypatch, capsys, rank, says):
+    monkeypatch.delenv("RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as exit, one_line_errors():
+        raise KeyboardInterrupt
+    assert exit.value.code == 130 and capsys.readouterr().err.strip() == says
+    with pytest.raises(SystemExit, match="error: this one alone"), one_line_errors():
+        raise data.DataError("this one alone")
 
 
 # --- What goes on
