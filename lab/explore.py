@@ -205,10 +205,11 @@ def write(path: Path, runs: list[tuple[str, MLLM, data.Tokenizer]], groups: list
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     asked = sum(len(e["questions"]) for e in examples)
-    said = f"wrote {path}: {len(examples)} pictures, {asked} questions, {len(runs)} runs, "
-    said += f"{len(page.encode()) / 1e6:.2f} MB"
+    counts = {"example": len(examples), "question": asked, "run": len(runs)}
+    said = ", ".join(f"{n} {what}{'s' * (n != 1)}" for what, n in counts.items())
+    said = f"wrote {path}: {said}, {len(page.encode()) / 1e6:.2f} MB"
     if len(examples) < len(groups):
-        left_out = f"{len(groups) - len(examples)} of {len(groups)} pictures left out"
+        left_out = f"{len(groups) - len(examples)} of {len(groups)} examples left out"
         said += f"; {left_out}, to stay below {LIMIT / 1e6:.0f} MB"
     return said
 

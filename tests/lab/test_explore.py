@@ -174,10 +174,11 @@ def test_any_data_set_any_prompt(few, tokenizer, tmp_path):
     assert pictures == {0, 1, 2}
 
 
-def test_every_turn_of_a_dialogue(talk, tokenizer, tmp_path):
+def test_every_turn_of_a_dialogue(talk, tokenizer, tmp_path, capsys):
     """As eval.py asks it, earlier turns with true answers, with the pictures that were shown."""
     run = make_run(tmp_path / "run", tokenizer, "llava", talk)
     write(run, "--out", tmp_path / "page.html", "--split", "all")
+    assert "page.html: 1 example, 1 question, 1 run, " in capsys.readouterr().out
     (example,) = contents(tmp_path / "page.html")["examples"]
     (question,) = example["questions"]
     (e,) = data.load("llava", talk, talk.parent).heldout("train")
@@ -247,7 +248,7 @@ def test_pictures_that_would_make_it_too_large_are_left_out(runs, tmp_path, caps
     monkeypatch.setattr(explore, "LIMIT", 200_000)
     write(*runs, "--out", tmp_path / "page.html")
     n = len(contents(tmp_path / "page.html")["examples"])
-    assert 1 <= n < 10 and f"{10 - n} of 10 pictures left out" in capsys.readouterr().out
+    assert 1 <= n < 10 and f"{10 - n} of 10 examples left out" in capsys.readouterr().out
     assert (tmp_path / "page.html").stat().st_size < 200_000
 
 
