@@ -176,7 +176,7 @@ def arguments(argv=None) -> argparse.Namespace:
     )
     add("--limit", type=positive, metavar="N", help="the first N questions")
     add("--batch-size", type=positive, default=64, metavar="N", help="default: 64")
-    add("--device", default=default_device())
+    add("--device", default=default_device(), metavar="NAME", help="cuda, mps or cpu")
     add("--json", type=Path, metavar="FILE", help="write the scores and every answer here")
     return parser.parse_args(argv)
 

@@ -26,7 +26,7 @@ from lab.variants import classes_of
 from mma import IMAGE, Role
 from model import MLLM, KVCache
 
-HELP = "Ask about it. /image FILE or /audio FILE gives another one; an empty line or Ctrl-D ends."
+END = "an empty line or Ctrl-D ends."
 
 
 class Conversation:
@@ -116,6 +116,7 @@ class Look:
     trained: dict  # the arguments of the run
     run: Path
     size: int  # pixels of a picture's side
+    shown: bool = False  # whether there is something to ask about
 
     def __call__(self, image: Path | None = None, audio: Path | None = None):
         """The picture that the model is shown. DataError, if it cannot be read or is not what the
@@ -123,14 +124,24 @@ class Look:
         asked = argparse.Namespace(image=image, audio=audio)
         about = asked_picture(asked, self.trained, self.run)
         data.pixels_of(about, self.size, "")
+        self.shown = True
         return about
+
+    def help(self) -> str:
+        """What may be typed now, of what the run was trained on."""
+        if self.trained["data"] in data.READ:
+            return f"Ask in words; {END}"
+        file = "/audio FILE" if self.trained["data"] in data.HEARD else "/image FILE"
+        if self.shown:
+            return f"Ask about it. {file} gives another one; {END}"
+        return f"{file} gives something to ask about; {END}"
 
 
 def converse(model: MLLM, tokenizer: data.Tokenizer, look: Look, images: list) -> None:
     """Read questions from the keyboard until an empty line or the end of the input. images: what
     look made of the files that it begins with."""
     talk = Conversation(model, tokenizer)
-    print(HELP)
+    print(look.help())
     while True:
         try:
             line = input("> ").strip()
@@ -155,7 +166,7 @@ def answer(talk: Conversation, line: str, images: list, look: Look) -> list:
             raise data.DataError(f"{file} is left out: the conversation cannot hold one more")
         return [look(**{command[1:]: file})]
     if line.startswith("/") or line in ("quit", "exit"):
-        print(HELP)
+        print(look.help())
         return []
     for piece in talk.ask(data.IMAGE * len(images) + line.replace(data.IMAGE, " "), images):
         print(piece, end="", flush=True)
@@ -174,11 +185,12 @@ def path_of(text: str) -> Path:
 
 def arguments(argv=None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("-h", "--help", action="help", help="show this and exit")
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder that --out named")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture to begin with")
-    parser.add_argument("--audio", type=Path, metavar="FILE", help="a WAV file to begin with")
-    parser.add_argument("--device", default=default_device())
+    add = parser.add_argument
+    add("-h", "--help", action="help", help="show this and exit")
+    add("run", type=Path, metavar="RUN", help="folder that --out named")
+    add("--image", type=Path, metavar="FILE", help="a picture to begin with")
+    add("--audio", type=Path, metavar="FILE", help="a WAV file to begin with")
+    add("--device", default=default_device(), metavar="NAME", help="cuda, mps or cpu")
     return parser.parse_args(argv)
 
 

@@ -6,8 +6,9 @@ from PIL import Image as Picture
 
 import data
 import train
+from bridge import benchmarks
 from data import IMAGE, Row, audio
-from lab import talk
+from lab import look, talk
 from lab.talk import Conversation
 from lab.variants import ConcentricMLLM, TextFirstTokenizer
 from mma import Role
@@ -60,6 +61,25 @@ def run(tmp_path_factory):
     return folder
 
 
+HELP = "Ask about it. /image FILE gives another one; an empty line or Ctrl-D ends."
+
+
+def test_the_help_says_what_fits_the_run_and_what_was_shown(run):
+    sees = talk.Look({"data": "shapes"}, run, 64)
+    assert sees.help().startswith("/image FILE gives something to ask about; ")
+    sees(image=run / "a.png")
+    assert sees.help() == HELP
+    for name, says in (("sounds", "/audio FILE gives something"), ("shapes-text", "Ask in words;")):
+        assert talk.Look({"data": name}, run, 64).help().startswith(says)
+
+
+def test_the_help_of_the_command_names_the_devices(capsys):
+    for module in (talk, look, benchmarks):
+        with pytest.raises(SystemExit):
+            module.arguments(["--help"])
+        assert "--device NAME" in (out := capsys.readouterr().out) and "cuda, mps or cpu" in out
+
+
 def say(run, monkeypatch, capsys, *lines):
     """What a conversation prints, line by line, after its help."""
     left = iter(lines)
@@ -74,7 +94,7 @@ def say(run, monkeypatch, capsys, *lines):
     monkeypatch.setattr("builtins.input", read)
     talk.main([str(run / "run"), "--device", "cpu", "--image", str(run / "a.png")])
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == talk.HELP
+    assert said[0] == HELP
     return said[1:]
 
 
@@ -92,7 +112,7 @@ def test_a_line_that_is_not_utf8_is_said_and_the_next_one_is_answered(run, monke
 
 @pytest.mark.parametrize("line", ["/help", "/image", "quit"])
 def test_commands_are_not_asked_of_the_model(run, monkeypatch, capsys, line):
-    assert say(run, monkeypatch, capsys, line, "") == [talk.HELP]
+    assert say(run, monkeypatch, capsys, line, "") == [HELP]
 
 
 def test_a_run_that_was_trained_on_sounds_is_asked_about_sounds(tmp_path, monkeypatch, capsys, run):
@@ -104,7 +124,11 @@ def test_a_run_that_was_trained_on_sounds_is_asked_about_sounds(tmp_path, monkey
     capsys.readouterr()
     talk.main([str(hears), "--device", "cpu", "--audio", str(file)])
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == talk.HELP and len(said) == 4 and "ask it with --audio" in said[2]
+    assert (
+        said[0] == HELP.replace("image", "audio")
+        and len(said) == 4
+        and "ask it with --audio" in said[2]
+    )
     with pytest.raises(SystemExit, match="was trained on sounds"):
         talk.main([str(hears), "--device", "cpu", "--image", str(run / "a.png")])
     with pytest.raises(SystemExit, match="begins with one of them"):
