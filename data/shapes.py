@@ -149,7 +149,8 @@ if __name__ == "__main__":
     rows = sum(len(world.draw("sft", step, 64, 4, 0)) for step in range(50))
     print(f"{rows / (time.perf_counter() - start):,.0f} questions with pictures a second")
     for example in world.heldout("test", 5):
-        print(f"  {example.turns[0][0]} {example.turns[0][1]}")
+        question, answer = example.turns[0]
+        print(f"  {question.replace(IMAGE, '')} -> {answer}")
     if args.png:
         from torchvision.utils import save_image
 

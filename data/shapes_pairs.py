@@ -16,6 +16,7 @@ from torch import Tensor
 from data import families
 from data.families import QA, rows, yes_no
 from data.folder import seed_of
+from data.prompt import IMAGE
 from data.shapes import Shapes
 from data.shapes_questions import NAMES, SceneFacts, caption, caption_of_places
 from data.shapes_questions import counting as counting_in_one
@@ -178,4 +179,5 @@ if __name__ == "__main__":
 
     families.show(question_only())
     for example in Pairs().heldout("test", 8):
-        print(f"  {example.turns[0][0]} {example.turns[0][1]}")
+        question, answer = example.turns[0]
+        print(f"  {question.replace(IMAGE, '')} -> {answer}")

@@ -282,7 +282,8 @@ if __name__ == "__main__":
     made = sum(len(world.draw("sft", step, 64, 4, 0)) for step in range(20))
     print(f"{made / (time.perf_counter() - start):,.0f} questions with sounds a second")
     for example in world.heldout("test", 5):
-        print(f"  {example.turns[0][0]} {example.turns[0][1]}")
+        question, answer = example.turns[0]
+        print(f"  {question.replace(IMAGE, '')} -> {answer}")
     if args.wav:
         print(f"{args.wav}: {caption(world.write_example(args.wav))}")
     if args.png:

@@ -1,10 +1,13 @@
 """The built-in world against a slow reading of its pictures."""
 
 import re
+import runpy
+import sys
 import time
 
 import pytest
 import torch
+from helpers import ROOT
 
 from data.errors import DataError
 from data.shapes import STEPS_WITHOUT_PLACES, Shapes, question_only
@@ -211,3 +214,11 @@ def test_the_questions_of_a_scene_share_one_picture():
     """As one object: a batch encodes it once."""
     asked = Shapes().draw("sft", 0, 4, 6, 0)
     assert len(asked) == 24 and len({id(e.images[0]) for e in asked}) == 4
+
+
+@pytest.mark.parametrize("name", ["shapes", "shapes_pairs", "sounds"])
+def test_a_world_prints_questions_as_they_are_read(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name])
+    runpy.run_path(str(ROOT / "data" / f"{name}.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    assert "<image>" not in out and re.search(r"^  is there a .*\? -> (yes|no)$", out, re.M)
