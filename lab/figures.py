@@ -114,24 +114,37 @@ def draw_labels(sheet, words, roles, left: int, top: int, cell: int, label: int)
 
 
 def write_sheet(path, results: list[dict], image_size: int, framed=None, side: int = 160) -> None:
-    """A PNG of answers, as eval.answer_all gives them: picture, question, answer given, true
-    answer; green right, red wrong. framed: for each, the framed patches, [(grid, index), ...].
+    """A PNG of answers, as eval.answer_all gives them: the pictures asked about, question, answer
+    given, true answer; green right, red wrong. framed: for each, the framed patches of its
+    example's first picture, [(grid, index), ...]; drawn where that picture alone is shown.
     """
-    columns, height = 6, side + 62
+    shown = [pictures_asked_about(*r["prompt"]) for r in results]
+    across = min(3, max([1, *map(len, shown)]))  # an answer is as many pictures wide
+    columns, width, height = 6 // across, across * side, side + 62
     lines = -(-len(results) // columns)
-    sheet = Image.new("RGB", (columns * (side + 12), lines * height), "white")
+    sheet = Image.new("RGB", (columns * (width + 12), lines * height), "white")
     pen = ImageDraw.Draw(sheet)
     for k, r in enumerate(results):
-        x, y = k % columns * (side + 12) + 6, k // columns * height + 4
-        if r["prompt"][0].images:
-            pixels = data.pixels_of(r["prompt"][0].images[0], image_size, r["id"])
-            sheet.paste(to_image(pixels, side), (x, y))
-        for grid, patch in framed[k] if framed else ():
+        x, y = k % columns * (width + 12) + 6, k // columns * height + 4
+        small = min(side, width // max(1, len(shown[k])))
+        for place, i in enumerate(shown[k]):
+            pixels = data.pixels_of(r["prompt"][0].images[i], image_size, r["id"])
+            sheet.paste(to_image(pixels, small), (x + place * small, y))
+        for grid, patch in framed[k] if framed and shown[k] == range(1) else ():
             cell = side / grid
             u, v = x + cell * (patch % grid), y + cell * (patch // grid)
             pen.rectangle((u + 1, v + 1, u + cell - 2, v + cell - 2), outline="white", width=2)
         given = r["given"][:24] or "(nothing)"
         given += "" if r["correct"] else f"   [{r['answer'][:24]}]"
-        text = "\n".join([*(textwrap.wrap(r["question"], 27) or [""])[:2], given])
+        text = "\n".join([*(textwrap.wrap(r["question"], 27 * across) or [""])[:2], given])
         pen.text((x, y + side + 2), text, fill=RIGHT if r["correct"] else WRONG)
     sheet.save(path)
+
+
+def pictures_asked_about(example: data.Example, turn: int) -> range:
+    """Which of the example's pictures a turn asks about: those of its message, or of the last one
+    before it that shows any."""
+    counts = [message.count(data.IMAGE) for message, _ in example.turns[: turn + 1]]
+    last = max((t for t, n in enumerate(counts) if n), default=0)
+    first = sum(counts[:last])
+    return range(first, first + counts[last])

@@ -163,6 +163,34 @@ def test_patches_are_framed(tmp_path):
     assert any(r > 150 and max(g, b) < 100 for r, g, b in text)  # wrong answers are red
 
 
+COLOURED = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+
+
+@pytest.mark.parametrize("messages, turn, shown", [
+    (["<image><image>both?"], 0, [0, 1]),
+    (["<image><image><image>all?"], 0, [0, 1, 2]),
+    (["<image>this?", "<image>and this?"], 0, [0]),
+    (["<image>this?", "<image>and this?"], 1, [1]),
+    (["<image>this?", "more?", "<image>and this?"], 1, [0]),
+    (["hello?", "<image>this?"], 0, []),
+])  # fmt: skip
+def test_a_sheet_shows_the_pictures_of_the_turn(tmp_path, messages, turn, shown):
+    """And frames of the first picture only where it stands alone."""
+    images = [
+        torch.tensor(c, dtype=torch.uint8)[:, None, None].expand(3, 8, 8)
+        for c in COLOURED[: sum(message.count("<image>") for message in messages)]
+    ]
+    example = data.Example(images, [(message, "yes") for message in messages])
+    result = {"prompt": (example, turn), "id": "", "question": "", "given": "yes", "answer": "yes"}
+    figures.write_sheet(tmp_path / "s.png", [{**result, "correct": True}], 8, [[(4, 5)]])
+    picture = Image.open(tmp_path / "s.png").convert("RGB")
+    middles = [picture.getpixel((6 + 160 * k + 80, 4 + 80)) for k in range(3)]
+    blank = [(255, 255, 255)] * 3
+    assert middles == ([COLOURED[i] for i in shown] + blank)[:3]
+    frame = picture.getpixel((6 + 40 + 2, 4 + 40 + 20)) == (255, 255, 255)
+    assert frame == (shown in ([0], []))  # without a picture all is white
+
+
 def test_a_sheet_is_spread_over_all_answers(tmp_path, model, tokenizer, pictures, monkeypatch):
     """24 of them, evenly, each framed where the model looks; the first of their pictures is left to
     ask about. Who does not write takes part in the forward passes."""
