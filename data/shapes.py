@@ -50,7 +50,8 @@ TRAINING_FAMILIES = (
     *("comparison", "place", "spatial", "spatial"),
 )
 BLOCK = 16  # scenes that are drawn together where training has a number of them
-QUESTIONS = len(FAMILIES)  # about each scene of val and test
+HELD_OUT = 1000  # scenes of val and test
+QUESTIONS = len(FAMILIES)  # about each of them
 
 
 def families_of(step: int) -> tuple[str, ...]:
@@ -61,10 +62,11 @@ def families_of(step: int) -> tuple[str, ...]:
 class Shapes:
     """The world as a data set (the interface of data.Folder). Training scenes never run out: each
     step has new ones. With n_scenes, training has that many, each with its picture, its captions
-    and its questions, and comes to them again and again."""
+    and its questions, and comes to them again and again; which these are depends on its seed."""
 
     answers = {"yes", "no", *"01234", *COLOUR, *SHAPE, *map(name_of, range(KINDS))}
     final_split = "test"
+    seed = 0  # of the run whose n_scenes heldout("train") asks about
 
     def __init__(self, n_scenes: int | None = None):
         if n_scenes and n_scenes % BLOCK:
@@ -121,11 +123,22 @@ class Shapes:
 
     def layouts(self, split: str) -> list[list[int]]:
         """The layout of each scene of `heldout`, QUESTIONS questions a scene."""
-        return self._scenes(split, 1000, 0)[0].tolist()
+        return self._heldout_scenes(split)[0].tolist()
+
+    def _heldout_scenes(self, split: str) -> tuple[Tensor, Tensor, torch.Generator]:
+        """The scenes of `heldout`, as `_scenes` gives them: with n_scenes, those of "train" are
+        the first that training has, or all, so that memorising can be measured."""
+        if split != "train" or self.n_blocks is None:
+            return self._scenes(split, HELD_OUT, 0)
+        blocks = range(min(self.n_blocks, -(-HELD_OUT // BLOCK)))
+        some = [self._scenes("train", BLOCK, self.seed, block, "block") for block in blocks]
+        layout, images, (g, *_) = zip(*some)
+        return torch.cat(layout)[:HELD_OUT], torch.cat(images)[:HELD_OUT], g
 
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
-        """The same 1,000 scenes with QUESTIONS questions each, whatever the run's seed."""
-        layout, images, g = self._scenes(split, 1000, 0)
+        """The same 1,000 scenes with QUESTIONS questions each, whatever the run's seed. With
+        n_scenes, "train" is about those of training; see _heldout_scenes."""
+        layout, images, g = self._heldout_scenes(split)
         asked = questions(layout, QUESTIONS, g)
         return families.examples(images[:, None], asked, split)[:limit]
 

@@ -184,7 +184,10 @@ def examples_of(trained: dict, args, image_size: int) -> tuple:
     if known:
         source, images = trained["source"], images or trained["images"]
     what = {"data": name, "source": source and str(source)}
-    source = data.load(name, source and Path(source), images and Path(images))
+    scenes = trained.get("scenes") if known else None
+    source = data.load(name, source and Path(source), images and Path(images), scenes=scenes)
+    if scenes:
+        source.seed = trained["seed"]  # with another one training had other scenes
     if isinstance(source, data.Folder) and not source.skipped.strict:
         if skipped := source.read_pictures(image_size, brief=known):
             print(skipped)

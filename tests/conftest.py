@@ -31,6 +31,8 @@ def made_once():
     train = functools.cache(plain_train)  # of a class, its texts and a size
 
     def some_heldout(self, split, limit=None):
+        if self.n_blocks and split == "train":  # scenes of its own
+            return plain_heldout(self, split, limit)
         return heldout(split)[:limit]
 
     def train_once(cls, texts, vocab_size):

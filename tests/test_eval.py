@@ -10,6 +10,7 @@ from PIL import Image
 
 import data
 import eval as evaluation
+from engine.batches import examples_of
 from engine.checkpoint import save_model
 from engine.options import arguments
 from engine.tables import markdown, parts_of, pool, spread, table
@@ -80,6 +81,20 @@ def test_another_split_another_mask_and_one_picture(runs, tmp_path, capsys):
     for option in ("--json", "--md", "--split", "--source"):
         with pytest.raises(SystemExit, match=f"{option} belongs to a data set"):
             evaluation.main([run, "--device", "cpu", *picture, *again, option, str(tmp_path / "x")])
+
+
+def test_the_scenes_that_a_run_was_trained_on_are_asked_about():
+    """Not new ones of the training split: else what it learned by heart could not be measured."""
+    trained = vars(arguments(["--preset", "tiny", "--scenes", "16", "--seed", "3"]))
+    asked = evaluation.arguments(["run", "--split", "train"])
+
+    def pictures(examples) -> set:
+        return {e.images[0].numpy().tobytes() for e in examples}
+
+    drawn = pictures(data.load("shapes", scenes=16).draw("sft", 0, 16, 1, 3))
+    assert pictures(examples_of(trained, asked, 64)[1]) == drawn
+    del trained["scenes"]  # a run that is older than the option
+    assert not pictures(examples_of(trained, asked, 64)[1]) & drawn
 
 
 def test_a_sound_is_asked_about_and_what_was_done_to_it_is_said_once(tokenizer, tmp_path, capsys):

@@ -190,9 +190,33 @@ def test_a_number_of_scenes_come_again_with_their_pictures_and_questions():
     assert {picture for picture, _ in epoch(3, "pt")} == {picture for picture, _ in first}
     orders = {world.draw("sft", 2 * n, 32, 6, 0)[0].images[0].sum().item() for n in range(8)}
     assert len(orders) > 1  # each epoch has its own
-    for wrong in (lambda: Shapes(40), lambda: world.draw("sft", 0, 20, 6, 0)):
-        with pytest.raises(DataError, match="multiple of 16"):
-            wrong()
+    with pytest.raises(DataError, match="--scenes 40: must be a multiple of 16"):
+        Shapes(40)
+    advice = "a step has 20 pictures; set --pictures and --pt-pictures to multiples of 16"
+    with pytest.raises(DataError, match=advice):
+        world.draw("sft", 0, 20, 6, 0)
+
+
+def test_a_number_of_training_scenes_can_be_asked_about():
+    """Those of the run's seed: the pictures that it drew, each asked once in each family. Of many,
+    the first 1,000; val and test stay the same."""
+
+    def pictures(examples) -> set:
+        return {e.images[0].numpy().tobytes() for e in examples}
+
+    heldout, world = Shapes.heldout.__wrapped__, Shapes(32)  # around the cache of conftest.py
+    for seed in (0, 3):
+        world.seed = seed
+        asked = heldout(world, "train")
+        assert len(asked) == 32 * len(FAMILIES) == 6 * len(world.layouts("train"))
+        assert pictures(asked) == pictures(world.draw("sft", 5, 32, 6, seed))
+    cells = world.layouts("train")
+    assert all(
+        oracle(cells[i // 6], e.turns[0][0][7:]) == e.turns[0][1] for i, e in enumerate(asked)
+    )
+    assert pictures(world.heldout("train", 12)) == pictures(asked[:12])
+    assert len(Shapes(2000).layouts("train")) == 1000
+    assert world.layouts("val") == Shapes().layouts("val")
 
 
 def test_the_question_alone_tells_little():
