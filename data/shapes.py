@@ -95,7 +95,8 @@ class Shapes:
         if self.n_blocks is None:
             return self._examples(stage, step, per_picture, pictures, seed, step, stage == "pt")
         if pictures % BLOCK:
-            raise DataError(f"--scenes: a step has {pictures} pictures, not a multiple of {BLOCK}")
+            advice = f"set --pictures and --pt-pictures to multiples of {BLOCK}"
+            raise DataError(f"--scenes: a step has {pictures} pictures; {advice}")
         n, examples = pictures // BLOCK, []
         for i in range(step * n, (step + 1) * n):  # blocks, in a random order of each epoch
             order = torch.Generator().manual_seed(

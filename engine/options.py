@@ -156,7 +156,7 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
         "--scenes",
         type=positive,
         metavar="N",
-        help="shapes: training has N scenes, not ever new ones",
+        help="shapes: training has N scenes, a multiple of 16, not ever new ones",
     )
     g.add_argument("--strict", action="store_true", help="llava: a damaged entry is an error")
     g = parser.add_argument_group("model and method")

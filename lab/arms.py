@@ -235,7 +235,7 @@ def reproduce(args) -> None:
     if args.experiment in ("shapes", *publish.COUNTS):
         tables.need("scipy", "the claims")
     if not args.tables and (todo := to_do(trials, args.runs, name)):
-        load(name, args.source)  # what is wrong with the files is said before the first run
+        check_data(name, args.source, trials)
         make(todo, args.runs, args.jobs)
     result = collect(args, trials, arms)
     result["data"], result["settings"] = name, common_settings(data_options, args.extra)
@@ -251,6 +251,18 @@ def reproduce(args) -> None:
     folder = tables.PUBLISHED if args.publish else args.results
     for file in publish.report(args.experiment, json.loads((folder / published.name).read_text())):
         print((folder / file).read_text(encoding="utf-8"))
+
+
+def check_data(name: str, source: Path | None, trials: list[Trial]) -> None:
+    """DataError, before the first run, for what is wrong with the files, or with --scenes and the
+    pictures of a step."""
+    load(name, source)
+    options = ("scenes", "pt_pictures", "pictures")
+    different = {tuple(trial.settings[option] for option in options) for trial in trials}
+    for scenes, *sizes in (some for some in different if some[0]):
+        world = load(name, source, scenes=scenes)
+        for size in sizes:
+            world.draw("pt", 0, size, 1, 0)
 
 
 def collect(args, trials: list[Trial], arms: dict[str, str]) -> dict:

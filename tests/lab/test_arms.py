@@ -105,6 +105,13 @@ def test_files_that_are_not_there_are_said_before_the_first_run(tmp_path, monkey
         run_arms(tmp_path, "nlvr", "--only", "mma")
 
 
+def test_pictures_that_do_not_go_with_scenes_are_said_before_the_first_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(arms, "make", None)
+    advice = "a step has 4 pictures; set --pictures and --pt-pictures to multiples of 16"
+    with pytest.raises(SystemExit, match=advice):
+        run_arms(tmp_path, "scenes")
+
+
 @pytest.mark.parametrize("package, what", [("scipy", "claims"), ("matplotlib", "curves")])
 def test_a_missing_package_is_named_before_anything_is_trained(
     package, what, tmp_path, monkeypatch
