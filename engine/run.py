@@ -141,12 +141,17 @@ class Run:
             self.watch.write_curves(self.out / "curves.png", [json.loads(line) for line in lines])
         self.bar.set_postfix({"loss": f"{line['loss']:.3f}", **self.shown})
 
-    def _keep_if_best(self, step: int) -> None:
-        """Write best.pt, if no look before this one was as good. The file of the metrics knows
-        those from before a stop too."""
+    def _best_look(self) -> dict:
+        """The step and the validation accuracy of the first look that no other is better than; {}
+        if there was none. The file of the metrics knows those from before a stop too."""
         lines = (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         looks = [line for line in map(json.loads, lines) if "val" in line]
-        if max(looks, key=lambda look: look["val"]["accuracy"])["step"] == step:
+        looks = [{"step": line["step"], "val": line["val"]["accuracy"]} for line in looks]
+        return max(looks, key=lambda look: look["val"], default={})
+
+    def _keep_if_best(self, step: int) -> None:
+        """Write best.pt, if no look before this one was as good."""
+        if self._best_look()["step"] == step:
             weights = self.model.state_dict()
             checkpoint.write_file(self.out / BEST, lambda file: torch.save(weights, file))
 
@@ -241,6 +246,8 @@ class Run:
             "unread": {"pictures": n_pictures, "rows": n_rows},
             "torch": torch.__version__,
         }
+        if args.keep_best and (look := self._best_look()):
+            record["kept"] = look  # whose weights model.pt holds
         text = (json.dumps(record, indent=1) + "\n").encode()
         checkpoint.write_file(self.out / "run.json", lambda file: file.write(text))
         for name in (checkpoint.NAME, BEST):
