@@ -149,6 +149,7 @@ def check_source(source, stages: list, model, args, say) -> None:
             f"{cut} training rows are longer than {args.max_tokens} tokens and are cut; "
             f"{dropped} of them keep no answer and are left out"
         )
+        say(describe_splits(source))
     for stage, kind, batches in stages:
         check_labels(kind, batches.batch(0), model, args.allow_leaks)  # unpacked: the same, sooner
         if is_folder:
@@ -160,6 +161,25 @@ def check_source(source, stages: list, model, args, say) -> None:
                 f"stage {stage}: {cut} rows of the first batch are longer than {longest} tokens "
                 f"and are cut; {without} of them keep no answer"
             )
+
+
+def describe_splits(source) -> str:
+    """One line: how a folder's data were split, and whether what is held out shows a picture."""
+    counts, without = [], []
+    for split, groups in source.splits.items():
+        examples = [example for group in groups for example in group]
+        n = sum(len(example.turns) for example in examples)
+        # Crops of one file, such as NLVR's boxes, are one picture
+        shown = {getattr(image, "path", image) for e in examples for image in e.images}
+        what = "captions of" if split == "pt" else "about" if counts else "questions about"
+        counts.append(f"{split}: {n:,} {what} {len(shown):,}{'' if counts else ' pictures'}")
+        without += [split] if split in ("val", "test") and not shown else []
+    line = "; ".join(counts)
+    if without:
+        line += f". No picture is left for {' and '.join(without)}"
+    if source.final_split in without:
+        line += ": example.png, a picture to ask about, is not written"
+    return line
 
 
 def measure_pixels(encoder, batches: StepBatches) -> None:

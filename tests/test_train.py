@@ -10,6 +10,7 @@ from PIL import Image
 import data
 import eval as evaluation
 import train
+from engine.batches import describe_splits
 from engine.options import arguments
 from mma import EXTRA_PAIRS, Role
 from model import MLLM, Config
@@ -133,6 +134,24 @@ def test_your_own_folder_trains_and_evaluates(llava, tmp_path):
     train.main([*TINY, *source, "--image-size", "32", "--out", out])
     evaluation.main([out, "--device", "cpu", "--split", "all", "--json", str(result)])
     assert json.loads(result.read_text())["runs"][0]["n"] == 30 * 2 + 2
+
+
+def test_how_your_own_data_were_split_is_said(llava):
+    """Its questions, turn by turn, and its pictures; and what shows none, and so cannot be seen."""
+    source = data.load("llava", llava)
+    n = {split: sum(len(e.turns) for e in source.heldout(split)) for split in source.splits}
+    assert sum(n.values()) == 62 and n["test"]
+    shown = {s: {i for e in source.heldout(s) for i in e.images} for s in source.splits}
+    assert describe_splits(source) == "; ".join(
+        f"{s}: {n[s]} {'questions about' if s == 'train' else 'about'} {len(shown[s])}"
+        f"{' pictures' if s == 'train' else ''}" for s in n
+    )  # fmt: skip
+    words = [data.Example([], [("hello?", "hello.")])]
+    blind = data.Folder({"train": source.splits["train"], "val": [words], "test": [words]})
+    why = "No picture is left for val and test: example.png, a picture to ask about, is not written"
+    assert describe_splits(blind).endswith(f"; val: 1 about 0; test: 1 about 0. {why}")
+    blind.splits["test"] = source.splits["test"]
+    assert describe_splits(blind).endswith(". No picture is left for val")
 
 
 def test_damage_is_told_once_and_counted_when_evaluating(llava, tmp_path, capsys):
