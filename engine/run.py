@@ -24,7 +24,8 @@ from engine import checkpoint
 from engine.distributed import Distributed, remove_parts
 
 BEST = "best.pt"
-STAGE_NAMES = {"pt": "stage 1 (captions)", "sft": "stage 2 (questions)"}
+# Not all data have captions for stage 1
+STAGE_NAMES = {"pt": "stage 1", "sft": "stage 2 (questions)"}
 
 
 class Run:

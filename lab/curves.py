@@ -113,7 +113,7 @@ def write_training(path, records: list[dict]) -> None:
     """A PNG of the loss of both stages, and of validation accuracy, from the lines of metrics.jsonl
     so far."""
     fig, (left, right) = figure(9, 3.4, columns=2)
-    stages = {"pt": ("stage 1: captions", GREY), "sft": ("stage 2: questions", INK)}
+    stages = {"pt": ("stage 1", GREY), "sft": ("stage 2: questions", INK)}
     losses, last = [r["loss"] for r in records], [0.1]
     for stage, (name, colour) in stages.items():
         points = [(r["step"], r["loss"]) for r in records if r["stage"] == stage]

@@ -128,10 +128,12 @@ def test_easy_vqa_trains_and_evaluates(easy_vqa, tmp_path, capsys):
     assert "0 training rows are longer" in out and "yes/no" in out and "color" in out
 
 
-def test_your_own_folder_trains_and_evaluates(llava, tmp_path):
+def test_your_own_folder_trains_and_evaluates(llava, tmp_path, capsys):
     out, result = str(tmp_path / "run"), tmp_path / "r.json"
     source = ["--data", "llava", "--source", str(llava), "--images", str(llava.parent)]
     train.main([*TINY, *source, "--image-size", "32", "--out", out])
+    said = capsys.readouterr()
+    assert "; test: " in said.out and "stage 1:" in said.err and "captions" not in said.err
     evaluation.main([out, "--device", "cpu", "--split", "all", "--json", str(result)])
     assert json.loads(result.read_text())["runs"][0]["n"] == 30 * 2 + 2
 

@@ -69,7 +69,7 @@ def test_the_curves_of_a_training(tmp_path, drawn):
         curves.write_training(tmp_path / "c.png", RECORDS[:upto])
         assert Image.open(tmp_path / "c.png").size == (990, 374)
     left, right = drawn[-2:]
-    assert points_of(left) == {"stage 1: captions": [(10, 2)], "stage 2: questions": [(10, 1)]}
+    assert points_of(left) == {"stage 1": [(10, 2)], "stage 2: questions": [(10, 1)]}
     assert points_of(right) == {"last: 50.0 %": [(10, 50)]}
     for ax in (left, right):
         assert ax.get_xlabel() and ax.get_ylabel() and ax.get_legend()
