@@ -7,7 +7,8 @@
 
 Stage 1 (PT): captions under the causal mask, everything trainable. (The paper starts from a
 pretrained vision encoder and LLM; ours start from nothing. bridge/finetune.py starts from theirs.)
-Stage 2 (SFT): questions and answers under --mask; the vision encoder is frozen, as in the paper.
+Stage 2 (SFT): questions and answers under --mask; the vision encoder is frozen, as in the paper,
+but not with --data nlvr+world, where it goes on learning; --freeze says otherwise.
 Data without captions use questions and answers in stage 1 too.
 
 Written to --out: model.pt, tokenizer.model, run.json, metrics.jsonl; curves.png, if matplotlib is

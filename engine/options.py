@@ -199,7 +199,9 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
     g.add_argument(
         "--pt-freeze", nargs="*", metavar="", help="parts that stage 1 leaves as they are"
     )
-    g.add_argument("--freeze", nargs="*", metavar="", help="the same of stage 2 (default: encoder)")
+    g.add_argument(
+        "--freeze", nargs="*", metavar="", help="the same of stage 2 (default: by preset and data)"
+    )
     g.add_argument(
         "--max-tokens",
         type=positive,

@@ -15,6 +15,14 @@ def test_flags_out_of_range_are_usage_errors(args, capsys):
     assert args[0] in capsys.readouterr().err
 
 
+def test_the_help_says_what_an_option_wants_and_what_it_is_otherwise(capsys):
+    with pytest.raises(SystemExit):
+        arguments(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "training has N scenes, a multiple of 16" in said
+    assert "the same of stage 2 (default: by preset and data)" in said  # nlvr+world: nothing
+
+
 def test_what_is_left_open_comes_from_the_preset_and_the_recipe_of_the_data():
     args = arguments(["--preset", "tiny", "--steps", "7"])
     assert args.steps == 7 and args.pt_steps == RECIPES["shapes"]["pt_steps"]
