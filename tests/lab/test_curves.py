@@ -140,7 +140,7 @@ def test_every_arm_has_a_colour_of_its_own():
 def test_the_command_draws_finished_runs(tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
-    (run / "run.json").write_text('{"args": {}, "mask": "mma", "seed": 0}')
+    (run / "run.json").write_text('{"args": {"data": "shapes"}, "mask": "mma", "seed": 0}')
     png = tmp_path / "new" / "c.png"
     with pytest.raises(SystemExit, match="metrics.jsonl is missing"):
         curves.main([str(run), "--png", str(png)])
