@@ -189,8 +189,10 @@ def test_nlvr_compares_the_masks_on_dev_which_is_read_once(tmp_path, monkeypatch
     val = {"run": "x", "accuracy": 0.5, "consistency": 0.2, "families": {}, "n": 6}
     val |= {"args": {"data": "nlvr+world"}, "seed": 0, "params": 1, "unparsed": 0, "seconds": 1}
     dev = {**val, "accuracy": 0.75, "consistency": 0.25, "n": 12}
-    dev["families"] = {"towers count": {"accuracy": 0.7, "n": 6}}
-    dev["families"]["scattered place"] = {"accuracy": 0.8, "n": 6}
+    dev["families"] = {
+        f"{kind} {asks}": {"accuracy": 0.7 if kind == "towers" else 0.8, "n": 3}
+        for kind in ("towers", "scattered") for asks in ("count", "place")
+    }  # fmt: skip
     run, asked = tmp_path / "mma-0", []
     run.mkdir()
     (run / "run.json").write_text(json.dumps(val))
@@ -212,7 +214,7 @@ def test_nlvr_compares_the_masks_on_dev_which_is_read_once(tmp_path, monkeypatch
     assert record["accuracy"] == 0.75 and record["curve"] == {"5": 0.9}
     header, _, row = tables.arms_table(result["arms"]).splitlines()
     cells = dict(zip(*([c.strip() for c in line.split("|")] for line in (header, row))))
-    assert [cells[c] for c in ("overall", "consistency", "towers", "place")] == [
+    assert [cells[c] for c in ("overall", "consistency", "towers", "scattered")] == [
         "75.0", "25.0", "70.0", "80.0"
     ]  # fmt: skip
 

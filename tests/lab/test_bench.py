@@ -295,7 +295,7 @@ def test_flops_are_those_that_torch_counts():
 
 
 def test_the_default_job_is_watched_to_its_end(no_clock, monkeypatch):
-    steps = "--pt-steps 20 --steps 40 --eval-every 20".split()
+    steps = "--pt-steps 20 --steps 40 --eval-every 20 --val-limit 20".split()
     monkeypatch.setattr(bench_job, "TRAIN", [sys.executable, "train.py", *RUN, *steps])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     header, seed, mean = bench_job.job(no_clock)
