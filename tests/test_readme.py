@@ -116,12 +116,14 @@ def test_the_numbers_in_its_sentences_are_in_the_results():
 
 def test_the_laptops_numbers_are_those_of_its_run():
     header, *_, mean = result_of("speed_job")["table"]
-    run = {name: float(value.split(" ")[0]) for name, value in zip(header[1:], mean[1:])}
-    minutes, seconds = divmod(round(run["in all"]), 60)
-    assert f"{minutes} minutes {seconds} seconds" in README
-    assert f"{run['test, %']:.1f} % of the test questions" in README
+    run = {name: value.split(" ")[0] for name, value in zip(header[1:], mean[1:])}
+    words = " ".join(README.split())
+    minutes, seconds = divmod(round(float(run["in all"])), 60)
+    assert f"{minutes} minutes {seconds} seconds" in words
+    assert f"{run['test, %']} % of the test questions" in words
     for share in (80, 95, 97):
-        assert f"{share} % on validation after {run[f'to {share} %']:.0f} seconds" in README
+        if (taken := run[f"to {share} %"]) != "never":  # never by all seeds
+            assert f"{share} % on validation after {float(taken):.0f} seconds" in words
 
 
 @pytest.mark.skipif(not os.environ.get("CI"), reason="a fork may add a line; CI counts them")
