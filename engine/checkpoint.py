@@ -48,7 +48,7 @@ def write_file(path: Path, save) -> None:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise  # not torch.save's word for a full disk
         known = isinstance(error, OSError) and error.errno != errno.EINVAL
-        why = error.strerror if known else str(error).splitlines()[0]
+        why = error.strerror if known else reason(error)
         kept = f"; {path.name} is still the one from before" if path.exists() else ""
         raise DataError(
             f"{path} could not be written: {why}{kept}. Free some space, then go on with --resume"

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import DataError
+from data import DataError, reason
 from engine.last_layer import answer_loss
 from engine.precision import check_device
 
@@ -170,7 +170,7 @@ class Distributed:
         try:
             checkpoint.load(parts, checkpoint_id=out / state["parts"])
         except checkpoint.CheckpointException as error:
-            why = str(next(iter(error.failures.values()))[0]).splitlines()[0]
+            why = reason(next(iter(error.failures.values()))[0])
             folder = out / state["parts"]
             raise DataError(f"{folder} cannot be read as a checkpoint: {why}") from None
         states = {"model_state_dict": parts["model"], "optim_state_dict": parts["optimizers"]}

@@ -302,9 +302,9 @@ def check_out(args) -> None:
 
 @contextmanager
 def one_line_errors(out: Path | None = None):
-    """What goes wrong for the user's data, disk or keyboard ends the command with one line. Of
-    torchrun's processes all are stopped at once, and the first alone says so; any of them may be
-    the only one with an error."""
+    """What goes wrong for the user's data, disk or keyboard ends the command with one line. Ctrl-C
+    stops all of torchrun's processes, and the first alone says so; an error may be of any one of
+    them, and each says its own."""
     try:
         yield
     except DataError as error:
