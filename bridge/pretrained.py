@@ -279,6 +279,7 @@ class Filling:
     in this order; of one that several tensors fill, "name#1/3" is the second of three pieces of
     rows; "" = known and not needed."""
 
+    FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
     ROOM_FOR_NEW = ("embed.weight", "unembed.weight")  # may have one token more than the files
 
     def __init__(self, model, names: dict[str, str], wanted: set[str], dtype: torch.dtype):
@@ -302,6 +303,11 @@ class Filling:
         if targets is None:
             self.wrong.append(f"{name} {list(tensor.shape)} in {file} is not expected")
         if not targets:
+            return
+        if tensor.dtype not in self.FLOATS:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            self.wrong.append(f"{name} in {file} is quantised ({kind}), which is not read")
+            self.wanted -= {target.partition("#")[0] for target in targets}
             return
         came_as = f"{name} has the shape {list(tensor.shape)}"
         tensor = torch.atleast_1d(tensor)  # a single number has no rows, and fits no parameter

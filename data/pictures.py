@@ -95,13 +95,15 @@ def decode_picture(image: Path | bytes | Crop, size: int) -> Tensor:
 
 def check_format(file: Image.Image, path) -> None:
     """Raises DataError if there are too many pixels, for a small file can unpack to more than the
-    memory holds; or if they are floats, of which no format says what is white."""
+    memory holds; or if they are floats or 32-bit integers, of which nothing says what is white."""
     if file.width * file.height > MAX_PIXELS:
         pixels = f"{file.width} x {file.height} pixels"
         why = f"{path}: {pixels} are more than the {MAX_PIXELS:,} that are read"
         raise DataError(why, UNREADABLE)
-    if file.mode == "F":
-        why = "its pixels are floats of unknown range; convert it to 8 bits a channel"
+    # Of 16 bits a pixel PNG and PGM make mode "I" in some versions of Pillow
+    if file.mode == "F" or file.mode == "I" and file.format not in ("PNG", "PPM"):
+        numbers = "floats" if file.mode == "F" else "32-bit integers"
+        why = f"its pixels are {numbers} of unknown range; convert it to 8 bits a channel"
         raise DataError(f"{path}: {why}", UNREADABLE)
 
 

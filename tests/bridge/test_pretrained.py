@@ -221,15 +221,23 @@ def test_shards_and_dtype(vision, saved):
         {"model.norm.weight": (33,)},
         "model.norm.weight has the shape .33.: norm.weight would be .33., not .32.",
     ),
+    (
+        {"model.embed_tokens.weight": torch.zeros(9, 32, dtype=torch.int8)},
+        "1 tensors do not fit: model.embed_tokens.weight in .* is quantised .int8., which is not",
+    ),
+    (
+        {"model.layers.0.mlp.up_proj.weight": torch.zeros(48, 32).to(torch.float8_e4m3fn)},
+        "1 tensors do not fit: model.layers.0.mlp.up_proj.* is quantised .float8_e4m3fn.",
+    ),
 ])  # fmt: skip
 def test_every_tensor_is_accounted_for(vision, saved, change, says):
     folder, _ = saved("llama")
     tensors = safetensors.load_file(folder / "model.safetensors")
-    for name, shape in change.items():
-        if shape is None:
+    for name, new in change.items():
+        if new is None:
             tensors.pop(name)
         else:
-            tensors[name] = torch.zeros(shape)
+            tensors[name] = torch.zeros(new) if isinstance(new, tuple) else new
     safetensors.save_file(tensors, folder / "model.safetensors")
     with pytest.raises(DataError, match=says):
         load(vision[0], folder)

@@ -50,11 +50,12 @@ def test_a_truncated_picture_is_named(tmp_path):
         read_picture(tmp_path / "y.png", 32)
 
 
-def test_floats_are_refused_before_and_in_training(tmp_path):
+@pytest.mark.parametrize("mode,numbers", [("F", "floats"), ("I", "32-bit integers")])
+def test_numbers_of_unknown_range_are_refused_before_and_in_training(tmp_path, mode, numbers):
     """0 to 1 and 0 to 255 are both usual: read as the one, the other is black or white."""
-    Image.new("F", (8, 8), 0.5).save(tmp_path / "x.tif")
+    Image.new(mode, (8, 8), 1).save(tmp_path / "x.tif")
     for read in (lambda path: read_picture(path, 32), pictures.check_head):
-        with pytest.raises(DataError, match="x.tif: its pixels are floats.* 8 bits") as found:
+        with pytest.raises(DataError, match=f"x.tif: its pixels are {numbers}.* 8 bits") as found:
             read(tmp_path / "x.tif")
         assert "\n" not in str(found.value)
 
@@ -69,8 +70,11 @@ def test_pictures_are_read_as_a_viewer_shows_them(tmp_path):
     shades = b"".join((x * 2048).to_bytes(2, "little") for x in range(32))
     deep = Image.frombytes("I;16", (32, 32), shades * 32)
     deep.save(tmp_path / "deep.png")
-    row = read_picture(tmp_path / "deep.png", 32)[0, 5].tolist()  # of all 16 bits
-    assert row == sorted(row) and len(set(row)) > 25 and row[16] in range(120, 136)
+    deep.save(tmp_path / "deep.tif")
+    (tmp_path / "deep.pgm").write_bytes(b"P5 32 32 65535\n" + deep.tobytes("raw", "I;16B"))
+    for name in ("deep.png", "deep.tif", "deep.pgm"):
+        row = read_picture(tmp_path / name, 32)[0, 5].tolist()  # of all 16 bits
+        assert row == sorted(row) and len(set(row)) > 25 and row[16] in range(120, 136), name
 
 
 def test_pictures_are_kept_up_to_a_number_of_bytes(tmp_path, monkeypatch):
