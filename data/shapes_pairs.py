@@ -2,8 +2,9 @@
 
     python -m data.shapes_pairs          what the question alone can tell, by family
 
-The scenes, their captions (stage 1, one picture each) and their splits are those of shapes.py: a
-scene of val or test is in no pair that is trained on. A training step of N pictures has N pairs.
+The scenes and their splits are those of shapes.py: a scene of val or test is in no pair that is
+trained on. A training step of N pictures has N pairs in stage 2. In stage 1 it has shapes' captions
+of one picture and, once these have begun to be learned, captions of pairs for half of its pictures.
 
 Shapes:  S pairs   CELLS = 16 cells in reading order   KINDS = 24 kinds (colour x shape)
 """
@@ -16,8 +17,8 @@ from torch import Tensor
 from data import families
 from data.families import QA, rows, yes_no
 from data.folder import seed_of
-from data.prompt import IMAGE
-from data.shapes import Shapes
+from data.prompt import IMAGE, Example
+from data.shapes import STEPS_WITHOUT_PLACES, Shapes
 from data.shapes_questions import NAMES, SceneFacts, caption, caption_of_places
 from data.shapes_questions import counting as counting_in_one
 from data.shapes_scenes import CELLS, COLOUR, KINDS, SHAPE, render, scenes
@@ -82,6 +83,15 @@ def existence(facts: PairFacts) -> list[QA]:
     ]
 
 
+def which(facts: PairFacts) -> list[QA]:
+    """The picture that has a kind which the other one has not."""
+    second = facts.coin()
+    here, elsewhere = facts.one_and_other(facts.there, second)
+    kind = facts.pick(here & ~elsewhere)
+    columns = rows(kind, second)
+    return [(f"in which picture is there a {NAMES[k]}?", WHICH[s]) for k, s in columns]
+
+
 def both(facts: PairFacts) -> list[QA]:
     """A kind that both of the pictures have, or one of them."""
     yes, (a, b) = facts.coin(), facts.there.unbind(1)
@@ -111,17 +121,33 @@ def counting(facts: PairFacts) -> list[QA]:
     ]
 
 
-FAMILIES = {f.__name__: f for f in (existence, both, more, counting)}
-# What training asks, in turn. Val and test ask each family once.
+FAMILIES = {f.__name__: f for f in (which, existence, both, more, counting)}
+# What training asks, in turn. As shapes begins with places, stage 2 begins with the picture that a
+# thing is in, every second question; then twice what is learned last. Without that beginning, or
+# without captions of pairs, mma learns slowly or not to tell the pictures apart (docs/log.md). Val
+# and test ask each family once.
+STEPS_OF_WHICH = 400
+FIRST_FAMILIES = ("which", "existence", "which", "counting", "which", "both", "which", "more")
 TRAINING_FAMILIES = (*FAMILIES, "more", "counting")
 QUESTIONS = len(FAMILIES)  # about each pair of val and test
 
 
 def known_answers(question: str):
     """The answers that make sense for a question."""
-    if question.startswith("which"):
+    if "which" in question:
         return WHICH
     return ("0", "1", "2", "3") if question.startswith("how many") else ("yes", "no")
+
+
+def captions(facts: PairFacts) -> list[str]:
+    """What only one of the pictures has, in random order, and which picture that is: "red circle
+    second green square first"."""
+    said = []
+    for kinds in facts.there.transpose(1, 2).tolist():
+        only = [k for k, (first, second) in enumerate(kinds) if first != second]
+        order = torch.randperm(len(only), generator=facts.generator).tolist()
+        said.append(" ".join(f"{NAMES[only[n]]} {WHICH[kinds[only[n]][1]]}" for n in order))
+    return said
 
 
 class Pairs(Shapes):
@@ -149,11 +175,23 @@ class Pairs(Shapes):
 
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
         if stage == "pt":
-            return super().draw(stage, step, pictures, per_picture, seed)
+            return self._captions(step, pictures, seed)
         _, shown, facts = self._pairs("train", pictures, stage, seed, step)
-        return families.examples(
-            shown, families.ask(facts, FAMILIES, TRAINING_FAMILIES, per_picture)
-        )
+        names = FIRST_FAMILIES if step < STEPS_OF_WHICH else TRAINING_FAMILIES
+        return families.examples(shown, families.ask(facts, FAMILIES, names, per_picture))
+
+    def _captions(self, step: int, pictures: int, seed: int) -> list[Example]:
+        """Captions of a step of stage 1; from step STEPS_WITHOUT_PLACES on, half of the pictures
+        stand in pairs."""
+        S = pictures // 4 if step >= STEPS_WITHOUT_PLACES else 0
+        singles = super().draw("pt", step, pictures, 1, seed)[: pictures - 2 * S]
+        if S == 0:
+            return singles
+        _, shown, facts = self._pairs("train", S, "pt", seed, step)
+        return singles + [
+            Example(list(images), [(2 * IMAGE, words)], "caption")
+            for images, words in zip(shown, captions(facts))
+        ]
 
     def heldout(self, split: str, limit: int | None = None):
         """The same 1,000 pairs with QUESTIONS questions each, whatever the run's seed."""

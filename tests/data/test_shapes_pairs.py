@@ -10,12 +10,14 @@ from helpers import TINY
 import data
 import train
 from data import families
+from data.shapes import STEPS_WITHOUT_PLACES
 from data.shapes_pairs import (
     FAMILIES,
     QUESTIONS,
     WHICH,
     PairFacts,
     Pairs,
+    captions,
     pairs,
     question_only,
 )
@@ -37,6 +39,9 @@ def oracle(pair, question):
 
     if m := re.fullmatch(r"is there a (\w+ \w+) in the (\w+) picture\?", question):
         return "yes" if count(m[2], m[1]) else "no"
+    if m := re.fullmatch(r"in which picture is there a (\w+ \w+)\?", question):
+        assert [count(which, m[1]) > 0 for which in WHICH].count(True) == 1
+        return WHICH[count("second", m[1]) > 0]
     if m := re.fullmatch(r"is there a (\w+ \w+) in both pictures\?", question):
         return "yes" if all(count(which, m[1]) for which in WHICH) else "no"
     if m := re.fullmatch(r"how many (\w+ \w+)s are there in the (\w+) picture\?", question):
@@ -74,7 +79,7 @@ def test_the_other_picture_alone_does_not_tell():
     """What the question names is in one picture where it asks about one, so that the two must be
     told apart; of what there is more of, the other picture often has some too."""
     some_in_both = 0
-    for pair, asked in zip(*asked_about(400, 4, 1)):
+    for pair, asked in zip(*asked_about(400, QUESTIONS, 1)):
         for family, question, answer in asked:
             if family == "existence":
                 which = "first" if "first" in question else "second"
@@ -93,9 +98,9 @@ def test_the_other_picture_alone_does_not_tell():
 
 def test_answers_are_balanced_and_the_question_tells_little():
     counts = {family: Counter() for family in FAMILIES}
-    for family, _, answer in (row for rows in asked_about(4000, 4, 2)[1] for row in rows):
+    for family, _, answer in (row for rows in asked_about(4000, QUESTIONS, 2)[1] for row in rows):
         counts[family][answer] += 1
-    for family, number in dict(existence=2, both=2, more=2, counting=4).items():
+    for family, number in dict(which=2, existence=2, both=2, more=2, counting=4).items():
         shares = [count / 4000 for count in counts[family].values()]
         assert len(shares) == number and max(shares) - min(shares) < 0.05, counts[family]
     for family, (ceiling, chance) in question_only(6000).items():
@@ -111,6 +116,16 @@ def test_scenes_of_val_and_test_are_in_no_training_pair():
     assert sum(map(len, found.values())) == len(set().union(*found.values()))
 
 
+def test_training_begins_with_the_picture_that_a_thing_is_in():
+    world = Pairs()
+    asked = [[e.family for e in world.draw("sft", step, 16, 8, 0)] for step in (399, 400)]
+    assert Counter(asked[0]) == {"which": 64} | dict.fromkeys(
+        ["existence", "counting", "both", "more"], 16
+    )
+    assert set(asked[1]) == set(FAMILIES)
+    assert Counter(asked[1])["more"] > 1.5 * Counter(asked[1])["which"]
+
+
 def test_draws_follow_stage_step_and_seed_alone():
     world = Pairs()
 
@@ -121,14 +136,40 @@ def test_draws_follow_stage_step_and_seed_alone():
     assert base == key("sft", 7, 5, 6, 0) and len(base) == 30
     assert base != key("sft", 8, 5, 6, 0) and base != key("sft", 7, 5, 6, 1)
     assert {len(shown) for _, shown in base} == {2}
-    assert {len(shown) for _, shown in key("pt", 7, 5, 6, 0)} == {1}  # captions, of one picture
+
+
+def test_captions_say_which_picture_has_what_the_other_has_not():
+    g = torch.Generator().manual_seed(3)
+    layout = pairs(200, "train", g)
+    facts, orders = PairFacts.of(layout, g), Counter()
+    for pair, said in zip(layout.tolist(), captions(facts)):
+        first, second = ({NAMES[k] for k in cells if k != EMPTY} for cells in pair)
+        words = said.split()
+        found = [(" ".join(words[i : i + 2]), words[i + 2]) for i in range(0, len(words), 3)]
+        expected = {(name, "first") for name in first - second}
+        assert set(found) == expected | {(name, "second") for name in second - first}
+        assert len(found) == len(set(found))
+        orders[found == sorted(found)] += 1
+    assert orders[False] > 180  # in random order
+
+
+def test_half_of_the_pictures_of_stage_1_come_to_stand_in_pairs(tokenizer):
+    world, early = Pairs(), STEPS_WITHOUT_PLACES - 1
+    assert [len(e.images) for e in world.draw("pt", early, 32, 6, 0)] == [1] * 32
+    drawn = world.draw("pt", early + 1, 32, 6, 0)
+    assert [len(e.images) for e in drawn] == [1] * 16 + [2] * 8
+    assert [len(e.images) for e in world.draw("pt", early + 1, 3, 6, 0)] == [1] * 3
+    assert [e.turns for e in drawn] == [e.turns for e in world.draw("pt", early + 1, 32, 6, 0)]
+    assert [e.turns for e in drawn] != [e.turns for e in world.draw("pt", early + 1, 32, 6, 1)]
+    row = data.encode(drawn[-1], tokenizer, 4)  # a caption is no question: mma opens nothing
+    assert row.role.count(Role.IMAGE) == 8 and Role.QUESTION not in row.role
 
 
 def test_pictures_stand_in_their_order():
     """The first picture of a row is the first scene of its layout: its colours are there."""
     world = Pairs()
     held, layouts = world.heldout("val", 40), world.layouts("val")
-    assert [e.id for e in held[:5]] == ["val-0"] * QUESTIONS + ["val-1"]
+    assert [e.id for e in held[:QUESTIONS]] == ["val-0"] * QUESTIONS
     for i, e in enumerate(held):
         pair = layouts[i // QUESTIONS]
         question = e.turns[0][0].removeprefix("<image><image>")
