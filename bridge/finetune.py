@@ -102,17 +102,14 @@ def options(argv=None):
     return args
 
 
-class CheckedSource:
+class CheckedSource(data.Wrapped):
     """A data set whose pictures have been read and whose rows have been counted, so that train.fit
     need not do it again."""
 
-    def __init__(self, source):
-        self.source = source
-
     def __getattr__(self, name):
-        if name in ("source", "read_pictures"):  # the first: where a copy is being made
+        if name == "read_pictures":
             raise AttributeError(name)
-        return getattr(self.source, name)
+        return super().__getattr__(name)
 
 
 def check_data(source, tokenizer, config: PretrainedConfig, args) -> CheckedSource:

@@ -20,7 +20,7 @@ heldout(split, limit), split_names(), answers and final_split: see `folder.Folde
 """
 
 from data.errors import DataError, SkippedEntries, reason
-from data.folder import Folder, read_json, seed_of, unusable
+from data.folder import Folder, Wrapped, read_json, seed_of, unusable
 from data.packing import pack
 from data.pictures import Crop, can_open, pixels_of
 from data.prompt import (
@@ -37,8 +37,8 @@ from data.prompt import (
 
 __all__ = [
     "ANSWER", "HEARD", "IMAGE", "NAMES", "READ", "Crop", "DataError", "Example", "Folder", "Row",
-    "SkippedEntries", "Tokenizer", "about_picture", "can_open", "collate", "encode", "load", "pack",
-    "pixels_of", "read_json", "readable", "reason", "seed_of", "unusable",
+    "SkippedEntries", "Tokenizer", "Wrapped", "about_picture", "can_open", "collate", "encode",
+    "load", "pack", "pixels_of", "read_json", "readable", "reason", "seed_of", "unusable",
 ]  # fmt: skip
 
 BUILT_IN = ("shapes", "shapes-pairs", "shapes-text", "sounds")

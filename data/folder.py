@@ -19,6 +19,18 @@ def seed_of(*key) -> int:
     return zlib.crc32(repr(key).encode())
 
 
+class Wrapped:
+    """A data set that does some things otherwise and leaves all else to `source`."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __getattr__(self, name):
+        if name == "source" or name.startswith("__"):  # pickle asks before there is a source
+            raise AttributeError(name)
+        return getattr(self.source, name)
+
+
 def unusable(examples: list[Example], tokenizer: Tokenizer, n_image_tokens: int, max_tokens: int):
     """Which of the examples are longer than max_tokens and are cut, and which of those then keep no
     answer token: two sets of indices."""

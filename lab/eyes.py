@@ -7,7 +7,8 @@ The paper's regime in miniature: a decoder that learned from text alone, causall
 shapes-text, or real weights in a Hugging Face folder), and an encoder that was trained before and
 stays as it is. Stage 1, captions, trains connector and decoder under the causal mask; stage 2,
 questions, trains them under --mask. --fresh starts with a decoder that has learned nothing, of the
-same sizes and with the same tokenizer; --mask-from 0.5 keeps the first half of stage 2 causal. All
+same sizes and with the same tokenizer; --mask-from 0.5 keeps the first half of stage 2 causal;
+--rehearse 4 adds to each step rows of what the LLM itself said to plain prompts (rehearsal.py). All
 other options are those of train.py, less the sizes.
 """
 
@@ -24,11 +25,13 @@ from bridge.decoders import decoder_sizes
 from bridge.pretrained import PretrainedConfig, load_decoder
 from engine import options as engine_options
 from engine.lock import run_lock
-from engine.options import arguments, rate
+from engine.options import arguments, positive, rate
 from engine.precision import check_device
 from engine.run import check_out, one_line_errors, read_record
 from eval import open_run
 from lab import watch
+from lab.publish import write_json
+from lab.rehearsal import Rehearsal, own_answers
 from lab.variants import classes_of
 from model import MLLM, Config, VisionEncoder
 
@@ -67,6 +70,8 @@ def extend(parser) -> dict:
     add("--fresh", action="store_true", help="the decoder of --llm, but with new weights")
     add("--mask-from", type=share, default=0.0, metavar="SHARE",
         help="stage 2 is causal up to this share of its steps (default: 0)")  # fmt: skip
+    add("--rehearse", type=positive, metavar="N",
+        help="rows a step of plain dialogues: what the LLM, a folder's, said before")  # fmt: skip
     add("--pt-adam-lr", type=rate, metavar="LR", help="--adam-lr of stage 1")
     add("--pt-lr-times", type=rate, metavar="X", help="stage 1 has X times the rate --lr")
     parser.refused = dict.fromkeys(OF_THE_RUNS, "it is that of --encoder and --llm")
@@ -183,6 +188,18 @@ class LateMask:
         return self.of_the_run("causal" if self.early else kind, *rest, **named)
 
 
+def rehearse(source, model: MLLM, tokenizer: data.Tokenizer, args):
+    """The data with rows of plain dialogues, which are written to rehearsal.json."""
+    if not args.template:
+        raise data.DataError("--rehearse belongs to a Hugging Face folder: others know no dialogue")
+    dialogues = own_answers(model, tokenizer)
+    if not dialogues:
+        raise data.DataError(f"--rehearse: {args.llm} answers none of the prompts")
+    said = dict(dialogue.turns[0] for dialogue in dialogues)
+    write_json(args.out / "rehearsal.json", said)
+    return Rehearsal(source, dialogues, args.rehearse)
+
+
 def main(argv=None) -> None:
     args = options(argv)
     with one_line_errors(args.out), run_lock(args.out):
@@ -197,6 +214,8 @@ def main(argv=None) -> None:
         )  # fmt: skip
         if not args.template:
             check_words(source, tokenizer, args.llm)
+        if args.rehearse:
+            source = rehearse(source, model, tokenizer, args)
         schedule = LateMask(model, args.mask_from) if args.mask_from else train.schedule
         train.fit(model, tokenizer, source, args, watch, schedule)
 

@@ -193,17 +193,13 @@ class TextFirstTokenizer(data.Tokenizer):
         return sorted(parts, key=lambda part: part is data.IMAGE)  # the sort is stable
 
 
-class DualOrder:
+class DualOrder(data.Wrapped):
     """DOT, dual-order training: a source whose messages have the text before the pictures in the
     first half of each stage's steps, and after them in the second half."""
 
     def __init__(self, source, args):
-        self.source, self.half = source, {"pt": args.pt_steps // 2, "sft": args.steps // 2}
-
-    def __getattr__(self, name):
-        if name.startswith("__"):  # pickle asks before there is a source
-            raise AttributeError(name)
-        return getattr(self.source, name)
+        super().__init__(source)
+        self.half = {"pt": args.pt_steps // 2, "sft": args.steps // 2}
 
     def draw(self, stage: str, step: int, *key) -> list[data.Example]:
         examples = self.source.draw(stage, step, *key)

@@ -8,6 +8,7 @@ import torch
 from helpers import ROOT, Crash, at_steps, crash, weights_of
 
 import data
+import train
 from bridge.chat import ChatTokenizer
 from bridge.pretrained import OwnEncoderMLLM
 from engine.optimizers import freeze, make_optimizers
@@ -149,6 +150,46 @@ def test_no_mask_changes_what_a_text_without_a_picture_costs(run):
         model.config.mask = kind
         losses.add(text_loss.text_loss(model, tokenizer, "it is red. it is blue."))
     assert len(losses) == 1
+
+
+def test_it_rehearses_what_it_said(llm, monkeypatch, tmp_path):
+    said = [data.Example([], [("what is red?", "it is red.")])]
+    monkeypatch.setattr(eyes, "own_answers", lambda model, tokenizer: said)
+    seen, original = [], train.train_stage
+
+    def watch(model, loss_function, optimizers, scaler, batches, *rest, **options):
+        batches = list(batches)
+        seen.extend(batches)
+        return original(model, loss_function, optimizers, scaler, iter(batches), *rest, **options)
+
+    monkeypatch.setattr(train, "train_stage", watch)
+    for name, more in (("plain", []), ("rehearsed", ["--rehearse", "2"])):
+        eyes.main(line_of(llm, *more, "--out", str(tmp_path / name)))
+    plain, rehearsed = seen[:4], seen[4:]
+    tokenizer = text_loss.open_any(tmp_path / "plain", "cpu")[1]
+    words = data.encode(said[0], tokenizer, 16).ids
+    for before, after in zip(plain, rehearsed, strict=True):
+        told = [data_of(batch) for batch in (before, after)]
+        assert told[1] == sorted(told[0] + 2 * [tuple(words)])
+    recorded = json.loads((tmp_path / "rehearsed" / "rehearsal.json").read_text())
+    assert recorded == {"what is red?": "it is red."}
+    assert not (tmp_path / "plain" / "rehearsal.json").exists()
+
+
+def data_of(batch: dict) -> list[tuple]:
+    """The tokens of each dialogue of a batch, whether it was packed or not; sorted."""
+    document = batch.get("document", torch.zeros_like(batch["ids"]))
+    dialogues = []
+    for ids, role, which in zip(batch["ids"], batch["role"], document):
+        ids, which = ids[role != Role.PAD], which[role != Role.PAD]
+        dialogues += [tuple(ids[which == k].tolist()) for k in which.unique()]
+    return sorted(dialogues)
+
+
+def test_a_model_that_says_nothing_cannot_rehearse(llm, monkeypatch, tmp_path):
+    monkeypatch.setattr(eyes, "own_answers", lambda model, tokenizer: [])
+    with pytest.raises(SystemExit, match="answers none of the prompts"):
+        eyes.main(line_of(llm, "--rehearse", "2", "--out", str(tmp_path / "run")))
 
 
 @pytest.mark.parametrize("command,says", [

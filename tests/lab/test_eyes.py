@@ -203,6 +203,11 @@ def test_mistakes_are_one_line(runs, tmp_path, option, what, says):
     assert "\n" not in str(exit.value)
 
 
+def test_a_decoder_of_ours_has_nothing_to_rehearse(runs, tmp_path):
+    with pytest.raises(SystemExit, match="--rehearse belongs to a Hugging Face folder"):
+        eyes.main(line_of(runs, "--rehearse", "2", "--out", str(tmp_path / "out")))
+
+
 @pytest.mark.parametrize("option,says", [
     (["--n-layer", "2"], "--n-layer cannot be given: it is that of --encoder and --llm"),
     (["--mask-from", "1"], "must be from 0 to below 1"),
