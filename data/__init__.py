@@ -8,7 +8,7 @@
     families.py     what the built-in worlds share: questions in families, how much they tell
     shapes.py       the built-in world; shapes_scenes.py, shapes_questions.py
     shapes_pairs.py two pictures of it a row; shapes_text.py: its scenes in words alone
-    sounds.py       a built-in world of sound
+    sounds.py       a built-in world of sound; sounds_notes.py
     audio.py        sound -> spectrograms, which are pictures; WAV files
     nlvr_world.py   a world in NLVR's manner; nlvr_scenes.py, nlvr_phrases.py, nlvr_sentences.py
     nlvr.py         NLVR's files

@@ -13,20 +13,8 @@ import eval as evaluation
 import train
 from data import audio
 from data.shapes_scenes import EMPTY, SPLITS, scenes, split_of
-from data.sounds import (
-    BEATS,
-    FAMILIES,
-    INSTRUMENT,
-    NAMES,
-    PITCH,
-    QUESTIONS,
-    Sounds,
-    caption,
-    layouts,
-    question_only,
-    questions,
-    render,
-)
+from data.sounds import FAMILIES, QUESTIONS, Sounds, caption, question_only, questions
+from data.sounds_notes import BEATS, INSTRUMENT, NAMES, PITCH, layouts, render
 from lab import watch
 from mma import Role, leaks
 
