@@ -16,6 +16,7 @@ from lab import tables
 from lab.claims import claims, counted_claims
 from lab.tables import arms_table, masks_of, rates_table
 
+CLAIMED = ("shapes", "sounds", "shapes-pairs")  # experiments whose table is tested for the claims
 ENOUGH = 3  # seeds with which an arm is in the short table and the curves
 # What the @ in the name of an experiment's arm counts
 COUNTS = {
@@ -51,15 +52,16 @@ def read_published(name: str, key: str) -> dict | None:
 
 def report(experiment: str, result: dict) -> dict[str, str]:
     """The Markdown of an experiment's JSON, file by file: the table; what it says of the paper's
-    claims, or of mma against causal at each count; for shapes also a short table, and masks at test
-    time."""
+    claims (CLAIMED), or of mma against causal at each count; for shapes also a short table, and
+    masks at test time."""
     arms, rest = result["arms"], []
     parts = [rates_table(arms) if experiment == "rates" else arms_table(arms)]
     if result["missing"]:
         parts.append(f"Not yet run: {', '.join(result['missing'])}.")
     files = {f"{experiment}.md": parts}
-    if experiment == "shapes":
+    if experiment in CLAIMED:
         rest.append(claims(arms, result["options"]))
+    if experiment == "shapes":
         if short := {arm: runs for arm, runs in arms.items() if len(runs) >= ENOUGH}:
             files["shapes_finding.md"] = [arms_table(short)]
     elif experiment in COUNTS and experiment != "rates":

@@ -40,6 +40,16 @@ def test_results_that_name_the_published_folder_need_publish(published, capsys):
     assert arms.arguments(["shapes"]).results == tables.RESULTS.resolve() != published
 
 
+@pytest.mark.parametrize("name", ["shapes", "sounds", "shapes-pairs", "easy_vqa"])
+def test_the_claims_stand_beside_the_tables_of_the_worlds(published, name):
+    runs = {"causal": [run_of(60, s) for s in (0, 1)], "mma": [run_of(80 + s, s) for s in (0, 1)]}
+    publish.write(published, name, result_of({arm: "" for arm in runs}, {"preset": "tiny"}, **runs))
+    file = published / f"{name}_claims.md"
+    assert file.exists() == (name != "easy_vqa")
+    if file.exists():
+        assert "+20.5 points" in file.read_text() and "paired" in file.read_text()
+
+
 def test_learning_rates_are_compared_on_validation(published):
     """The rate that is best on test is not the one that is chosen."""
     runs = {
