@@ -71,14 +71,15 @@ def ask(facts: Facts, families: dict, names, per_scene: int) -> list:
     ]
 
 
-def examples(shown: Tensor, asked: list, split: str = "") -> list[Example]:
+def examples(shown: Tensor, asked: list, split: str = "", before: str = IMAGE) -> list[Example]:
     """An Example for each question (see `ask`) about each scene. shown: its pictures, uint8
-    [S, pictures a row, 3, size, size]. The questions of a scene share its picture as one object, so
-    that a batch encodes it once."""
+    [S, pictures a row, 3, size, size]; before: what stands before a question, with an IMAGE for
+    each of them. The questions of a scene share its picture as one object, so that a batch encodes
+    it once."""
     return [
         Example(
             images,
-            [(IMAGE * len(images) + question, answer)],
+            [(before + question, answer)],
             family,
             split and f"{split}-{i}",
         )
