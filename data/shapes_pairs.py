@@ -26,9 +26,8 @@ from data.shapes_questions import counting as counting_in_one
 from data.shapes_scenes import CELLS, COLOUR, KINDS, SHAPE, render, scenes
 
 WHICH = ("first", "second")
-PAIR = (
-    f"first {IMAGE} second {IMAGE} "  # without the words it did not learn on a seed (docs/log.md)
-)
+# Before every question. Without the two words one seed of mma never told the pictures apart
+PAIR = f"first {IMAGE} second {IMAGE} "
 ITEMS = [
     *(f"{name}s" for name in NAMES),
     *(f"{c} objects" for c in COLOUR),
@@ -89,7 +88,7 @@ def existence(facts: PairFacts) -> list[QA]:
 
 
 def which(facts: PairFacts) -> list[QA]:
-    """The picture that has a kind which the other one has not."""
+    """The one of the pictures that has a kind; the other one lacks it."""
     second = facts.coin()
     here, elsewhere = facts.one_and_other(facts.there, second)
     kind = facts.pick(here & ~elsewhere)
