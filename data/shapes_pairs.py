@@ -224,4 +224,4 @@ if __name__ == "__main__":
     families.show(question_only())
     for example in Pairs().heldout("test", 8):
         question, answer = example.turns[0]
-        print(f"  {question} -> {answer}")
+        print(f"  {question.removeprefix(PAIR)} -> {answer}")
