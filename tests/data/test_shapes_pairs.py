@@ -168,7 +168,7 @@ def test_pictures_stand_in_their_order():
     """The first picture of a row is the first scene of its layout: its colours are there."""
     world = Pairs()
     held, layouts = world.heldout("val", 40), world.layouts("val")
-    assert [e.id for e in held[:QUESTIONS]] == ["val-0"] * QUESTIONS
+    assert [e.id for e in held[: QUESTIONS + 1]] == ["val-0"] * QUESTIONS + ["val-1"]
     for i, e in enumerate(held):
         pair = layouts[i // QUESTIONS]
         question = e.turns[0][0].removeprefix("first <image> second <image> ")
