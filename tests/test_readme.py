@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+WORLDS = ("sounds", "shapes-pairs")
 DATED = ("log.md",)  # records commands as they were at the time
 
 
@@ -112,6 +113,18 @@ def test_the_numbers_in_its_sentences_are_in_the_results():
     runs = result_of("shapes")["arms"]
     for arm in ("mma", "causal"):
         assert spread([100 * run["accuracy"] for run in runs[arm]]).split(" ")[0] in README
+
+
+def test_the_numbers_of_other_worlds_are_in_the_results():
+    """Sound: the means of the arms; two pictures: the least and the most of each."""
+    points = re.split(r"\n(?=\* |\n)", README)
+    sound, two = (next(" ".join(p.split()) for p in points if f"--data {w}`" in p) for w in WORLDS)
+    by_world = [result_of(world)["arms"] for world in WORLDS]
+    for arm in ("mma", "causal", "prefix", "t&i"):
+        heard, seen = ([100 * run["accuracy"] for run in runs[arm]] for runs in by_world)
+        assert spread(heard).split(" ")[0] in sound, arm
+        for accuracy in (min(seen), max(seen)):
+            assert f"{accuracy:.1f}" in two, arm
 
 
 def test_the_laptops_numbers_are_those_of_its_run():
