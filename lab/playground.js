@@ -116,12 +116,16 @@ function buildBrush() {
   $("brush").append(colours, choice("shape", "shape", shapes, nothing));
 }
 
-function another(first) {  // a scene of the test split; its own questions come with it
-  const picked = first || questions.includes($("text").value);
+function another() {  // any other scene; its own questions come with it
   const n = world.scenes.length, step = 1 + Math.floor(Math.random() * (n - 1));
-  number = first ? 0 : (number + step) % n;
+  const next = (number + step) % n, picked = questions.includes($("text").value);
+  openScene(next, picked ? world.scenes[next].questions[0] : $("text").value);
+}
+
+function openScene(next, question) {  // a scene of the test split
+  number = next;
   questions = world.scenes[number].questions;
-  if (picked) $("text").value = questions[0];
+  $("text").value = question;
   $("suggestions").replaceChildren(...questions.map(question => {
     const button = el("button", {type: "button", class: "plain"}, question);
     button.addEventListener("click", () => {
@@ -193,11 +197,12 @@ function mark(question) {
 
 function update() {
   const question = $("text").value, {isUnknown, right} = mark(question);
-  const start = performance.now();
+  const start = performance.now(), first = !panels.length;
   panels = sides.map(c => show(c, question, right, isUnknown));
   draw();
   const took = Math.round(performance.now() - start);
-  $("time").textContent = `Both answers and what they read took ${took} ms.`;
+  $("time").textContent = `Both answers and what they read took ${took} ms`
+    + (first ? "; the first ones take longest." : ".");
 }
 
 async function start() {
@@ -212,10 +217,11 @@ async function start() {
   buildBoard();
   buildBrush();
   $("text").addEventListener("input", update);
-  $("another").addEventListener("click", () => another(false));
+  $("another").addEventListener("click", another);
   $("clear").addEventListener("click", () => setScene(cells.map(() => -1)));
   for (const form of ["brush", "controls"]) $(form).addEventListener("submit", e => e.preventDefault());
-  another(true);
+  $("opening").hidden = !data.opening.differ;
+  openScene(data.opening.scene, data.opening.question);
 }
 
 const ready = start().catch(error => {

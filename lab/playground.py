@@ -2,11 +2,12 @@
 
     python -m lab.playground RUN [RUN] --out playground.html
 
-Two runs stand side by side, each under its own mask; of one run alone, the same weights with the
-mask's rectangle open and shut. The page is one file without a network: playground.html with its
-scripts. playground_model.js is mma.py and model.py, playground_data.js the tokenizer, the prompt
-and the pictures; weights are in half precision, as lab/weights.py keeps them. It holds runs on
---data shapes of the model of model.py, no variants.
+Two runs stand side by side, each under its own mask, and the page opens with a question that they
+answer differently; of one run alone, the same weights with the mask's rectangle open and shut. The
+page is one file without a network: playground.html with its scripts. playground_model.js is mma.py
+and model.py, playground_data.js the tokenizer, the prompt and the pictures; weights are in half
+precision, as lab/weights.py keeps them. It holds runs on --data shapes of the model of model.py, no
+variants.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import data
 from data import shapes, shapes_scenes
 from engine.options import Parser
 from engine.run import check_writable, one_line_errors, read_record
-from eval import open_run
+from eval import ask, open_run
 from lab.explore import page_of
 from lab.weights import half
 from mma import EXTRA_PAIRS, Role
@@ -92,6 +93,30 @@ def about_run(name: str, model: MLLM, tokenizer: data.Tokenizer) -> dict:
     }
 
 
+def picture_of(cells: list[int]) -> torch.Tensor:
+    """uint8 [3, 64, 64]: what `render` of playground_data.js draws."""
+    layout, grid, cell = torch.tensor(cells), shapes_scenes.GRID, shapes_scenes.CELL
+    kind = layout.clamp(min=0)
+    shape, colour = kind % len(shapes_scenes.SHAPE), kind // len(shapes_scenes.SHAPE)
+    ink = shapes_scenes.SPRITES[shape, SIZE] & (layout >= 0)[:, None, None]  # [cells, cell, cell]
+    palette = (shapes_scenes.PALETTE * BRIGHTNESS).to(torch.uint8)
+    pixels = torch.where(ink[:, None], palette[colour][..., None, None], BACKGROUND)
+    pixels = pixels.view(grid, grid, 3, cell, cell).permute(2, 0, 3, 1, 4)
+    return pixels.reshape(3, grid * cell, grid * cell)
+
+
+def opening(scenes: list[dict], runs: list[tuple[str, MLLM, data.Tokenizer]]) -> dict:
+    """What the page opens with: the first question, in the order of the test split, that two runs
+    answer differently; the first of all, if there is none, or one run. "differ" says which."""
+    for number, scene in enumerate(scenes) if len(runs) > 1 else ():
+        picture, questions = picture_of(scene["cells"]), scene["questions"]
+        answers = [ask(model, tokenizer, picture, questions) for _, model, tokenizer in runs]
+        for question, *given in zip(questions, *answers):
+            if given[0] != given[1]:
+                return {"scene": number, "question": question, "differ": True}
+    return {"scene": 0, "question": scenes[0]["questions"][0], "differ": False}
+
+
 def about_world() -> dict:
     """What the page needs of data/shapes_scenes.py, some scenes with their questions, and all words
     of the training text."""
@@ -127,12 +152,14 @@ def opens(kind: str) -> list[list[bool]]:
 def page(runs: list[tuple[str, MLLM, data.Tokenizer]]) -> str:
     """The page as HTML; runs: name, model and tokenizer of each."""
     kinds = {"causal", "mma", *(model.config.mask for _, model, _ in runs)}
+    world = about_world()
     return page_of(
         TEMPLATE,
         {
             "runs": [about_run(*run) for run in runs],
             "pairs": {kind: opens(kind) for kind in sorted(kinds)},
-            "world": about_world(),
+            "world": world,
+            "opening": opening(world["scenes"], runs),
         },
     )
 

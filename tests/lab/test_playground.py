@@ -212,6 +212,8 @@ def test_pictures_are_what_training_draws(shown):
     layout = torch.tensor(Shapes().layouts("test")[:6])
     found = shown.js(f"{layout.tolist()}.map(cells => [...render(cells, world)])")
     found = torch.tensor(found).view(6, 3, 64, 64)
+    for cells, picture in zip(layout.tolist(), found):
+        assert torch.equal(playground.picture_of(cells).long(), picture)
     g = torch.Generator().manual_seed(0)
     drawn = torch.stack([shapes_scenes.render(layout, g).long() for _ in range(400)])
     assert (found >= drawn.amin(0) - 2).all() and (found <= drawn.amax(0) + 2).all()

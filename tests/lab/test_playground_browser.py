@@ -11,6 +11,7 @@ from pages import opened
 from playing import write
 
 import data
+from lab import playground
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 
@@ -46,6 +47,15 @@ def expected_answers(browser, runs, kinds) -> list[str]:
 def check(browser, runs, kinds=("causal", "mma")):
     found = [text.strip() or "(nothing)" for text in answers(browser)]
     assert found == expected_answers(browser, runs, kinds)
+
+
+def test_it_opens_with_a_question_that_the_two_answer_differently(shown, half_runs):
+    """It says so, and no earlier scene has one."""
+    causal, mma = answers(shown)
+    assert causal != mma and shown.js("$('opening').offsetHeight > 0")
+    check(shown, half_runs)
+    earlier, runs = shown.js("world.scenes.slice(0, number)"), [("", *opened(r)) for r in half_runs]
+    assert not (earlier and playground.opening(earlier, runs)["differ"])
 
 
 def test_a_scene_is_built_by_clicks_and_a_question_typed(shown, half_runs):
@@ -193,6 +203,7 @@ def test_words_that_training_never_had_are_marked(shown):
 def test_one_run_stands_on_both_sides(browser, half_runs, tmp_path):
     browser.open(write(tmp_path / "page.html", half_runs[1]))
     assert browser.js("sides.map(c => c.input.checked)") == [False, True]
+    assert browser.js("$('opening').hidden && number === 0 && $('text').value === questions[0]")
     check(browser, [half_runs[1]] * 2)
 
 
