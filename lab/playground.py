@@ -33,6 +33,7 @@ TEMPLATE = Path(__file__).with_name("playground.html")
 SCENES = 60  # of the test split, with their questions
 # What render draws anew for each picture, fixed: 1 of 3 sizes, and the middle of what it may draw
 SIZE, BRIGHTNESS, BACKGROUND = 1, 0.925, 40
+PALETTE = (shapes_scenes.PALETTE * BRIGHTNESS).to(torch.uint8)
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -99,8 +100,7 @@ def picture_of(cells: list[int]) -> torch.Tensor:
     kind = layout.clamp(min=0)
     shape, colour = kind % len(shapes_scenes.SHAPE), kind // len(shapes_scenes.SHAPE)
     ink = shapes_scenes.SPRITES[shape, SIZE] & (layout >= 0)[:, None, None]  # [cells, cell, cell]
-    palette = (shapes_scenes.PALETTE * BRIGHTNESS).to(torch.uint8)
-    pixels = torch.where(ink[:, None], palette[colour][..., None, None], BACKGROUND)
+    pixels = torch.where(ink[:, None], PALETTE[colour][..., None, None], BACKGROUND)
     pixels = pixels.view(grid, grid, 3, cell, cell).permute(2, 0, 3, 1, 4)
     return pixels.reshape(3, grid * cell, grid * cell)
 
@@ -135,7 +135,7 @@ def about_world() -> dict:
         "grid": shapes_scenes.GRID,
         "cell": shapes_scenes.CELL,
         "sprites": sprites,
-        "palette": (shapes_scenes.PALETTE * BRIGHTNESS).to(torch.uint8).tolist(),
+        "palette": PALETTE.tolist(),
         "background": BACKGROUND,
         "objects": [int(objects.min()), int(objects.max())],
         "scenes": scenes,
