@@ -46,15 +46,15 @@ def answer_all(
     batch_size: int = 256, progress: bool = False, max_new_tokens: int | None = None,
 ) -> list[dict]:  # fmt: skip
     """The model's answer to every turn of every example, earlier turns given with true answers.
-
     Returns a dict for each: id, group, family, question, answer (the true one), given, correct,
     unparsed, prompt (example, turn), unread: why its picture could not be read and no answer is
-    given. known: the closed set of answers, if there is one.
+    given. known: the closed set of answers, if there is one. max_new_tokens: an answer is cut
+    there (default: twice the longest true one and 4 more).
     """
     known = known and {normalise(answer) for answer in known}
     prompts = [(e, turn) for e in examples for turn in range(len(e.turns))]
     lengths = (len(tokenizer.encode(e.turns[turn][1])) for e, turn in prompts)
-    limit = max_new_tokens or 2 * max(lengths, default=0) + 4  # what is longer still is wrong
+    limit = max_new_tokens or 2 * max(lengths, default=0) + 4  # what is longer is wrong
     was_training, todo, one_token = model.training, iter(prompts), KVCache(model, 1, 1)
     results, rows = [], encode_prompts(prompts, tokenizer, model.config, progress)
     model.eval()
@@ -74,11 +74,11 @@ def score(example: data.Example, turn: int, ids: list[int], tokenizer, known) ->
     (question, answer), given = example.turns[turn], tokenizer.decode(ids)
     said = normalise(given)
     correct = said == normalise(answer)
-    lost = said not in known if known else not said or ids[-1] != tokenizer.eos
+    unparsed = (said not in known) if known else (not said or ids[-1] != tokenizer.eos)
     return dict(
         id=example.id, group=example.group, family=example.family,
-        question=question.replace(data.IMAGE, " ").strip(), answer=answer, given=given,
-        correct=correct, unparsed=lost and not correct, prompt=(example, turn),
+        question=question.replace(data.IMAGE_TOKEN, " ").strip(), answer=answer, given=given,
+        correct=correct, unparsed=unparsed and not correct, prompt=(example, turn),
     )  # fmt: skip
 
 

@@ -56,16 +56,16 @@ def attention_mask(kind, role, turn=None, document=None, order=None) -> Tensor:
     return (readable | itself)[:, None]
 
 
-# What each kind opens beyond the causal mask, elementwise over roles. A mask of your own is one
-# line here. What is opened stays within one turn: that is free of leaks, and it is what a KV cache
-# computes anyway, because a picture is encoded before the later turns exist.
+# What each kind opens beyond the causal mask, elementwise over the roles of query (q) and key (k)
+# and within one turn: a KV cache encodes a picture before the later turns exist. A mask of your own
+# is one line here; one that opens answers leaks their labels, which `leaks` finds out.
 EXTRA_PAIRS = {
-    "causal": lambda i, j: (i != i) & (j != j),  # nothing
-    "mma": mma,  # Modality-Mutual Attention; FutureMask's v2t (arXiv 2505.18605) is the same set
-    "prefix": lambda i, j: _prompt(i) & _prompt(j),  # PaliGemma
-    "v2v": lambda i, j: (i == IMAGE) & (j == IMAGE),  # Gemma-3-like; FutureMask's v2v
-    "f": lambda i, j: (i == IMAGE) & _prompt(j),  # FutureMask's f = v2v and v2t
-    "mutual": lambda i, j: ((i == IMAGE) != (j == IMAGE)) & _may_open(i) & _may_open(j),  # two-way
+    "causal": lambda q, k: torch.zeros_like(q == k),  # nothing
+    "mma": mma,  # Modality-Mutual Attention; FutureMask's v2t (2505.18605), limited to questions
+    "prefix": lambda q, k: _prompt(q) & _prompt(k),  # PaliGemma
+    "v2v": lambda q, k: (q == IMAGE) & (k == IMAGE),  # Gemma-3-like; FutureMask's v2v
+    "f": lambda q, k: (q == IMAGE) & _prompt(k),  # FutureMask's f, the union of v2v and mma
+    "mutual": lambda q, k: ((q == IMAGE) != (k == IMAGE)) & _may_open(q) & _may_open(k),  # two-way
 }
 
 

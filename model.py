@@ -5,9 +5,9 @@
 Papers: ViT (arXiv 2010.11929), LLaVA's projector (2310.03744), Llama (2302.13971), grouped-query
 attention (2305.13245), RoPE (2104.09864) and, for the mask, MMA (2503.02597; mma.py).
 
-Shapes:  B rows of text   T tokens of a row   D decoder width   H query heads   G key/value heads
-         d head width   N pictures of a batch   P places in the rows where a picture stands
-         n image tokens of a picture   E encoder width   V vocabulary
+Shapes:  B rows of text   T tokens of a row   s new ones in a pass   t of them that ask
+         D decoder width   H query heads   G key/value heads   d head width   E encoder width
+         N pictures of a batch   P places of pictures   n image tokens of a picture   V vocabulary
 """
 
 import engine.terminal  # noqa: F401 - first: then Ctrl-C while torch loads is no traceback
@@ -143,7 +143,7 @@ class KVCache:
         self.v = torch.zeros(*shape, a.head_width, dtype=like.dtype, device=like.device)
 
     def write(self, layer: int, k: Tensor, v: Tensor, column: Tensor, T: int):
-        """Store k, v [B, G, t, d] at column [B, t]; return the first T keys and values."""
+        """Store k, v [B, G, s, d] at column [B, s]; return the first T keys and values."""
         at = column[:, None, :, None]
         self.k[layer].scatter_(2, at.expand_as(k), k.to(self.k.dtype))
         self.v[layer].scatter_(2, at.expand_as(v), v.to(self.v.dtype))
@@ -152,14 +152,14 @@ class KVCache:
 
 @dataclass
 class AttentionContext:
-    """What every layer of a forward pass needs besides x [B, t, D]; T = number of keys."""
+    """What every layer of a forward pass needs besides x [B, s, D]; T = number of keys."""
 
     mask: Tensor  # bool [B, 1, t, T], True = may attend
     q_rotation: tuple[Tensor, Tensor]  # RoPE's cos and sin, each [B or 1, 1, t, d/2]
-    k_rotation: tuple[Tensor, Tensor]
-    is_image: Tensor  # bool [B, t]
+    k_rotation: tuple[Tensor, Tensor]  # the same, each [B or 1, 1, s, d/2]
+    is_image: Tensor  # bool [B, s]
     cache: KVCache | None = None
-    column: Tensor | None = None  # int64 [B, t]: where the cache stores the tokens
+    column: Tensor | None = None  # int64 [B, s]: where the cache stores the tokens
     rows: Tensor | None = None  # int64 [B, K]: the last layer computes these alone (engine)
 
 
@@ -176,13 +176,13 @@ class Attention(nn.Module):
         self.attend = attention
 
     def queries_keys_values(self, x_q: Tensor, x: Tensor, context: AttentionContext):
-        """q of x_q [B, H, t, d]; k and v of x [B, G, T, d]; q and k with their positions."""
+        """q of x_q [B, H, t, d]; k and v of x [B, G, s, d]; q and k with their positions."""
         q, k, v = self.q(x_q), self.k(x), self.v(x)
         q, k, v = (y.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for y in (q, k, v))
         return rotate(q, *context.q_rotation), rotate(k, *context.k_rotation), v
 
     def forward(self, x_q: Tensor, x: Tensor, context: AttentionContext) -> Tensor:
-        """x_q [B, t, D], the positions that ask (usually all of x [B, T, D]) -> [B, t, D]."""
+        """x_q [B, t, D], the tokens that ask (usually all of x [B, s, D]) -> [B, t, D]."""
         q, k, v = self.queries_keys_values(x_q, x, context)
         if context.cache is not None:
             k, v = context.cache.write(self.layer, k, v, context.column, context.mask.shape[-1])
@@ -241,7 +241,7 @@ class MLLM(nn.Module):
         return attention_mask(kind, role, turn, document), positions(role, document)
 
     def frequencies(self, position: Tensor) -> Tensor:
-        """RoPE's angle a position, for each pair of dimensions: float32 [d/2]."""
+        """RoPE's angle per position: float32 [d/2]; long-rope's reads position: [B, 1, s, d/2]."""
         d = self.config.head_width
         return self.config.rope_theta ** (-torch.arange(0, d, 2, device=position.device) / d)
 
@@ -262,8 +262,8 @@ class MLLM(nn.Module):
         """The decoder's last hidden states [B, T, D]; `head` turns them into logits.
 
         ids, role, turn, document: int64 [B, T], as in mma.py. images: uint8 [N, 3, size, size].
-        image_index: int64 [P], the image at each run of image tokens, in reading order. kind: a
-        mask of mma.py (default: config.mask). rows: int64 [B, K], columns wanted -> [B, K, D].
+        image_index: int64 [P], the image of each run of image tokens. kind: a mask of mma.py, else
+        config.mask. rows: int64 [B, K], columns wanted -> [B, K, D]. cache: takes keys and values.
         """
         mask, position = self.mask_and_positions(kind or self.config.mask, role, turn, document)
         x = self.embed_inputs(ids, role, images, image_index)
@@ -271,8 +271,8 @@ class MLLM(nn.Module):
         return self.decode(x, mask, position, role == IMAGE, cache, column, rows)
 
     def decode(self, x, mask, position, is_image, cache=None, column=None, rows=None) -> Tensor:
-        """Embeddings x [B, t, D] -> hidden states; position int64 [B or 1, t]."""
-        angle = position[:, None, :, None] * self.frequencies(position)  # [B or 1, 1, t, d/2]
+        """Embeddings x [B, s, D] -> hidden states; position int64 [B or 1, s]."""
+        angle = position[:, None, :, None] * self.frequencies(position)  # [B or 1, 1, s, d/2]
         rotation = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         context = AttentionContext(mask, rotation, rotation, is_image, cache, column, rows)
         for block in self.blocks:
@@ -284,7 +284,7 @@ class MLLM(nn.Module):
         return F.linear(hidden, self.embed.weight if self.config.tied else self.unembed.weight)
 
     def loss(self, ids, role, images=None, image_index=None, turn=None, document=None, kind=None):
-        """Mean cross-entropy of the answer tokens; engine/last_layer.py computes it in training."""
+        """Mean cross-entropy of the answer tokens, 0 of none; in training see engine/last_layer."""
         target = supervised(role, document)[:, 1:]  # bool [B, T-1]: row t predicts token t+1
         hidden = self(ids, role, images, image_index, turn, document, kind)[:, :-1][target]
         loss = F.cross_entropy(self.head(hidden).float(), ids[:, 1:][target], reduction="sum")
@@ -295,7 +295,7 @@ class MLLM(nn.Module):
         self, ids, role, images=None, image_index=None, turn=None, *, eos: int, max_new_tokens=32,
         temperature: float = 0.0, top_p: float = 1.0, generator: torch.Generator | None = None,
     ) -> list[list[int]]:  # fmt: skip
-        """Continue a batch of prompts, padded on the right: prefill under the run's mask, then
+        """Continue prompts padded on the right, else ValueError: prefill under the run's mask, then
         causal decoding over the KV cache, image keys as prefilled. Temperature 0 is greedy.
 
         max_new_tokens: one number, or a list. Returns each row's new ids; `eos` ends what finished.
@@ -310,19 +310,19 @@ class MLLM(nn.Module):
         hidden = self(ids, role, images, image_index, turn, rows=length - 1, cache=cache)
         _, position = self.mask_and_positions(self.config.mask, role, turn)
         position = position.expand(B, T).gather(1, length - 1)  # of each row's last token
-        answers, rows = [[] for _ in range(B)], torch.arange(B, device=ids.device)
+        answers, running = [[] for _ in range(B)], torch.arange(B, device=ids.device)
         for step in range(int(limit.max())):
             token = sample(self.head(hidden[:, 0]).float(), temperature, top_p, generator)
-            for row, new, most in zip(rows.tolist(), token.tolist(), limit.tolist()):
+            for row, new, most in zip(running.tolist(), token.tolist(), limit.tolist()):
                 answers[row] += [new][:most]
             going = (token != eos) & (step + 1 < limit)
-            state = drop_finished(going, cache, rows, token, limit, length, position)
-            rows, token, limit, length, position = state
-            if len(rows) == 0:
+            state = drop_finished(going, cache, running, token, limit, length, position)
+            running, token, limit, length, position = state
+            if len(running) == 0:
                 break
             mask = (column[: T + step + 1] <= length + step)[:, None, None]  # [B, 1, 1, columns]
-            x, position, is_image = self.embed(token[:, None]), position + 1, length < 0  # none is
-            hidden = self.decode(x, mask, position, is_image, cache, length + step)
+            x, position, no_image = self.embed(token[:, None]), position + 1, length < 0
+            hidden = self.decode(x, mask, position, no_image, cache, length + step)
         return answers
 
 

@@ -60,19 +60,21 @@ def train_stage(
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
-        overflow = scaler.is_enabled() and not torch.isfinite(norm)  # float16: nobody steps
+        overflow = scaler.is_enabled() and not torch.isfinite(
+            norm
+        )  # of float16: this step is left out
         for optimizer in optimizers:
             if not overflow:
                 scaler.step(optimizer)
         scaler.update()
         model.zero_grad()
-        record(step + 1, loss, loss if overflow else norm)
+        record(step + 1, loss, torch.zeros_like(norm) if overflow else norm)
 
 
 def prepare(model: MLLM, source, stages: list, args, ranks: Distributed) -> MLLM:
-    """The model, placed where it trains, after all that can be checked before has been."""
+    """Check what can be checked before training; the model, wrapped for the processes there are."""
     check_source(source, stages, model, args, ranks.say)
-    freeze(model, args.pt_freeze, "--pt-freeze")  # a part that does not exist is said now
+    freeze(model, args.pt_freeze, "--pt-freeze")  # an unknown part fails here, not later
     freeze(model, args.freeze)
     params = sum(p.numel() for p in model.parameters())
     ranks.say(f"{args.out}: mask {args.mask}, {params:,} parameters, on {args.device}")
@@ -91,7 +93,7 @@ def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> 
         for stage, kind in (("pt", args.pt_mask), ("sft", args.mask))
     ]
     model = prepare(model, source, stages, args, ranks)
-    say_once = cache(ranks.say)  # not at every look
+    say_once = cache(ranks.say)  # not at every validation
 
     def answer(examples: list, progress: bool = False) -> list[dict]:
         shard = ranks.local_shard(examples)
@@ -109,10 +111,10 @@ def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> 
         for stage, kind, batches in run.to_do(stages):
             freeze(model, args.pt_freeze if stage == "pt" else args.freeze)
             optimizers, loss = make_optimizers(model, args, stage), cast(ranks.loss_function(model))
-            done = run.begin_stage(stage, model, optimizers, scaler, batches)
-            shown = run.progress(loader_of(batches, done, args), done)
-            args_of_stage = shown, done, len(batches), kind, partial(run.record, stop), schedule
-            train_stage(model, loss, optimizers, scaler, *args_of_stage)
+            first_step = run.begin_stage(stage, model, optimizers, scaler, batches)
+            loaded = run.progress(loader_of(batches, first_step, args), first_step)
+            train_stage(model, loss, optimizers, scaler, loaded, first_step, len(batches), kind,
+                        partial(run.record, stop), schedule)  # fmt: skip
 
     run.save_model(model)
     results = answer(source.heldout(source.final_split, args.limit), progress=ranks.is_main)
@@ -122,8 +124,8 @@ def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> 
         record = run.finish(summarise(results))
         print(f"\nHeld-out answers, after {record['seconds']:.0f} seconds:")
         print(table(pool([record])))
-        file = "--audio FILE" if args.data in data.HEARD else "--image FILE"
-        if args.data not in data.READ:
+        file = "--audio FILE" if args.data in data.AUDIO_WORLDS else "--image FILE"
+        if args.data not in data.TEXT_WORLDS:
             print(f'Ask it: python eval.py {args.out} {file} --question "..."')
     ranks.end()
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import IMAGE, DataError, Example
+from data import IMAGE_TOKEN, DataError, Example
 from eval import normalise
 
 PROMPTS = {
@@ -117,7 +117,7 @@ def question(where: str, row: dict, kind: str, inline: dict[str, str], folder: P
             raise DataError(
                 f"{where}: its answer {answer!r} is none of the options {', '.join(options)}"
             )
-    message = IMAGE * len(images) + message_of(row, kind, options)
+    message = IMAGE_TOKEN * len(images) + message_of(row, kind, options)
     category = row.get("category", "").strip() or "all"
     example = Example(images, [(message, answer)], category, where)
     answers = as_list(answer) if kind == "short" else [answer]
@@ -146,7 +146,7 @@ def message_of(row: dict, kind: str, options: dict[str, str]) -> str:
         prompt = prompt.split("\n")[0]
     return prompt.format(
         hint=f"{hint}\n" if hint else "",
-        question=asked.replace(IMAGE, " "),
+        question=asked.replace(IMAGE_TOKEN, " "),
         options="\n".join(f"{letter}. {text}" for letter, text in options.items()),
     )
 

@@ -5,7 +5,7 @@
 Stage 1 trains the projector alone, stage 2 all but the vision encoder; --pt-freeze and --freeze say
 otherwise. All other options are those of train.py, except that the model's sizes are those of the
 folders. The default preset, aki, has the settings of stage 2 in the paper (arXiv 2503.02597) and
-its code. Their connector is a resampler, ours an MLP over pooled tokens; the length of stage 1 is
+its code. Their projector is a resampler, ours an MLP over pooled tokens; the length of stage 1 is
 our guess, and the projector's rate there is LLaVA's (2310.03744).
 
 eval.py, lab/ and bridge/benchmarks.py take the run like any other.

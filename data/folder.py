@@ -8,7 +8,7 @@ import torch
 
 from data.errors import DataError, SkippedEntries
 from data.pictures import check_head, pixels_of
-from data.prompt import IMAGE, Example, Tokenizer, encode
+from data.prompt import IMAGE_TOKEN, Example, Tokenizer, encode
 from mma import Role
 
 READ_FIRST = 8192  # pictures that are read before training; of more it would take minutes
@@ -48,6 +48,7 @@ class Folder:
     share a picture, so that a batch encodes it once."""
 
     final_split = "test"  # what train.py reports at its end
+    official: tuple[str, ...] = ()  # splits that training has nothing to do with
     whole = None  # the splits as they were before read_pictures left examples out
 
     def __init__(
@@ -61,7 +62,7 @@ class Folder:
         """The text that the tokenizer is trained on: messages and answers of the training rows."""
         for group in self.splits["train"] + self.splits.get("pt", []):
             for message, answer in (turn for example in group for turn in example.turns):
-                yield message.replace(IMAGE, " ").strip()
+                yield message.replace(IMAGE_TOKEN, " ").strip()
                 yield answer
 
     def read_pictures(self, size: int, brief: bool = False) -> str:

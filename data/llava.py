@@ -18,7 +18,7 @@ from pathlib import Path
 
 from data.errors import DataError, SkippedEntries
 from data.folder import Folder, read_json
-from data.prompt import IMAGE, Example
+from data.prompt import IMAGE_TOKEN, Example
 
 SPEAKER = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 
@@ -40,9 +40,9 @@ def read_entry(entry, where: str, images: Path, option: str = "--images") -> Exa
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{where}: image must be a file name or a list of file names")
     turns = read_turns(entry.get("conversations"), where)
-    n_places = sum(message.count(IMAGE) for message, _ in turns)
+    n_places = sum(message.count(IMAGE_TOKEN) for message, _ in turns)
     if n_places != len(names):
-        found = f"{n_places} {IMAGE} in the messages, but {len(names)} pictures in image"
+        found = f"{n_places} {IMAGE_TOKEN} in the messages, but {len(names)} pictures in image"
         raise DataError(f"{where}: {found}", "pictures and placeholders that disagree")
     paths = [find_picture(name, images, where, option) for name in names]
     category = entry.get("category", "all")
@@ -70,8 +70,8 @@ def check_message(message, wanted: str, where: str) -> None:
         raise DataError(f"{where} is from 'system': take it out, it is not used", "system message")
     if SPEAKER.get(str(speaker)) != wanted:
         raise DataError(f"{where} should be from {wanted!r}, not {speaker!r}")
-    if wanted == "gpt" and IMAGE in message["value"]:
-        raise DataError(f"{where}: an answer cannot hold {IMAGE}")
+    if wanted == "gpt" and IMAGE_TOKEN in message["value"]:
+        raise DataError(f"{where}: an answer cannot hold {IMAGE_TOKEN}")
     if wanted == "gpt" and not message["value"].strip():
         raise DataError(f"{where}: the answer is empty", "empty answer")
 

@@ -33,7 +33,7 @@ from data.folder import Folder, seed_of
 from data.nlvr_phrases import NUMBER
 from data.nlvr_world import World
 from data.pictures import Crop
-from data.prompt import IMAGE, Example
+from data.prompt import IMAGE_TOKEN, Example
 
 ORDERS = list(permutations(range(3)))
 BOXES = [(x, 0, x + 100, 100) for x in (0, 150, 300)]  # left, top, right, bottom in a picture
@@ -91,9 +91,9 @@ def picture_kind(boxes) -> str:
 
 def files_by_split(source: Path) -> dict[str, Path]:
     """split -> its JSON file: its folder's name, or the file's own where a folder holds several
-    (hidden/hidden_final.json)."""
-    by_split = {}
-    for folder in sorted(path for path in source.iterdir() if (path / "images").is_dir()):
+    (hidden/hidden_final.json). source may be the folder of one split, too."""
+    by_split, folders = {}, [source, *source.iterdir()]
+    for folder in sorted(path for path in folders if (path / "images").is_dir()):
         found = sorted(folder.glob("*.json"))
         for file in found:
             alone = len(found) == 1 or file.stem == folder.name
@@ -126,8 +126,8 @@ def read_entry(line: str, where: str) -> dict:
     if not re.fullmatch(r"\d+-\d+", entry["identifier"]):
         raise DataError(f"{where}: the identifier must be like 72-0, not {entry['identifier']!r}")
     sentence = plain(entry["sentence"])
-    if not sentence or IMAGE in sentence:
-        raise DataError(f"{where}: the sentence is empty or holds {IMAGE}")
+    if not sentence or IMAGE_TOKEN in sentence:
+        raise DataError(f"{where}: the sentence is empty or holds {IMAGE_TOKEN}")
     return {**entry, "sentence": sentence, "label": entry["label"].lower()}
 
 
@@ -162,10 +162,10 @@ def read_split(file: Path) -> dict[str, list[list[Example]]]:
             raise DataError(f"{where}: no picture {name} below {folder / 'images'}")
         example = Example(
             [Crop(picture, box, (400, 100)) for box in BOXES],
-            [(IMAGE * 3 + entry["sentence"], entry["label"])],
+            [(IMAGE_TOKEN * 3 + entry["sentence"], entry["label"])],
             id=f"{where} ({identifier})",
             family=f"{picture_kind(entry.get('structured_rep'))} {asks(entry['sentence'])}",
-            group=f"{folder.name}-{identifier.split('-')[0]}",  # numbers begin anew in each split
+            group=f"{folder.name}/{file.stem}-{identifier.split('-')[0]}",  # numbers begin anew
         )
         directory = by_directory.setdefault(str(entry.get("directory", picture.parent.name)), {})
         directory.setdefault(example.group, []).append(example)
@@ -244,6 +244,10 @@ class NLVR(Folder):
             examples += self.world.draw(stage, step, pictures - n_own, per_picture, seed)
         return examples
 
+    @property
+    def official(self) -> tuple[str, ...]:
+        return tuple(name for name in self.files if name != "train")
+
     def read_pictures(self, size: int, brief: bool = False) -> str:
         """Of train and val (Folder.read_pictures); nothing where only official splits are there."""
         return super().read_pictures(size, brief) if "train" in self.files else ""
@@ -251,8 +255,7 @@ class NLVR(Folder):
     def split_names(self) -> list[str]:
         """train and val; the official splits that are there; world, where there is one."""
         own = ["train", "val"] if "train" in self.files else []
-        official = [name for name in self.files if name != "train"]
-        return [*own, *official, *(["world"] if self.world else [])]
+        return [*own, *self.official, *(["world"] if self.world else [])]
 
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         """Every example in all six orders: first all examples in the first order, then in the

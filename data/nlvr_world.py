@@ -23,7 +23,7 @@ from data.folder import seed_of
 from data.nlvr_phrases import NUMBER
 from data.nlvr_scenes import Scenes, caption, scatter, tower, twin
 from data.nlvr_sentences import Speaker
-from data.prompt import IMAGE, Example
+from data.prompt import IMAGE_TOKEN, Example
 
 WHY = "in each box?"  # the second turn of a dialogue
 FAMILIES = ["tower count", "tower box", "tower order", "item count", "item box", "item place"]
@@ -82,7 +82,7 @@ class World:
             names = ("no", "yes") if basis.dtype == torch.bool else NUMBER
             for answer, scene in zip(("true", "false"), two):
                 why = " ".join(names[k] for k in basis[scene].tolist())
-                turns = [(IMAGE * 3 + words, answer), (WHY, why)]
+                turns = [(IMAGE_TOKEN * 3 + words, answer), (WHY, why)]
                 rows.append(Example(list(pictures[scene]), turns, family))
         return rows[:n]
 
@@ -92,7 +92,7 @@ class World:
             yield from (caption(scene, p == 0) for scene in scenes.boxes)
         for example in self._sentences(pools, r, 6000):
             for words, answer in example.turns:
-                yield words.replace(IMAGE, "")
+                yield words.replace(IMAGE_TOKEN, "")
                 yield answer
 
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
@@ -100,7 +100,7 @@ class World:
         if stage == "sft":
             return self._sentences(pools, r, pictures * per_picture)
         return [
-            Example(list(boxes), [(IMAGE * 3, caption(scene, p == 0))], "caption")
+            Example(list(boxes), [(IMAGE_TOKEN * 3, caption(scene, p == 0))], "caption")
             for p, (scenes, images) in enumerate(pools)
             for scene, boxes in zip(scenes.boxes, images)
         ]
@@ -124,7 +124,7 @@ if __name__ == "__main__":
     print(f"{rows / (time.perf_counter() - start):,.0f} sentences with pictures a second")
     for e in world.draw("sft", 0, 24, 4, 0)[::2]:
         (words, answer), (_, why) = e.turns
-        print(f"{e.family:<12} {words.replace(IMAGE, '')} {answer}; {WHY} {why}")
+        print(f"{e.family:<12} {words.replace(IMAGE_TOKEN, '')} {answer}; {WHY} {why}")
     for e in world.draw("pt", 0, 12, 4, 0)[::6]:
         print(f"caption      {e.turns[0][1]}")
     if args.png:

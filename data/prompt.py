@@ -26,13 +26,14 @@ from data.errors import DataError
 from data.pictures import pixels_of
 from mma import Role
 
-IMAGE, ANSWER = "<image>", "<answer>"  # the picture's placeholder; the token that opens an answer
+IMAGE_TOKEN = "<image>"  # a picture's placeholder in a message
+ANSWER_TOKEN = "<answer>"  # opens an answer
 
 
 @dataclass
 class Example:
-    """One dialogue. turns: (user message, answer); each IMAGE in a message stands for the next of
-    `images`, which are files (their path, or their bytes), parts of files (Crop) or uint8 tensors
+    """One dialogue. turns: (user message, answer); each IMAGE_TOKEN in a message stands for the
+    next of `images`: files (their path, or their bytes), parts of files (Crop) or uint8 tensors
     [3, size, size]. family: the kind of question, for the tables. group: examples that share it are
     consistent if all are answered right."""
 
@@ -47,7 +48,7 @@ class Example:
 class Row:
     """An encoded dialogue: lists of equal length, and the pictures in the order of their image
     tokens. Of a packed row (data.pack) `document` counts the dialogues; else it is empty. unread:
-    what is wrong with a picture that it should have shown (see `readable`)."""
+    what is wrong with a picture that it should have shown (see `row_or_empty_prompt`)."""
 
     ids: list[int] = field(default_factory=list)
     role: list[int] = field(default_factory=list)
@@ -83,7 +84,10 @@ class Tokenizer:
         self.model = model
         self.sp = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.pad, self.bos, self.eos = self.sp.pad_id(), self.sp.bos_id(), self.sp.eos_id()
-        self.image, self.answer = self.sp.piece_to_id(IMAGE), self.sp.piece_to_id(ANSWER)
+        self.image, self.answer = (
+            self.sp.piece_to_id(IMAGE_TOKEN),
+            self.sp.piece_to_id(ANSWER_TOKEN),
+        )
         # What begins a dialogue, what begins a later message, what opens an answer, what ends it
         self.start, self.next, self.opening, self.end = [self.bos], [], [self.answer], [self.eos]
         self.encode = lru_cache(maxsize=65536)(self.ids_of)
@@ -101,8 +105,8 @@ class Tokenizer:
         return tuple(self.sp.encode(text))
 
     def arrange(self, parts: list[str]) -> list[str]:
-        """The parts of a message, text and IMAGE, in the order in which the model reads them."""
-        return [part if part is IMAGE else part.strip() for part in parts]
+        """The parts of a message, text and IMAGE_TOKEN, in the order the model reads them."""
+        return [part if part == IMAGE_TOKEN else part.strip() for part in parts]
 
     def piece(self, i: int) -> str:
         """What a token is, for the eye."""
@@ -115,7 +119,9 @@ class Tokenizer:
     def train(cls, texts, vocab_size: int) -> "Tokenizer":
         """vocab_size is an upper bound: text with fewer distinct pieces gets fewer."""
         model = io.BytesIO()
-        special = dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3, control_symbols=[IMAGE, ANSWER])
+        special = dict(
+            pad_id=0, unk_id=1, bos_id=2, eos_id=3, control_symbols=[IMAGE_TOKEN, ANSWER_TOKEN]
+        )
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(texts),
@@ -143,7 +149,7 @@ class Tokenizer:
 
 def about_picture(question: str) -> str:
     """The message that asks a question about one picture."""
-    return IMAGE + question.replace(IMAGE, " ")
+    return IMAGE_TOKEN + question.replace(IMAGE_TOKEN, " ")
 
 
 def encode(
@@ -156,22 +162,22 @@ def encode(
     A row longer than max_tokens is cut at its end, but never inside a picture: then the picture's
     whole turn goes. Raises DataError if pictures and placeholders disagree.
     """
-    n_places = sum(message.count(IMAGE) for message, _ in example.turns)
+    n_places = sum(message.count(IMAGE_TOKEN) for message, _ in example.turns)
     if n_places != len(example.images):
-        found = f"{n_places} {IMAGE} in the messages, but {len(example.images)} pictures"
+        found = f"{n_places} {IMAGE_TOKEN} in the messages, but {len(example.images)} pictures"
         raise DataError(f"{example.id}: {found}".removeprefix(": "))
     row, images = Row(id=example.id), iter(example.images)
     row.add(tokenizer.start, Role.TEXT, 0)
     for t, (message, answer) in enumerate(example.turns):
         turn_start = len(row.ids)
         row.add(tokenizer.next if t else [], Role.TEXT, t + 1)
-        before, *after = message.split(IMAGE)  # the text before the first picture, after each
+        before, *after = message.split(IMAGE_TOKEN)  # the text before the first picture, after each
         # A picture alone asks nothing and opens nothing; nor does a message without a picture.
         asks = after and any(text.strip() for text in (before, *after))
         text_role = Role.QUESTION if asks else Role.TEXT
-        parts = [before] + [part for text in after for part in (IMAGE, text)]
+        parts = [before] + [part for text in after for part in (IMAGE_TOKEN, text)]
         for part in tokenizer.arrange(parts):
-            if part is IMAGE:
+            if part == IMAGE_TOKEN:
                 row.add([tokenizer.image] * n_image_tokens, Role.IMAGE, t + 1)
             else:
                 row.add(list(tokenizer.encode(part)), text_role, t + 1)
@@ -186,7 +192,7 @@ def encode(
     return row
 
 
-def readable(row: Row, tokenizer: Tokenizer, image_size: int) -> Row:
+def row_or_empty_prompt(row: Row, tokenizer: Tokenizer, image_size: int) -> Row:
     """The row, if its pictures can be read. Else, in its place, the shortest prompt, without a
     picture or an answer, whose `unread` says why: a batch keeps its number of rows."""
     try:

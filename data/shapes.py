@@ -20,7 +20,7 @@ from torch import Tensor
 from data import families
 from data.errors import DataError
 from data.folder import seed_of
-from data.prompt import IMAGE, Example
+from data.prompt import IMAGE_TOKEN, Example
 from data.shapes_questions import (
     FAMILIES,
     asked_about,
@@ -111,7 +111,7 @@ class Shapes:
         layout, images, g = self._scenes("train", S, *key)
         if stage == "pt":  # every second caption names places
             return [
-                Example([image], [(IMAGE, self._caption(step, i, cells, g))], "caption")
+                Example([image], [(IMAGE_TOKEN, self._caption(step, i, cells, g))], "caption")
                 for i, (image, cells) in enumerate(zip(images, layout.tolist()))
             ]
         asked = questions(layout, per_picture, g, families_of(step))
@@ -164,7 +164,7 @@ if __name__ == "__main__":
     print(f"{rows / (time.perf_counter() - start):,.0f} questions with pictures a second")
     for example in world.heldout("test", 5):
         question, answer = example.turns[0]
-        print(f"  {question.replace(IMAGE, '')} -> {answer}")
+        print(f"  {question.replace(IMAGE_TOKEN, '')} -> {answer}")
     if args.png:
         from torchvision.utils import save_image
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from data import families
 from data.families import QA, rows, yes_no
 from data.folder import seed_of
-from data.prompt import IMAGE, Example
+from data.prompt import IMAGE_TOKEN, Example
 from data.shapes import STEPS_WITHOUT_PLACES, Shapes
 from data.shapes_questions import NAMES, SceneFacts, caption, caption_of_places
 from data.shapes_questions import counting as counting_in_one
@@ -27,7 +27,7 @@ from data.shapes_scenes import CELLS, COLOUR, KINDS, SHAPE, render, scenes
 
 WHICH = ("first", "second")
 # Before every question. Without the two words one seed of mma never told the pictures apart
-PAIR = f"first {IMAGE} second {IMAGE} "
+PAIR = f"first {IMAGE_TOKEN} second {IMAGE_TOKEN} "
 ITEMS = [
     *(f"{name}s" for name in NAMES),
     *(f"{c} objects" for c in COLOUR),

@@ -14,7 +14,7 @@ from itertools import zip_longest
 
 import torch
 
-from data.prompt import IMAGE, Example
+from data.prompt import IMAGE_TOKEN, Example
 from data.shapes import FIRST_FAMILIES, QUESTIONS, Shapes, families_of
 from data.shapes_questions import name_of, questions
 from data.shapes_scenes import EMPTY, GRID
@@ -73,6 +73,6 @@ class ShapesText(Shapes):
         texts, examples = list(map(scene_text, self.layouts(split))), []
         for i, example in enumerate(super().heldout(split, limit)):
             ((question, answer),) = example.turns
-            turn = f"{texts[i // QUESTIONS]} {question.removeprefix(IMAGE)}", answer
+            turn = f"{texts[i // QUESTIONS]} {question.removeprefix(IMAGE_TOKEN)}", answer
             examples.append(Example([], [turn], example.family, example.id))
         return examples

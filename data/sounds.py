@@ -25,7 +25,7 @@ from torch import Tensor
 from data import audio, families
 from data.families import QA, existence, rows
 from data.folder import seed_of
-from data.prompt import IMAGE, Example
+from data.prompt import IMAGE_TOKEN, Example
 from data.shapes_scenes import EMPTY, SPLITS, scenes
 from data.sounds_notes import (
     BEATS,
@@ -164,7 +164,7 @@ class Sounds:
         images = pictures_of(layout, g)
         if stage == "pt":
             return [
-                Example([image], [(IMAGE, caption(notes))], "caption")
+                Example([image], [(IMAGE_TOKEN, caption(notes))], "caption")
                 for image, notes in zip(images, layout.tolist())
             ]
         asked = questions(layout, per_picture, g, TRAINING_FAMILIES)
@@ -209,7 +209,7 @@ if __name__ == "__main__":
     print(f"{made / (time.perf_counter() - start):,.0f} questions with sounds a second")
     for example in world.heldout("test", 5):
         question, answer = example.turns[0]
-        print(f"  {question.replace(IMAGE, '')} -> {answer}")
+        print(f"  {question.replace(IMAGE_TOKEN, '')} -> {answer}")
     if args.wav:
         print(f"{args.wav}: {caption(world.write_example(args.wav))}")
     if args.png:

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from data import HEARD, READ, DataError, Row, audio, encode, readable
+from data import AUDIO_WORLDS, TEXT_WORLDS, DataError, Row, audio, encode, row_or_empty_prompt
 
 # Of a batch's KV cache and mask. At the paper's size a token takes 0.75 MiB of cache in float32: 10
 # rows of 500 tokens. Half as much again is taken while rows that have finished are dropped.
@@ -21,7 +21,7 @@ def encode_prompts(prompts: list[tuple], tokenizer, config, progress: bool) -> I
     """The row of each prompt (example, turn); its `unread` is set if a picture cannot be read."""
     for example, turn in tqdm(prompts, desc="answering", disable=not progress):
         row = encode(example, tokenizer, config.n_image_tokens, upto=turn)
-        yield readable(row, tokenizer, config.image_size)
+        yield row_or_empty_prompt(row, tokenizer, config.image_size)
 
 
 def row_batches(
@@ -75,12 +75,12 @@ def asked_picture(args, trained: dict, run: Path) -> Path | Tensor:
     """The picture that eval.py's --question is about: --image's file, or the spectrogram of
     --audio's. trained: the arguments of the run. DataError, if the run knows the other one only, or
     text alone."""
-    if trained["data"] in READ:
+    if trained["data"] in TEXT_WORLDS:
         raise DataError(
             f"{run} was trained on text alone and never saw a picture: ask it in words, "
             f"python -m lab.talk {run}"
         )
-    heard = trained["data"] in HEARD
+    heard = trained["data"] in AUDIO_WORLDS
     if heard != (getattr(args, "audio", None) is not None):
         knows, option = ("sounds", "--audio FILE.wav") if heard else ("pictures", "--image FILE")
         raise DataError(f"{run} was trained on {knows}: ask it with {option}")

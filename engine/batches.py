@@ -58,7 +58,7 @@ class StepBatches(Dataset):
                 f"{self.world_size} processes"
             )
         local = rows[self.rank :: self.world_size]
-        local = [data.readable(row, self.tokenizer, size) for row in local]
+        local = [data.row_or_empty_prompt(row, self.tokenizer, size) for row in local]
         unread = [row for row in local if row.unread]
         if unread:
             self._check_unread(step, local, unread)
@@ -208,13 +208,14 @@ def examples_of(trained: dict, args, image_size: int) -> tuple:
     source = data.load(name, source and Path(source), images and Path(images), scenes=scenes)
     if scenes:
         source.seed = trained["seed"]  # with another one training had other scenes
-    if isinstance(source, data.Folder) and not source.skipped.strict:
-        if skipped := source.read_pictures(image_size, brief=known):
-            print(skipped)
     names, split = source.split_names(), args.split or source.final_split
     if split not in (*names, "all"):
         raise data.DataError(f"{name} has no split {split!r}; there are {', '.join(names)}, all")
     splits = names if split == "all" else [split]
+    if isinstance(source, data.Folder) and not source.skipped.strict:
+        trained_on = not set(splits) <= {*source.official}
+        if trained_on and (skipped := source.read_pictures(image_size, brief=known)):
+            print(skipped)
     examples = [e for split in splits for e in source.heldout(split, args.limit)]
     if not examples:
         raise data.DataError(f"the split {split!r} of {name} is empty; try --split all")

@@ -97,6 +97,7 @@ EXPERIMENTS = {
     # long: with its own sentences alone it learns little, and the best look at validation is kept
     "nlvr": ("nlvr --steps 1500 --keep-best", "causal mma", {"causal": 2, "mma": 2}),
     "nlvr+world": ("nlvr+world", "causal mma prefix cca", {"causal": 3, "mma": 3}),
+    "nlvr+world-rates": ("nlvr+world", RATES, {}),  # chosen on val: dev is not read
 }
 # experiment -> the official split on which its runs are compared, read once a finished run; others
 # are compared on what train.py reports at its end
@@ -173,12 +174,17 @@ def plan(args, arms: dict[str, str], data_options: list[str]) -> list[Trial]:
 
 def find(runs: Path, settings: dict) -> Path | None:
     """The finished run below `runs` that has these settings; an option that is younger than the run
-    has its default, and one that train.py does not know makes it another run."""
+    has its default, and one that train.py does not know makes it another run. DataError if it was
+    tested on another number of questions (--limit)."""
     default = vars(train_arguments(["--data", settings["data"], "--preset", settings["preset"]]))
     for file in sorted(runs.glob("*/run.json")):
         made = {**default, **json.loads(file.read_text())["args"]}
         names = {*made, *settings} - {*NO_IDENTITY}
         if all(name in settings and made.get(name) == settings[name] for name in names):
+            if made["limit"] != settings["limit"]:
+                tested = f"{file.parent} was tested with --limit {made['limit'] or 'all'}"
+                wants = f"not {settings['limit'] or 'all'}; move it, or choose another --runs"
+                raise DataError(f"{tested}, {wants}")
             return file.parent
     return None
 
@@ -232,13 +238,16 @@ def reproduce(args) -> None:
     data_options = ["--data", name, *shared, *source]
     trials = plan(args, arms, data_options)
     tables.need("matplotlib", "the curves")  # before a day of training, not after it
-    if args.experiment in ("shapes", *publish.COUNTS):
+    if args.experiment in (*publish.CLAIMED, *publish.COUNTS):
         tables.need("scipy", "the claims")
+    settings = common_settings(data_options, args.extra)
+    if args.publish and not args.tables:  # before the runs are made, too
+        publish.check_settings(args.experiment, settings, name)
     if not args.tables and (todo := to_do(trials, args.runs, name)):
         check_data(name, args.source, trials)
         make(todo, args.runs, args.jobs)
     result = collect(args, trials, arms)
-    result["data"], result["settings"] = name, common_settings(data_options, args.extra)
+    result["data"], result["settings"] = name, settings
     published = tables.PUBLISHED / f"{args.experiment}.json"
     if not result["arms"] and not (args.publish and published.exists()):
         raise DataError(
@@ -284,13 +293,15 @@ def collect(args, trials: list[Trial], arms: dict[str, str]) -> dict:
 
 def common_settings(data_options: list[str], extra: list[str]) -> dict:
     """What all runs have, for what is published: the preset, the recipe, and what -- changes."""
-    usual, args = (
-        vars(train_arguments(data_options)),
-        vars(train_arguments([*data_options, *extra])),
-    )
-    changed = {name for name in args if args[name] != usual[name]} - {*NO_IDENTITY}
-    changed |= {"limit"} if args["limit"] else set()
-    return {name: args[name] for name in [*RECIPE, *sorted(changed - {*RECIPE})]}
+    usual, asked = (vars(train_arguments([*data_options, *more])) for more in ([], extra))
+    return settings_with(usual, asked)
+
+
+def settings_with(usual: dict, asked: dict) -> dict:
+    """The recipe, and what else of `asked` is not as usual; both: arguments of a run."""
+    changed = {name for name in asked if asked[name] != usual[name]} - {*NO_IDENTITY}
+    changed |= {"limit"} if asked["limit"] else set()
+    return {name: asked[name] for name in [*RECIPE, *sorted(changed - {*RECIPE})]}
 
 
 def arguments(argv=None):
@@ -321,11 +332,12 @@ def arguments(argv=None):
 def main(argv=None) -> None:
     args = arguments(argv)
     with one_line_errors():
+        from lab import bench_arms
+
         if args.experiment == "readme":
+            bench_arms.renew(tables.PUBLISHED)
             publish.write_readme()
         elif args.experiment == "time":
-            from lab import bench_arms
-
             bench_arms.write_time(args, choose(arms_of("shapes"), args.only))
         else:
             reproduce(args)

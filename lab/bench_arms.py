@@ -90,7 +90,14 @@ def merge(old: dict, new: dict, order: list[str]) -> dict:
 
 def write(folder, record: dict) -> None:
     publish.write_json(folder / "time.json", record)
-    publish.write_text(folder / "time.md", report(record, accuracy_of(folder)))
+    renew(folder)
+
+
+def renew(folder) -> None:
+    """time.md from time.json and shapes.json, which may have more seeds by now."""
+    if (folder / "time.json").exists():
+        record = json.loads((folder / "time.json").read_text(encoding="utf-8"))
+        publish.write_text(folder / "time.md", report(record, accuracy_of(folder)))
 
 
 def accuracy_of(folder) -> dict[str, list[dict]]:

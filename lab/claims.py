@@ -13,7 +13,7 @@ import statistics
 import warnings
 from dataclasses import dataclass, replace
 
-from engine.tables import markdown
+from engine.tables import markdown, parts_of
 from lab.tables import in_percent, need
 
 LEVEL = 0.05
@@ -83,6 +83,7 @@ def claims(arms: dict[str, list[dict]], options: dict[str, str]) -> str:
             verdict = greater(in_percent(arms[better]), in_percent(arms[worse]), same_data)
             rows.append([f"{better} > {worse}", str(verdict)])
     if "mma" in arms and "causal" in arms:
+        rows += by_family(arms["mma"], arms["causal"])
         if set(LARGEST) <= set(arms["mma"][0]["families"]):
             claim = f"mma's gains are largest in {' and '.join(LARGEST)}"
             rows.append([claim, largest_gains(arms["mma"], arms["causal"])])
@@ -92,6 +93,21 @@ def claims(arms: dict[str, list[dict]], options: dict[str, str]) -> str:
         same = arms["mma"][0]["params"] == arms["causal"][0]["params"]
         rows.append(["mma has no parameters of its own", "yes" if same else "no"])
     return f"{markdown(rows)}\n\n{NOTE}" if len(rows) > 1 else ""
+
+
+def by_family(mma: list[dict], causal: list[dict], suffix: str = "") -> list[list[str]]:
+    """A row for each family of questions, or part of families, and for the consistency where there
+    is one: is mma above causal? suffix: of the arms' names."""
+    names = parts_of(mma[0]["families"])
+    values = {name: (in_percent(mma, name), in_percent(causal, name)) for name in names}
+    if all("consistency" in run for run in (*mma, *causal)):
+        values["consistency"] = tuple(
+            {run["seed"]: 100 * run["consistency"] for run in runs} for runs in (mma, causal)
+        )
+    return [
+        [f"mma{suffix} > causal{suffix}, {name}", str(greater(*pair))]
+        for name, pair in values.items()
+    ]
 
 
 def counted_claims(arms: dict[str, list[dict]], budget: bool) -> str:
@@ -139,10 +155,10 @@ def largest_gains(mma: list[dict], causal: list[dict]) -> str:
 
 
 def step_of(curves: list[dict[int, float]], accuracy: float) -> float:
-    """The step at which the mean of curves, {step: accuracy} with the same steps, gets to an
-    accuracy: between two looks on a straight line; infinity, if it never does."""
+    """The step at which the mean of curves, {step: accuracy}, gets to an accuracy: between two
+    looks that all of them have on a straight line; infinity, if it never does."""
     before = (0, 0.0)
-    for step in sorted(curves[0]):
+    for step in sorted(set.intersection(*map(set, curves))):
         mean = statistics.mean(curve[step] for curve in curves)
         if mean >= accuracy:
             way = (accuracy - before[1]) / (mean - before[1]) if mean > before[1] else 0.0

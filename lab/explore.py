@@ -63,7 +63,7 @@ def pairs(examples: list[data.Example], n: int = PICTURES) -> list[list[data.Exa
 def until(example: data.Example, turn: int) -> data.Example:
     """The dialogue up to a turn, counted from 0, or to its last one if that comes before."""
     turns = example.turns[: turn + 1]
-    pictures = sum(message.count(data.IMAGE) for message, _ in turns)
+    pictures = sum(message.count(data.IMAGE_TOKEN) for message, _ in turns)
     return replace(example, turns=turns, images=example.images[:pictures])
 
 
@@ -164,7 +164,7 @@ def record(runs: list[tuple[str, MLLM, data.Tokenizer]], asked: list[data.Exampl
 
 def record_turn(rows: list[dict], runs: list, message: str, answer: str) -> dict:
     """One turn, with a row of each run."""
-    text, tokenizers = message.replace(data.IMAGE, " ").strip(), [run[2] for run in runs]
+    text, tokenizers = message.replace(data.IMAGE_TOKEN, " ").strip(), [run[2] for run in runs]
     records = [record_row(row, t, answer) for row, t in zip(rows, tokenizers)]
     return {"text": text, "answer": answer, "rows": records}
 

@@ -1,11 +1,11 @@
-"""A language model gets eyes: the encoder of one run, the decoder of another, a new connector.
+"""A language model gets eyes: the encoder of one run, the decoder of another, a new projector.
 
     python -m lab.eyes --encoder RUN --llm RUN --out DIR --mask mma
     python -m lab.eyes --encoder RUN --llm FOLDER --out DIR --mask mma --preset smollm2
 
 The paper's regime in miniature: a decoder that learned from text alone, causally (train.py --data
 shapes-text, or real weights in a Hugging Face folder), and an encoder that was trained before and
-stays as it is. Stage 1, captions, trains connector and decoder under the causal mask; stage 2,
+stays as it is. Stage 1, captions, trains projector and decoder under the causal mask; stage 2,
 questions, trains them under --mask. --fresh starts with a decoder that has learned nothing, of the
 same sizes and with the same tokenizer; --mask-from 0.5 keeps the first half of stage 2 causal;
 --rehearse 4 adds to each step rows of what the LLM itself said to plain prompts (rehearsal.py). All
@@ -37,16 +37,16 @@ from model import MLLM, Config, VisionEncoder
 
 SIGHT = ("image_size", "patch_size", "encoder_width", "encoder_layers", "encoder_heads")
 OF_THE_RUNS = ("n_layer", "image_size", "patch_size", "vocab_size")
-CONNECTOR_AND_LLM = dict(pt_freeze=["encoder"], freeze=["encoder"])
+PROJECTOR_AND_LLM = dict(pt_freeze=["encoder"], freeze=["encoder"])
 # As engine.options.PRESETS. smollm2: for a real LLM of that size; its embedding, a fifth of its
 # parameters, stays as it is
 PRESETS = {
-    "eyes": {**engine_options.PRESETS["tiny"], "own": CONNECTOR_AND_LLM},
+    "eyes": {**engine_options.PRESETS["tiny"], "own": PROJECTOR_AND_LLM},
     "smollm2": dict(
         model=dict(n_layer=30), template="chatml", pictures=16, questions=6,
         optimizer="adamw", lr=0.0002, adam_lr=0.0002, pt_adam_lr=0.001,
         own=dict(
-            pt_lr_times=1, pt_pictures=32, pt_steps=400, steps=400,
+            pt_lr_times=1, pt_pictures=32, pt_steps=400, steps=1500,
             pt_freeze=["encoder", "embed"], freeze=["encoder", "embed"],
         ),
     ),
@@ -207,6 +207,8 @@ def main(argv=None) -> None:
         check_device(args.device)
         if args.variant:
             raise data.DataError("--variant belongs to train.py")
+        if args.mask_from and args.keep_best:
+            raise data.DataError("--mask-from and --keep-best: the best look may be a causal one")
         model, tokenizer = put_together(args)
         source = data.load(
             args.data, args.source, args.images, args.strict, args.pt_source, args.pt_images,

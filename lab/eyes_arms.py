@@ -17,6 +17,7 @@ in runs/eyes-FOLDER, and the tables, eyes_FOLDER, say what sight costs: the loss
 lab.text_loss measures (RUN/text-loss.json).
 """
 
+import argparse
 import json
 import statistics
 import sys
@@ -29,8 +30,8 @@ from engine.options import arguments as train_arguments
 from engine.run import one_line_errors, read_record
 from engine.tables import markdown
 from lab import eyes, publish, tables, text_loss
-from lab.arms import NO_IDENTITY, RECIPE, make
-from lab.claims import NOTE, earlier, gain_by_seed, greater, share_of_steps
+from lab.arms import NO_IDENTITY, make, settings_with
+from lab.claims import NOTE, by_family, earlier, gain_by_seed, greater, share_of_steps
 from lab.finished import answer
 
 MASKS = {
@@ -92,7 +93,8 @@ def finished(run: Path, settings: dict) -> bool:
     wanted = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
     # --fresh takes no more of --llm than its sizes and tokenizer, those of all seeds
     of_the_llm = {"llm"} if wanted.get("fresh") else set()
-    for name in {*wanted} - {*NO_IDENTITY, *eyes.OF_THE_RUNS} - of_the_llm:
+    others = {*NO_IDENTITY, *eyes.OF_THE_RUNS} - {"limit"}  # the test's number of questions counts
+    for name in {*wanted} - others - of_the_llm:
         if made.get(name) != wanted[name]:
             raise DataError(
                 f"{run} was made with --{name.replace('_', '-')} {made.get(name)}, not "
@@ -149,6 +151,13 @@ def plain_text(run: Path, measure: bool) -> dict | None:
     return {"before": before, "after": after}
 
 
+def settings_of(args) -> dict:
+    """What all runs have: the recipe, and what is given after --."""
+    usual = argparse.Namespace(**{**vars(args), "extra": []})
+    usual, asked = (vars(eyes.options(eyes_line(each, "", 0))) for each in (usual, args))
+    return {"adam_lr": asked["adam_lr"], **settings_with(usual, asked)}
+
+
 def collect(args, arms: dict[str, str]) -> dict:
     """What has finished, as the tables want it."""
     options, records, missing = {**arms}, {}, []
@@ -168,10 +177,9 @@ def collect(args, arms: dict[str, str]) -> dict:
             elif not arm.endswith("-fresh") and arm != TEXT and not args.rates:
                 record["text"] = text_accuracy(run, not args.tables)
             records.setdefault(arm, []).append(record)
-    settings = vars(eyes.options(eyes_line(args, "", 0)))
     result = {
         "arms": records, "options": {arm: options[arm] for arm in records}, "missing": missing,
-        "data": "shapes", "settings": {name: settings[name] for name in (*RECIPE, "adam_lr")},
+        "data": "shapes", "settings": settings_of(args),
     }  # fmt: skip
     return json.loads(json.dumps(result))  # as it will be read again
 
@@ -214,9 +222,7 @@ def comparisons(arms: dict[str, list[dict]]) -> str:
         pair = [arms.get(f"{mask}{start}") for mask in ("mma", "causal")]
         if not all(pair):
             continue
-        for family in pair[0][0]["families"]:
-            verdict = greater(*(tables.in_percent(runs, family) for runs in pair))
-            rows.append([f"mma{start} > causal{start}, {family}", str(verdict)])
+        rows += by_family(*pair, start)
         arms_of_start = dict(zip(("mma", "causal"), pair))
         rows.append([
             f"mma{start} is at 80 % on validation after fewer steps", earlier(arms_of_start)
@@ -254,8 +260,10 @@ def write(folder: Path, name: str, result: dict) -> None:
 
 
 def reproduce(args) -> None:
-    arms, name = arms_of(args), f"eyes_{args.llm.name}" if args.llm else "eyes"
+    arms, name = arms_of(args), f"eyes_{args.name}" if args.name else "eyes"
     name += "_rates" if args.rates else ""
+    if args.publish and not args.tables:
+        publish.check_settings(name, settings_of(args), "shapes")
     for package, what in (("matplotlib", "the curves"), ("scipy", "the claims")):
         tables.need(package, what)  # before a day of training, not after it
     if not args.tables:
@@ -282,6 +290,9 @@ def arguments(argv=None):
     add("--encoder", type=Path, default=Path("weights/shapes-causal"), metavar="RUN",
         help="whose encoder all arms have (default: weights/shapes-causal)")  # fmt: skip
     add("--llm", type=Path, metavar="FOLDER", help="a real LLM (python -m bridge.smollm2 FOLDER)")
+    add(
+        "--name", default="", help="of the files eyes_NAME and of runs/eyes-NAME (default: --llm's)"
+    )
     add("--text-options", default="", metavar="'...'", help="of train.py, for the text runs")
     add("--runs", type=Path, metavar="DIR", help="default: runs/eyes, runs/eyes-FOLDER")
     add("--results", type=Path, default=tables.RESULTS, metavar="DIR", help="default: runs/results")
@@ -293,7 +304,8 @@ def arguments(argv=None):
     args = parser.parse_args(argv[:cut])
     args.extra, args.text = argv[cut + 1 :], args.text_options.split()
     args.seeds = args.seeds or list(range(RATE_SEEDS if args.rates else SEEDS))
-    args.runs = args.runs or Path("runs") / (f"eyes-{args.llm.name}" if args.llm else "eyes")
+    args.name = args.name or (args.llm.resolve().name if args.llm else "")
+    args.runs = args.runs or Path("runs") / (f"eyes-{args.name}" if args.name else "eyes")
     for name in ("runs", "results", "encoder", "llm"):
         setattr(args, name, getattr(args, name) and getattr(args, name).resolve())
     if args.results == tables.PUBLISHED:

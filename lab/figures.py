@@ -97,7 +97,7 @@ def draw_example(sheet, example: data.Example, grid: int, side: int, top: int) -
         pen.rectangle((x, y, x + step, y + step), outline="white")
         pen.text((x + 3, y + 1), str(k + 1), fill="white")
     question, answer = example.turns[0]
-    text = f"{question.replace(data.IMAGE, '')}\n{answer}"
+    text = f"{question.replace(data.IMAGE_TOKEN, '')}\n{answer}"
     pen.text((12, top + side + 12), text, fill="black", font_size=15)
 
 
@@ -144,7 +144,7 @@ def write_sheet(path, results: list[dict], image_size: int, framed=None, side: i
 def pictures_asked_about(example: data.Example, turn: int) -> range:
     """Which of the example's pictures a turn asks about: those of its message, or of the last one
     before it that shows any."""
-    counts = [message.count(data.IMAGE) for message, _ in example.turns[: turn + 1]]
+    counts = [message.count(data.IMAGE_TOKEN) for message, _ in example.turns[: turn + 1]]
     last = max((t for t, n in enumerate(counts) if n), default=0)
     first = sum(counts[:last])
     return range(first, first + counts[last])

@@ -147,7 +147,7 @@ def draw_looks(fig, runs: dict[str, Path], device: str) -> None:
             pixels = example.images[0].permute(1, 2, 0).numpy()
             axes[2 * q].imshow(pixels)
             axes[2 * q + 1].imshow(darken(pixels, look))
-            title = f"{name}: {question.replace(data.IMAGE, '')} [{answer}]"
+            title = f"{name}: {question.replace(data.IMAGE_TOKEN, '')} [{answer}]"
             axes[2 * q].set_title(title, loc="left", fontsize=9, color=colours[label])
 
 

@@ -121,7 +121,7 @@ def about_world() -> dict:
     """What the page needs of data/shapes_scenes.py, some scenes with their questions, and all words
     of the training text."""
     world = shapes.Shapes()
-    asked = [e.turns[0][0].replace(data.IMAGE, "") for e in world.heldout("test")]
+    asked = [e.turns[0][0].replace(data.IMAGE_TOKEN, "") for e in world.heldout("test")]
     scenes = [
         {"cells": cells, "questions": asked[i * shapes.QUESTIONS : (i + 1) * shapes.QUESTIONS]}
         for i, cells in enumerate(world.layouts("test")[:SCENES])

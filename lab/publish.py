@@ -16,7 +16,12 @@ from lab import tables
 from lab.claims import claims, counted_claims
 from lab.tables import arms_table, masks_of, rates_table
 
-CLAIMED = ("shapes", "sounds", "shapes-pairs")  # experiments whose table is tested for the claims
+CLAIMED = (
+    "shapes",
+    "sounds",
+    "shapes-pairs",
+    "nlvr+world",
+)  # experiments whose table is tested for the claims
 ENOUGH = 3  # seeds with which an arm is in the short table and the curves
 # What the @ in the name of an experiment's arm counts
 COUNTS = {
@@ -24,6 +29,7 @@ COUNTS = {
     "budget": "training budget, in default budgets",
     "scenes": "training scenes",
     "rates": "learning rate",
+    "nlvr+world-rates": "learning rate",
 }
 
 
@@ -55,7 +61,8 @@ def report(experiment: str, result: dict) -> dict[str, str]:
     claims (CLAIMED), or of mma against causal at each count; for shapes also a short table, and
     masks at test time."""
     arms, rest = result["arms"], []
-    parts = [rates_table(arms) if experiment == "rates" else arms_table(arms)]
+    rates = COUNTS.get(experiment) == "learning rate"
+    parts = [rates_table(arms) if rates else arms_table(arms)]
     if result["missing"]:
         parts.append(f"Not yet run: {', '.join(result['missing'])}.")
     files = {f"{experiment}.md": parts}
@@ -64,7 +71,7 @@ def report(experiment: str, result: dict) -> dict[str, str]:
     if experiment == "shapes":
         if short := {arm: runs for arm, runs in arms.items() if len(runs) >= ENOUGH}:
             files["shapes_finding.md"] = [arms_table(short)]
-    elif experiment in COUNTS and experiment != "rates":
+    elif experiment in COUNTS and not rates:
         rest.append(counted_claims(arms, experiment == "budget"))
     if result.get("test_time"):
         header = ["trained with", "switched on for the test", "accuracy, %"]
@@ -99,8 +106,9 @@ def draw(folder: Path, experiment: str, arms: dict[str, list[dict]]) -> None:
         ]
     write_curves(folder / f"{experiment}{'-curves' if counts else ''}.png", curves)
     if counts:
-        lines = {mask: over_count(arms, mask, experiment == "rates") for mask in masks_of(arms)}
-        split = "validation" if experiment == "rates" else "test"
+        rates = counts == "learning rate"
+        lines = {mask: over_count(arms, mask, rates) for mask in masks_of(arms)}
+        split = "validation" if rates else "test"
         title = f"{counts} ({split} accuracy)"
         write_curves(folder / f"{experiment}.png", lines, title=title)
 
@@ -122,15 +130,26 @@ def publish(experiment: str, result: dict, order: list[str]) -> None:
     write(tables.PUBLISHED, experiment, merge(published, result, order) if published else result)
 
 
+def check_settings(name: str, settings: dict, data: str) -> None:
+    """DataError if runs with these settings do not belong into the published table `name`."""
+    if old := read_published(name, "arms"):
+        check_same(old.get("settings", {"preset": "tiny"}), old["data"], settings, data)
+
+
+def check_same(old: dict, old_data: str, new: dict, data: str) -> None:
+    if (new, data) != (old, old_data):
+        raise DataError(
+            f"the published runs have the settings {old} ({old_data}), these {new} ({data}): they "
+            "do not belong into one table; leave --publish out, or move the published files"
+        )
+
+
 def merge(old: dict, new: dict, order: list[str]) -> dict:
     """The published result with a new one: of the old one stay the arms, and the seeds of arms with
     the same options, that the new one has not. DataError if they do not belong into one table."""
     settings = old.get("settings", {"preset": "tiny"})
-    if new["arms"] and (new["settings"], new["data"]) != (settings, old["data"]):
-        raise DataError(
-            f"the published runs have the settings {settings}, these {new['settings']}: they do "
-            "not belong into one table; leave --publish out, or move the published files"
-        )
+    if new["arms"]:
+        check_same(settings, old["data"], new["settings"], new["data"])
     arms, options = {}, {**old["options"], **new["options"]}
     for arm in sorted({*old["arms"], *new["arms"]}, key=place_in([*order, *old["arms"]])):
         same = old["options"].get(arm) == options[arm]

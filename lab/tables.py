@@ -16,7 +16,7 @@ from engine.tables import markdown, parts_of, spread
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "docs" / "results"  # written on --publish alone
 RESULTS = Path("runs/results")  # where an ordinary call writes
-KEYS = ("seed", "accuracy", "consistency", "families", "n", "unparsed", "params", "seconds")
+KEYS = ("seed", "accuracy", "consistency", "families", "n", "unparsed", "params", "seconds", "kept")
 
 
 def need(package: str, what: str) -> None:
@@ -61,18 +61,27 @@ def reached(runs: list[dict]) -> str:
     return ", ".join("never" if step is None else f"{step:,}" for step in steps)
 
 
+def kept_at(runs: list[dict]) -> str:
+    """The step of the best look at validation, whose weights each seed has kept (--keep-best)."""
+    return ", ".join(f"{run['kept']['step']:,}" if "kept" in run else "-" for run in runs)
+
+
 def arms_table(arms: dict[str, list[dict]]) -> str:
     """A row for each arm: test accuracy in % (mean ± standard deviation over seeds), overall and by
     family, or part of families (engine.tables.parts_of); the consistency, where there is one; when
-    it passes 80 % on validation."""
+    it passes 80 % on validation, and, where the best weights were kept, of which step they are."""
     everyone = [run for runs in arms.values() for run in runs]
     families = list(dict.fromkeys(name for run in everyone for name in parts_of(run["families"])))
     consistent = ["consistency"] if any("consistency" in run for run in everyone) else []
-    rows = [["arm", "seeds", "overall", *consistent, *families, "80 % at step", "parameters"]]
+    best = ["best at step"] if any("kept" in run for run in everyone) else []
+    rows = [
+        ["arm", "seeds", "overall", *consistent, *families, "80 % at step", *best, "parameters"]
+    ]
     for arm, runs in arms.items():
         means = [spread(list(in_percent(runs, name).values())) for name in (None, *families)]
         means[1:1] = [spread([100 * run[key] for run in runs]) for key in consistent]
-        rows.append([arm, str(len(runs)), *means, reached(runs), f"{runs[0]['params']:,}"])
+        steps = [reached(runs), *(kept_at(runs) for _ in best)]
+        rows.append([arm, str(len(runs)), *means, *steps, f"{runs[0]['params']:,}"])
     return markdown(rows)
 
 

@@ -48,7 +48,7 @@ class Conversation:
         return self.room - self.T - template - pictures - max_new_tokens
 
     def ask(self, message: str, images: list = (), max_new_tokens: int = 128) -> Iterator[str]:
-        """The answer, piece by piece. message: with data.IMAGE where a picture stands. Raises
+        """The answer, piece by piece. message: with data.IMAGE_TOKEN where a picture stands. Raises
         DataError if the message is too long, and "no room for more" if any would be."""
         tokenizer, config = self.tokenizer, self.model.config
         asked, new = data.Example(list(images), [(message, "")]), data.Row()
@@ -129,9 +129,9 @@ class Look:
 
     def help(self) -> str:
         """What may be typed now, of what the run was trained on."""
-        if self.trained["data"] in data.READ:
+        if self.trained["data"] in data.TEXT_WORLDS:
             return f"Ask in words; {END}"
-        file = "/audio FILE" if self.trained["data"] in data.HEARD else "/image FILE"
+        file = "/audio FILE" if self.trained["data"] in data.AUDIO_WORLDS else "/image FILE"
         if self.shown:
             return f"Ask about it. {file} gives another one; {END}"
         return f"{file} gives something to ask about; {END}"
@@ -168,7 +168,9 @@ def answer(talk: Conversation, line: str, images: list, look: Look) -> list:
     if line.startswith("/") or line in ("quit", "exit"):
         print(look.help())
         return []
-    for piece in talk.ask(data.IMAGE * len(images) + line.replace(data.IMAGE, " "), images):
+    for piece in talk.ask(
+        data.IMAGE_TOKEN * len(images) + line.replace(data.IMAGE_TOKEN, " "), images
+    ):
         print(piece, end="", flush=True)
     print()
     images.clear()

@@ -20,7 +20,7 @@ from bridge.decoders import decoder_sizes
 from bridge.pretrained import PretrainedConfig, load_decoder
 from engine.options import Parser
 from engine.precision import check_device, default_device
-from engine.run import one_line_errors, read_record
+from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import markdown
 from eval import open_run
 from lab.variants import classes_of
@@ -90,6 +90,7 @@ def main(argv=None) -> None:
     args = arguments(argv)
     with one_line_errors():
         check_device(args.device)
+        check_writable(args.json)
         try:
             text = args.text.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:

@@ -23,7 +23,7 @@ from mma import EXTRA_PAIRS, IMAGE, attention_mask
 from model import MLLM, Attention, AttentionContext, rotate
 
 # A lesson, not a method: image rows read all later text of their turn, the answer too.
-EXTRA_PAIRS["leaky"] = lambda i, j: (i == IMAGE) & (j != IMAGE)
+EXTRA_PAIRS["leaky"] = lambda q, k: (q == IMAGE) & (k != IMAGE)
 
 
 # --- CCA: image tokens numbered by rings
@@ -190,7 +190,7 @@ class TextFirstTokenizer(data.Tokenizer):
 
     def arrange(self, parts: list[str]) -> list[str]:
         parts = super().arrange(parts)
-        return sorted(parts, key=lambda part: part is data.IMAGE)  # the sort is stable
+        return sorted(parts, key=lambda part: part == data.IMAGE_TOKEN)  # the sort is stable
 
 
 class DualOrder(data.Wrapped):
@@ -209,9 +209,9 @@ class DualOrder(data.Wrapped):
 def text_first(example: data.Example) -> data.Example:
     turns = []
     for message, answer in example.turns:
-        pieces = message.split(data.IMAGE)
+        pieces = message.split(data.IMAGE_TOKEN)
         text = " ".join(piece.strip() for piece in pieces if piece.strip())
-        turns.append((text + (len(pieces) - 1) * data.IMAGE, answer))
+        turns.append((text + (len(pieces) - 1) * data.IMAGE_TOKEN, answer))
     return replace(example, turns=turns)
 
 

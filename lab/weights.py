@@ -19,6 +19,7 @@ from engine.options import PATHS, Parser
 from engine.run import one_line_errors, read_record
 
 COPIED = ("tokenizer.model", "tokenizer.json", "example.png")
+ORIGINS = ("encoder", "llm", "vision")  # folders that a run began with; their names are kept
 
 
 def half(weights: dict) -> dict:
@@ -37,7 +38,9 @@ def give_away(run: Path, out: Path) -> None:
         if (run / name).exists():
             shutil.copyfile(run / name, out / name)
     record["run"] = record["args"]["out"] = out.as_posix()
-    record["args"].update(dict.fromkeys(PATHS))  # on another machine --source says where data lie
+    args = record["args"]
+    args.update(dict.fromkeys(PATHS))  # on another machine --source says where data lie
+    args.update({name: Path(args[name]).name for name in ORIGINS if args.get(name)})
     text = json.dumps(record, indent=1) + "\n"
     write_file(out / "run.json", lambda file: file.write(text.encode()))
 

@@ -58,5 +58,5 @@ def dialogues(draw, n_pictures: int):
     for _ in range(draw(st.integers(1, 3))):
         here = draw(st.lists(st.integers(0, n_pictures - 1), max_size=2))
         images += here
-        said.append((data.IMAGE.join(draw(words) for _ in range(len(here) + 1)), draw(words)))
+        said.append((data.IMAGE_TOKEN.join(draw(words) for _ in range(len(here) + 1)), draw(words)))
     return data.Example(images, said)

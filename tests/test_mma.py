@@ -270,7 +270,7 @@ def test_drawing(monkeypatch):
     assert [kind for kind in OPENS if "LEAKS" in mma.verdict(kind)] == ["leaky"]
     needs_turns = {kind for kind in OPENS if "as one turn it would" in mma.verdict(kind)}
     assert needs_turns == set(OPENS) - {"causal", "leaky"}
-    monkeypatch.setitem(EXTRA_PAIRS, "mine", lambda i, j: (i == IMAGE) & (j == ANSWER))
+    monkeypatch.setitem(EXTRA_PAIRS, "mine", lambda q, k: (q == IMAGE) & (k == ANSWER))
     assert "LEAKS" in mma.verdict("mine") and "O" in drawn("mine")
 
 

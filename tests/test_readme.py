@@ -13,7 +13,7 @@ import pytest
 
 import eval as evaluation
 from engine.tables import spread
-from lab import arms, publish
+from lab import arms, bench_arms, eyes_arms, publish
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -109,6 +109,17 @@ def test_a_trial_says_what_its_runs_say(name):
             assert abs(right / run["n"] - run["accuracy"]) < 1e-9
 
 
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("eyes*.json")), ids=lambda file: file.stem)
+def test_what_got_eyes_says_what_its_runs_say(file):
+    text = eyes_arms.report(json.loads(file.read_text("utf-8")), file.stem.endswith("rates"))
+    assert file.with_suffix(".md").read_text("utf-8") == text + "\n"
+
+
+def test_the_table_of_times_counts_the_steps_of_all_seeds():
+    text = bench_arms.report(result_of("time"), result_of("shapes")["arms"])
+    assert (RESULTS / "time.md").read_text("utf-8") == text + "\n"
+
+
 def test_the_numbers_in_its_sentences_are_in_the_results():
     runs = result_of("shapes")["arms"]
     for arm in ("mma", "causal"):
@@ -157,6 +168,14 @@ def test_the_world_of_fork_md_trains():
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and "accuracy:" in done.stdout, done.stderr
+
+
+def test_the_plan_of_another_model_is_as_weights_md_prints_it(capsys):
+    text = (ROOT / "docs" / "weights.md").read_text("utf-8")
+    found = re.findall(r"<!-- run: plan -->\n```python\n(.*?)```.*?```text\n(.*?)```", text, re.S)
+    (code, printed) = found[0]
+    exec(code, {})
+    assert capsys.readouterr().out == printed
 
 
 def test_the_weights_answer_as_it_says(monkeypatch, capsys):

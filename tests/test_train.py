@@ -224,7 +224,7 @@ def test_a_finished_run_is_not_overwritten(runs):
 
 
 def test_training_refuses_a_leaking_mask(tokenizer, tmp_path, monkeypatch):
-    reads_answers = lambda i, j: (i == Role.IMAGE) & (j == Role.ANSWER)
+    reads_answers = lambda q, k: (q == Role.IMAGE) & (k == Role.ANSWER)
     monkeypatch.setitem(EXTRA_PAIRS, "mine", reads_answers)
     message = "'mine' .* answer tokens .* instead of predicted"
     with pytest.raises(SystemExit, match=message):

@@ -111,7 +111,7 @@ def test_a_picture_is_a_token_of_theirs(family):
     picture but that it is several tokens."""
     folder, name, theirs, block = family
     theirs = pickle.loads(pickle.dumps(theirs))
-    theirs.add_special_tokens({"additional_special_tokens": [data.IMAGE]})
+    theirs.add_special_tokens({"additional_special_tokens": [data.IMAGE_TOKEN]})
     tokenizer = read_tokenizer(folder, name)
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
     assert tokenizer.image == vocabulary and len(tokenizer) == vocabulary + 1
@@ -119,9 +119,9 @@ def test_a_picture_is_a_token_of_theirs(family):
         messages = messages_of([(text, "")])
         written = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         expected = theirs(written.replace(block, "", 1), add_special_tokens=False).input_ids
-        image = theirs.convert_tokens_to_ids(data.IMAGE)
+        image = theirs.convert_tokens_to_ids(data.IMAGE_TOKEN)
         expected = [j for i in expected for j in ([tokenizer.image] * 2 if i == image else [i])]
-        assert prompt_of(tokenizer, [(text, "")], text.count(data.IMAGE), 2) == expected, text
+        assert prompt_of(tokenizer, [(text, "")], text.count(data.IMAGE_TOKEN), 2) == expected, text
 
 
 def specials_of(tokenizer) -> set[int]:

@@ -97,7 +97,7 @@ def test_talk_over_the_cache_says_what_the_dialogue_read_anew_gives(run):
     conversation, whole, pending = talk.Conversation(model, tokenizer), data.Row(), []
     for turn, question in enumerate(("is there a red circle?", "What is red?", "And blue?"), 1):
         images = [] if turn > 1 else [SEEING / "example.png"]
-        message = data.IMAGE * len(images) + question
+        message = data.IMAGE_TOKEN * len(images) + question
         said = "".join(conversation.ask(message, images, max_new_tokens=6))
         row = data.encode(data.Example(images, [(message, "")]), tokenizer, 16, upto=0)
         if turn > 1:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from itertools import permutations
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 import data
 import eval as evaluation
 import train
-from data import IMAGE, Crop, DataError, Example
+from data import IMAGE_TOKEN, Crop, DataError, Example
 from data.nlvr import BOXES, ORDERS, asks, picture_kind, plain
 from data.nlvr_world import FAMILIES
 from data.pictures import read_picture
@@ -33,7 +34,7 @@ def test_every_split_is_read_from_the_clone_or_its_inner_folder(nlvr, part):
     assert source.split_names() == ["train", "val", "dev", "hidden", "test"]
     dev = source.heldout("dev")
     assert len(dev) == 10 * 6
-    assert dev[0].turns == [(IMAGE * 3 + "there are zero black squares", "true")]
+    assert dev[0].turns == [(IMAGE_TOKEN * 3 + "there are zero black squares", "true")]
     assert len(source.heldout("test")) == 6 * 6 and len(source.heldout("hidden")) == 6
 
 
@@ -170,6 +171,19 @@ def test_what_is_wrong_in_a_file_is_named(nlvr, damage, message):
         data.load("nlvr", nlvr).heldout("val")
 
 
+def test_one_splits_folder_alone_can_be_named(nlvr):
+    source = data.load("nlvr", nlvr / "dev")
+    assert source.split_names() == ["dev"] and len(source.heldout("dev")) == 10 * 6
+
+
+def test_sentences_of_two_files_in_a_folder_are_told_apart(nlvr):
+    file = nlvr / "test" / "test.json"
+    file.with_name("second.json").write_text(file.read_text())
+    source = data.load("nlvr", nlvr)
+    groups = [{e.group for e in source.heldout(split)} for split in ("test", "second")]
+    assert len(groups[0]) == len(groups[1]) == 3 and not groups[0] & groups[1]
+
+
 def test_a_single_directory_cannot_be_split(nlvr):
     file = nlvr / "train" / "train.json"
     lines = [{**json.loads(line), "directory": "3"} for line in file.read_text().splitlines()[:5]]
@@ -213,7 +227,7 @@ def test_a_part_of_a_picture_is_that_part_and_is_read_once_for_a_batch(tmp_path,
     boxes = [Crop(tmp_path / "x.png", box, (400, 100)) for box in BOXES]
     red = (read_picture(boxes[1], 100)[1] == 0).nonzero().tolist()
     assert red == [[y, x] for y in range(20) for x in range(20)]
-    turns = [(IMAGE * 3 + "red?", "yes")]
+    turns = [(IMAGE_TOKEN * 3 + "red?", "yes")]
     examples = [Example([boxes[k] for k in order], turns) for order in ORDERS]
     rows = [data.encode(example, tokenizer, 4) for example in examples]
     batch = data.collate(rows, tokenizer.pad, 100)
@@ -290,6 +304,12 @@ def test_weights_are_tested_where_only_an_official_split_is_there(nlvr, tmp_path
     ):
         with pytest.raises(SystemExit, match=f"error: .*{message}"):
             evaluation.main(line)
+    (elsewhere / "train" / "images").mkdir(parents=True)  # a clone without its pictures
+    (elsewhere / "train" / "train.json").write_text("{}")
+    evaluation.main([*here, "--split", "test-P"])
+    with pytest.raises(SystemExit, match="train.json: line 1: expected an object"):
+        evaluation.main([*here, "--split", "val"])
+    shutil.rmtree(elsewhere / "train")
     with pytest.raises(SystemExit, match="train.json: no such file"):
         train.main([*TINY, "--data", "nlvr", "--source", str(elsewhere), "--out", str(run) + "2"])
 
@@ -306,3 +326,21 @@ def test_nlvrs_own_six_pictures_are_the_six_orders():
             theirs = [read_picture(Crop(other, box, (400, 100)), 100) for box in BOXES]
             differ = [int((boxes[i] != box).any(0).sum()) for i, box in zip(order, theirs)]
             assert max(differ) <= 4, other
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "dev").is_dir(), reason="no NLVR; set MMA_NLVR to its folder")
+@pytest.mark.parametrize("split", ["val", "dev"])
+@pytest.mark.parametrize("mask", ["mma", "causal"])
+def test_the_weights_in_the_repository_are_those_of_the_table(mask, split, tmp_path):
+    """Seed 0 of each mask: val as its run.json says, dev as docs/results, both to 0.2 points."""
+    run, result = ROOT / "weights" / f"nlvr-{mask}", tmp_path / "r.json"
+    line = [str(run), "--data", "nlvr", "--source", str(SHARED), "--split", split]
+    evaluation.main([*line, "--device", "cpu", "--json", str(result)])
+    measured = json.loads(result.read_text())["runs"][0]
+    published = json.loads((run / "run.json").read_text())
+    if split == "dev":
+        table = json.loads((ROOT / "docs/results/nlvr+world.json").read_text())
+        (published,) = (r for r in table["arms"][mask] if r["seed"] == 0)
+    for number in ("accuracy", "consistency"):
+        assert abs(measured[number] - published[number]) <= 0.002

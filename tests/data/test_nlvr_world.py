@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from data import IMAGE
+from data import IMAGE_TOKEN
 from data.nlvr_scenes import (
     COLOUR,
     SHAPE,
@@ -272,9 +272,9 @@ def test_the_world_follows_stage_step_and_seed_alone():
 def test_stage_1_has_captions_and_stage_2_sentences_with_what_they_rest_on():
     captions, asked = World().draw("pt", 0, 16, 4, 0), World().draw("sft", 0, 16, 4, 0)
     assert len(captions) == 16
-    assert all(e.turns[0][0] == IMAGE * 3 and len(e.images) == 3 for e in captions)
+    assert all(e.turns[0][0] == IMAGE_TOKEN * 3 and len(e.images) == 3 for e in captions)
     for e in asked:
         (sentence, answer), (why, because) = e.turns
-        assert sentence.startswith(IMAGE * 3) and answer in World.answers and why == WHY
+        assert sentence.startswith(IMAGE_TOKEN * 3) and answer in World.answers and why == WHY
         assert len(because.split()) == 3 and set(because.split()) <= {*NUMBER, "yes", "no"}
     assert all(len(e.turns) == 1 for e in World().heldout("val", 12))

@@ -16,7 +16,7 @@ from mma import Role
 
 NAMES = (  # of special tokens, of bytes, of what templates have
     "<answer>", "<pad>", "<unk>", "<s>", "</s>", "<bos>", "<eos>", "<0x41>", "<0x0A>", "<|end|>",
-    "<|user|>", "<|assistant|>", "[INST]", "[/INST]", "USER:", "ASSISTANT:", data.IMAGE,
+    "<|user|>", "<|assistant|>", "[INST]", "[/INST]", "USER:", "ASSISTANT:", data.IMAGE_TOKEN,
 )  # fmt: skip
 PIECES = st.text(max_size=6) | st.sampled_from(
     (*NAMES, " ", "\n", "is there a red", "色は？", "🙂")
@@ -77,7 +77,7 @@ def test_text_comes_back_and_never_becomes_a_special_token(any_tokenizer, n):
 def written(draw):
     """Turns, each: the texts before, between and after its pictures; its answer. In a message
     <image> is a picture."""
-    text = TEXT.map(lambda text: text.replace(data.IMAGE, " "))
+    text = TEXT.map(lambda text: text.replace(data.IMAGE_TOKEN, " "))
     return [
         (draw(st.lists(text, min_size=1, max_size=3)), draw(TEXT))
         for _ in range(draw(st.integers(1, 3)))
@@ -92,7 +92,7 @@ def test_a_dialogue_comes_back_from_its_row(any_tokenizer, n):
 
     def check(turns):
         n_images = sum(len(texts) - 1 for texts, _ in turns)
-        messages = [(data.IMAGE.join(texts), answer) for texts, answer in turns]
+        messages = [(data.IMAGE_TOKEN.join(texts), answer) for texts, answer in turns]
         row = data.encode(data.Example([None] * n_images, messages), tokenizer, 2)
         format_ids = [*tokenizer.start, *(len(turns) - 1) * tokenizer.next]
         format_ids += len(turns) * [*tokenizer.opening, *tokenizer.end]

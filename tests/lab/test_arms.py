@@ -80,6 +80,13 @@ def test_a_run_with_an_option_that_train_does_not_know_is_another_run(made, tmp_
         assert arms.find(tmp_path, vars(args)) == found
 
 
+def test_a_run_that_was_tested_on_fewer_questions_is_not_taken(made):
+    at_limit = SMALL.index("--limit") + 1
+    others = [*SMALL[:at_limit], "7", *SMALL[at_limit + 1 :]]
+    with pytest.raises(SystemExit, match=f"with --limit {SMALL[at_limit]}, not 7; move it"):
+        arms.main(["shapes", "--only", "mma", "--runs", str(made / "runs"), *others])
+
+
 def test_what_is_missing_is_said(made, capsys, tmp_path):
     run_arms(made, "shapes", "--tables", "--seeds", "0", "1")
     out = capsys.readouterr().out

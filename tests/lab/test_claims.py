@@ -138,3 +138,23 @@ def test_the_share_of_steps_by_hand():
     assert claims.share_of_steps(mma[:1], causal) == "0.65 (one seed)"
     assert claims.share_of_steps(mma, [run(7, 0.1, 0.1, 0.1, 0.1)]).startswith("not clear")
     assert claims.step_of([{100: 0.5, 200: 0.5}], 0.25) == 50
+
+
+def test_seeds_that_looked_at_other_steps_are_compared_where_both_did():
+    curves = [{100: 0.5, 200: 0.9, 300: 0.9}, {200: 0.7, 400: 1.0}]
+    assert claims.step_of(curves, 0.8) == 200 and claims.step_of(curves, 0.4) == 100
+
+
+def test_every_family_and_the_consistency_have_a_row():
+    def run(seed, count, exist, consistency):
+        families = {"towers count": count, "towers exist": exist, "scattered count": count}
+        parts = {name: {"accuracy": value, "n": 10} for name, value in families.items()}
+        return {"seed": seed, "families": parts, "consistency": consistency}
+
+    mma = [run(0, 0.8, 0.9, 0.5), run(1, 0.9, 0.9, 0.6)]
+    causal = [run(0, 0.6, 0.9, 0.1), run(1, 0.6, 0.9, 0.1)]
+    rows = dict(claims.by_family(mma, causal, "-fresh"))
+    assert "+25.0 points" in rows["mma-fresh > causal-fresh, count"]
+    assert rows["mma-fresh > causal-fresh, exist"] == "the same on every seed"
+    assert "+45.0 points" in rows["mma-fresh > causal-fresh, consistency"]
+    assert len(rows) == 5  # towers, scattered, count, exist, consistency

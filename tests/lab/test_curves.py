@@ -33,7 +33,7 @@ def test_the_figure_shows_the_masks(tmp_path):
     counted = (e for e in world.heldout("test") if e.family == "counting")
     message = next(e.turns[0][0] for e in counted if e.turns[0][1] == "2")
     tokenizer = data.Tokenizer.train(world.texts(), 4096)
-    question = len(tokenizer.encode(message.replace(data.IMAGE, ""))) + 1
+    question = len(tokenizer.encode(message.replace(data.IMAGE_TOKEN, ""))) + 1
     counts = {colour: n for n, colour in picture.getcolors(2**24)}
     # Patches x question, once: under mma alone
     assert counts[ORANGE] == 16 * question * (cell - 1) ** 2

@@ -49,7 +49,7 @@ def test_its_attention_masks_and_answers_are_the_models(runs, page):
     )
     models = [opened(run) for run in runs]
     for k, (example, question, r, row) in enumerate(rows_of(content)):
-        e = heldout[(data.IMAGE + question["text"], question["answer"]), k // 4]
+        e = heldout[(data.IMAGE_TOKEN + question["text"], question["answer"]), k // 4]
         model, tokenizer = models[r]
         picture = Image.open(io.BytesIO(base64.b64decode(example["pictures"][0].split(",")[1])))
         assert torch.equal(
@@ -72,7 +72,7 @@ def test_its_attention_masks_and_answers_are_the_models(runs, page):
         )
         assert row["correct"] == (row["given"] == question["answer"])
         text = [tokenizer.sp.id_to_piece(i).replace("▁", " ") for i in prompt.ids]
-        assert row["tokens"] == ["" if piece == data.IMAGE else piece for piece in text]
+        assert row["tokens"] == ["" if piece == data.IMAGE_TOKEN else piece for piece in text]
         batch = data.collate([prompt], tokenizer.pad, 64)
         with torch.no_grad(), recorded(model) as seen:
             model(**batch)
@@ -210,8 +210,8 @@ def test_dialogues_of_different_lengths_about_the_same_pictures(runs):
     compared where it has shown as many."""
     pictures = [Shapes().heldout("test")[k].images[0] for k in (0, 5)]
     ask = "is there a red circle?", "yes"
-    turns = [(data.IMAGE + ask[0], "yes"), ask, (data.IMAGE + "and here?", "no")]
-    asked = [data.Example(pictures, [(data.IMAGE * 2 + ask[0], "yes")])]
+    turns = [(data.IMAGE_TOKEN + ask[0], "yes"), ask, (data.IMAGE_TOKEN + "and here?", "no")]
+    asked = [data.Example(pictures, [(data.IMAGE_TOKEN * 2 + ask[0], "yes")])]
     asked.append(data.Example(pictures, turns))
     example = explore.record([("a", *opened(runs[1]))], asked)
     first, second = (

@@ -12,6 +12,7 @@ import data
 import eval as evaluation
 import train
 from data.shapes import Shapes
+from data.shapes_questions import FAMILIES
 from engine.optimizers import freeze
 from lab import eyes, talk
 from mma import IMAGE, QUESTION, TEXT
@@ -52,7 +53,7 @@ DECODER = ("embed", "blocks", "norm")
 
 
 @pytest.mark.parametrize("fresh", [[], ["--fresh"]])
-def test_encoder_and_decoder_are_those_of_the_runs_and_the_connector_is_new(runs, fresh):
+def test_encoder_and_decoder_are_those_of_the_runs_and_the_projector_is_new(runs, fresh):
     args = eyes.options(line_of(runs, *fresh))
     model, tokenizer = eyes.put_together(args)
     weights, seeing, text = model.state_dict(), *map(weights_of, (runs / "seeing", runs / "text"))
@@ -64,7 +65,7 @@ def test_encoder_and_decoder_are_those_of_the_runs_and_the_connector_is_new(runs
     assert args.vocab_size == len(tokenizer) == model.config.vocab_size
 
 
-def test_all_arms_of_a_seed_begin_with_the_same_connector(runs):
+def test_all_arms_of_a_seed_begin_with_the_same_projector(runs):
     def projector(*more):
         return parts(eyes.put_together(eyes.options(line_of(runs, *more)))[0].state_dict(), "proj")
 
@@ -201,6 +202,20 @@ def test_mistakes_are_one_line(runs, tmp_path, option, what, says):
     with pytest.raises(SystemExit, match=says) as exit:
         eyes.main(line_of(runs, option, str(folder), "--out", str(tmp_path / "out")))
     assert "\n" not in str(exit.value)
+
+
+def test_the_best_look_of_a_late_mask_is_refused(runs, tmp_path):
+    line = line_of(runs, "--mask-from", "0.5", "--keep-best", "--out", str(tmp_path / "out"))
+    with pytest.raises(SystemExit, match="the best look may be a causal one"):
+        eyes.main(line)
+
+
+def test_every_preset_asks_questions_of_every_family():
+    """Stage 2 begins without relations: a preset of so few steps would never ask about them."""
+    world = data.load("shapes")
+    for preset in eyes.PRESETS:
+        steps = eyes.options(["--encoder", "a", "--llm", "b", "--preset", preset]).steps
+        assert {e.family for e in world.draw("sft", steps - 1, 8, 8, 0)} == {*FAMILIES}
 
 
 def test_a_decoder_of_ours_has_nothing_to_rehearse(runs, tmp_path):

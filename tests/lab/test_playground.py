@@ -104,7 +104,7 @@ def by_page(browser, examples, which, kind):
     asked = [
         [
             base64.b64encode(e.images[0].numpy().tobytes()).decode(),
-            e.turns[0][0].replace(data.IMAGE, ""),
+            e.turns[0][0].replace(data.IMAGE_TOKEN, ""),
         ]
         for e in examples
     ]
@@ -182,7 +182,7 @@ def test_every_kind_of_mask_as_a_table(shown):
 
 
 def test_the_tokenizer_is_sentencepieces(shown, tokenizer):
-    texts = [e.turns[0][0].replace(data.IMAGE, "") for e in Shapes().heldout("test")[:300]]
+    texts = [e.turns[0][0].replace(data.IMAGE_TOKEN, "") for e in Shapes().heldout("test")[:300]]
     texts += [text.strip() for text in ODD] + list(ODD)
     found = shown.js(f"{json.dumps(texts)}.map(text => data.runs[0].tokenizer.encode(text))")
     ids = [list(tokenizer.encode(text)) for text in texts]
@@ -200,7 +200,9 @@ def test_the_tokenizer_is_sentencepieces(shown, tokenizer):
 def test_an_empty_question_is_a_picture_alone(shown, tokenizer):
     for question in ("", " \n", "is there <image> a red circle? "):
         row = shown.js(f"encode({json.dumps(question)}, data.runs[0].tokenizer, 16)")
-        plain = data.Example([0], [(data.IMAGE + question.replace(data.IMAGE, " "), "")])
+        plain = data.Example(
+            [0], [(data.IMAGE_TOKEN + question.replace(data.IMAGE_TOKEN, " "), "")]
+        )
         expected = data.encode(plain, tokenizer, 16, upto=0)
         assert [row["ids"], row["role"]] == [expected.ids, expected.role]
         assert row["turn"] == expected.turn
@@ -228,7 +230,7 @@ def test_right_answers_are_the_worlds(shown):
     """Of 600 questions; none where a question is about what is not there, or is no question of
     training."""
     asked = [
-        [e.turns[0][0].replace(data.IMAGE, ""), cells, e.turns[0][1]]
+        [e.turns[0][0].replace(data.IMAGE_TOKEN, ""), cells, e.turns[0][1]]
         for e, cells in zip(
             Shapes().heldout("val")[:600],
             [cells for cells in Shapes().layouts("val")[:100] for _ in range(shapes.QUESTIONS)],

@@ -37,7 +37,7 @@ def expected_answers(browser, runs, kinds) -> list[str]:
     for run, kind in zip(runs, kinds):
         model, tokenizer = opened(run)
         model.config.mask = kind
-        e = data.Example([image], [(data.IMAGE + browser.js("$('text').value"), "")])
+        e = data.Example([image], [(data.IMAGE_TOKEN + browser.js("$('text').value"), "")])
         batch = data.collate([data.encode(e, tokenizer, 16, upto=0)], tokenizer.pad, 64)
         ids = model.generate(**batch, eos=tokenizer.eos, max_new_tokens=32)[0]
         said.append(tokenizer.decode(ids).strip() or "(nothing)")

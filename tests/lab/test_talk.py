@@ -7,7 +7,7 @@ from PIL import Image as Picture
 import data
 import train
 from bridge import benchmarks
-from data import IMAGE, Row, audio
+from data import IMAGE_TOKEN, Row, audio
 from lab import look, talk
 from lab.talk import Conversation
 from lab.variants import ConcentricMLLM, TextFirstTokenizer
@@ -29,9 +29,9 @@ def test_history_in_the_cache_is_history_read_again(
     model.__class__ = ConcentricMLLM if rings else model.__class__
     tokenizer = TextFirstTokenizer(tokenizer.model) if text_first else tokenizer
     asked = [
-        (IMAGE + "is there a red circle?", [pictures[0]]),
+        (IMAGE_TOKEN + "is there a red circle?", [pictures[0]]),
         ("how many circles are there?", []),
-        (f"{IMAGE}{IMAGE}what color is the square?", [pictures[1], pictures[2]]),
+        (f"{IMAGE_TOKEN}{IMAGE_TOKEN}what color is the square?", [pictures[1], pictures[2]]),
         ("is there a blue square?", []),
     ]
     conversation, whole = Conversation(model, tokenizer), Row()

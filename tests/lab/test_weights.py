@@ -35,6 +35,17 @@ def test_a_run_in_half_precision_answers_as_before(tmp_path, capsys):
         weights.main([str(tmp_path), str(out)])
 
 
+def test_paths_of_the_machine_are_left_out(tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    train.main([*TINY, "--out", str(run)])
+    record = json.loads((run / "run.json").read_text())
+    record["args"] |= {"encoder": "/home/me/weights/seeing", "llm": "/home/me/smollm2"}
+    (run / "run.json").write_text(json.dumps(record))
+    weights.give_away(run, out)
+    args = json.loads((out / "run.json").read_text())["args"]
+    assert (args["encoder"], args["llm"]) == ("seeing", "smollm2") and "vision" not in args
+
+
 @pytest.mark.parametrize("name", [f.parent.name for f in sorted(ROOT.glob("weights/*/run.json"))])
 def test_the_weights_in_the_repository_answer_as_their_record_says(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
