@@ -107,3 +107,19 @@ def test_times_are_published_with_those_of_other_arms(published, tmp_path, monke
     publish.write_json(published / "time.json", {**old, "where": "elsewhere"})
     with pytest.raises(SystemExit, match="publish all arms together"):
         arms.main([*call, "--publish"])
+
+
+def test_the_step_of_the_weights_that_were_kept_has_a_column():
+    kept = {**run_of(80), "kept": {"step": 3600, "val": 0.8}}
+    header, _, row = tables.arms_table({"mma@2000": [kept, run_of(81, 1)]}).splitlines()
+    column = [cell.strip() for cell in header.split("|")].index("best at step")
+    assert row.split("|")[column].strip() == "3,600, -"
+    assert "best at step" not in tables.arms_table({"mma": [run_of(80)]})
+
+
+def test_other_settings_are_refused_before_the_first_run(published, tmp_path, monkeypatch):
+    old = result_of({"mma@2000": "--mask mma"}, {"preset": "tiny"}, **{"mma@2000": [run_of(8)]})
+    publish.write_json(published / "scenes.json", old)
+    monkeypatch.setattr(arms, "make", None)
+    with pytest.raises(SystemExit, match="do not belong into one table"):
+        arms.main(["scenes", "--publish", "--runs", str(tmp_path / "runs")])
