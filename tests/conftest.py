@@ -5,6 +5,7 @@ because pytest imports them by their name alone.
 
 import functools
 import json
+import os
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 
 import data
 import train
+from data.nlvr_world import World
 from data.shapes import Shapes
 from lab import watch
 from model import MLLM, Config
@@ -22,8 +24,8 @@ torch.set_num_threads(1)  # for tensors as small as these, threads cost more tha
 
 @pytest.fixture(scope="session", autouse=True)
 def made_once():
-    """The built-in world's text, its held-out scenes and a tokenizer of the same text are the same
-    in every run: make them once."""
+    """The texts of the worlds, held-out scenes and a tokenizer of the same text are the same in
+    every run: make them once."""
     plain_texts, plain_heldout = Shapes.texts, Shapes.heldout
     plain_train = data.Tokenizer.train.__func__
     texts = functools.cache(lambda: tuple(plain_texts(Shapes())))
@@ -38,7 +40,13 @@ def made_once():
     def train_once(cls, texts, vocab_size):
         return train(cls, tuple(texts), vocab_size)
 
+    plain_sentences = World.texts
+    sentences = functools.cache(lambda: tuple(plain_sentences(World())))
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(World, "texts", lambda self: sentences())
+        # No test cuts the power: a disk that is waited for is most of a small checkpoint's time
+        patch.setattr(os, "fsync", lambda file: None)
         patch.setattr(Shapes, "texts", lambda self: texts())
         patch.setattr(Shapes, "heldout", functools.wraps(plain_heldout)(some_heldout))
         patch.setattr(data.Tokenizer, "train", classmethod(train_once))
@@ -166,8 +174,10 @@ def whole(tokenizer, tmp_path_factory):
     return result_of(out)
 
 
-@pytest.fixture
-def no_drawing(monkeypatch):
-    """For runs whose pictures nobody looks at; fixtures of a module still draw."""
-    monkeypatch.setattr(watch, "write_curves", lambda path, records: None)
-    monkeypatch.setattr(watch, "write_sheet", lambda *args, **kwargs: None)
+@pytest.fixture(scope="module")
+def no_drawing():
+    """For runs whose pictures nobody looks at, and for all that follows in the file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "write_curves", lambda path, records: None)
+        patch.setattr(watch, "write_sheet", lambda *args, **kwargs: None)
+        yield

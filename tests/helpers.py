@@ -3,6 +3,7 @@ leak table, ways to stop a run."""
 
 import contextlib
 import functools
+import io
 import itertools
 import json
 from itertools import permutations
@@ -145,18 +146,26 @@ def leak_layout(kind: str, reach: str, monkeypatch):
 # --- Data
 
 
+@functools.cache
+def three_boxes(k: int) -> bytes:
+    """A PNG of NLVR's size: red, green and blue boxes in the order k."""
+    picture, out = Image.new("RGB", (400, 100), (128, 128, 128)), io.BytesIO()
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    for box, colour in zip(BOXES, list(permutations(colours))[k]):
+        picture.paste(colour, box)
+    picture.convert("P").save(out, "PNG")
+    return out.getvalue()
+
+
 def write_nlvr_split(root, split, identifiers, flat=False, directory=lambda n: n % 20, orders=(0,)):
     """A split in NLVR's layout: its boxes are red, green, blue in the order K of `orders`; the
     label is true for even m."""
-    colours, lines = [(255, 0, 0), (0, 255, 0), (0, 0, 255)], []
+    lines = []
     for n, m in identifiers:
         folder = root / split / "images" / ("" if flat else str(directory(n)))
         folder.mkdir(parents=True, exist_ok=True)
         for k in orders:
-            picture = Image.new("RGB", (400, 100), (128, 128, 128))
-            for box, colour in zip(BOXES, list(permutations(colours))[k]):
-                picture.paste(colour, box)
-            picture.convert("P").save(folder / f"{split}-{n}-{m}-{k}.png")
+            (folder / f"{split}-{n}-{m}-{k}.png").write_bytes(three_boxes(k))
         sentence, label = f"There are {n} Black squares.", ("true", "false")[m % 2]
         line = {"sentence": sentence, "label": label, "identifier": f"{n}-{m}"}
         lines.append(line | ({} if flat else {"directory": str(directory(n))}))
@@ -168,8 +177,8 @@ def write_nlvr_split(root, split, identifiers, flat=False, directory=lambda n: n
 
 @contextlib.contextmanager
 def small_world(tokenizer):
-    """Twenty held-out questions, a tokenizer that is there already, no curves: for tests that start
-    many runs."""
+    """Twenty held-out questions, a tokenizer that is there already, no pictures: for tests that
+    start many runs."""
     heldout = shapes.Shapes.heldout
     with pytest.MonkeyPatch.context() as patch:
         twenty = lambda self, split, limit=None: heldout(self, split, 20)
@@ -178,6 +187,7 @@ def small_world(tokenizer):
         patch.setattr(data.Tokenizer, "train", there)
         draw = lambda path, records: path.write_bytes(b"drawn")
         patch.setattr(watch, "write_curves", draw)  # what it draws is looked at elsewhere
+        patch.setattr(watch, "write_sheet", lambda *args, **kwargs: None)
         yield
 
 

@@ -12,6 +12,8 @@ from bridge import benchmarks
 from bridge.benchmarks import letter_of, read, score, soft, yes_or_no
 from data import DataError
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 OPTIONS = {"A": "a cat", "B": "two dogs", "C": "A", "D": "blue"}
 
 

@@ -22,6 +22,8 @@ hf = pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 from families import FAMILIES, write_folder  # noqa: E402 - needs tokenizers
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 SPECIAL = (
     "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|eot_id|>", "<|begin_of_text|>",
     "<|start_header_id|>", "<|end_header_id|>",

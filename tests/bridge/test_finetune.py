@@ -20,6 +20,8 @@ from engine.batches import StepBatches
 from engine.optimizers import make_optimizers
 from engine.options import arguments
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 pytest.importorskip("transformers")
 TINY = (
     "--template vicuna --pool 2 --preset tiny --device cpu --workers 0 --pt-pictures 2 "

@@ -19,6 +19,8 @@ hf = pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 from families import write_folder  # noqa: E402 - needs tokenizers
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 SEEING = ROOT / "weights" / "shapes-causal"
 FEW = (
     "--preset smollm2 --device cpu --workers 0 --pt-pictures 2 --pictures 2 --pt-steps 2 --steps 2 "

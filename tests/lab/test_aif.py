@@ -10,6 +10,8 @@ from lab import aif
 from lab.recording import recorded
 from mma import IMAGE
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 
 @pytest.fixture
 def prompts(dialogues, tokenizer, model):

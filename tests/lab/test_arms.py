@@ -1,10 +1,11 @@
 """The runner of trials, on runs that were made in a moment."""
 
 import json
+import threading
 
 import pytest
 import torch
-from trials import SMALL, SOME, contents, read, result_of, run_arms, run_of
+from trials import SMALL, SOME, contents, make_here, read, result_of, run_arms, run_of
 
 import data
 from engine.batches import StepBatches
@@ -29,6 +30,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "PUBLISHED", folder / "published")
         patch.setattr(finished, "TEST_TIME", {name: finished.TEST_TIME[name] for name in SOME})
+        patch.setattr(arms, "make", make_here)
         run_arms(folder, "shapes", "--only", "mma", "causal", "--seeds", "0", "--jobs", "2")
     return folder
 
@@ -55,6 +57,8 @@ def test_one_command_trains_and_writes_tables_json_and_curves(made):
 
 
 def test_a_finished_run_is_not_made_again_and_is_known_by_its_settings(made, monkeypatch):
+    monkeypatch.setattr(finished, "TEST_TIME", {})
+
     def forbidden(*args, **kwargs):
         raise AssertionError("trained again")
 
@@ -97,11 +101,26 @@ def test_what_is_missing_is_said(made, capsys, tmp_path):
 
 
 def test_a_run_that_fails_is_reported(tmp_path):
+    """The runs of all other tests here are made in this process; this one is train.py's."""
     folders = ["--runs", str(tmp_path), "--results", str(tmp_path)]
-    why = "the first: error: image_size=64 must be a multiple of patch_size=7"
+    why = "the first: error: --device nonsense"
     with pytest.raises(SystemExit, match=f"1 runs failed; see log.txt in .*shapes-mma-0; {why}"):
         one = ["shapes", "--only", "mma", "--seeds", "0"]
-        arms.main([*one, *folders, "--", "--preset", "tiny", "--patch-size", "7"])
+        arms.main([*one, *folders, "--", "--preset", "tiny", "--device", "nonsense"])
+
+
+def test_runs_are_made_side_by_side_with_a_share_of_the_cores(tmp_path, monkeypatch):
+    seen, both = [], threading.Barrier(2, timeout=60)  # each waits for the other
+
+    def run(command, env, **options):
+        both.wait()
+        seen.append((command[command.index("--out") + 1], env["OMP_NUM_THREADS"]))
+        return arms.subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(arms.os, "sched_getaffinity", lambda pid: range(4), raising=False)
+    monkeypatch.setattr(arms.subprocess, "run", run)
+    arms.make([("mma-0", []), ("causal-0", [])], tmp_path, 2)
+    assert sorted(seen) == [(str(tmp_path / name), "2") for name in ("causal-0", "mma-0")]
 
 
 def test_files_that_are_not_there_are_said_before_the_first_run(tmp_path, monkeypatch):
@@ -322,7 +341,8 @@ def test_step_times_are_those_of_train_stage(monkeypatch):
     steps, train_stage = [], bench_arms.train_stage
     spy = lambda model, *a, **k: steps.append(type(model)) or train_stage(model, *a, **k)
     monkeypatch.setattr(bench_arms, "train_stage", spy)
-    lines = {"mma": "--mask mma --preset tiny", "rave": "--variant rave --preset tiny"}
+    small = "--preset tiny --pictures 2 --questions 2"
+    lines = {"mma": f"--mask mma {small}", "rave": f"--variant rave {small}"}
     times = bench_arms.step_times(lines, repeats=1)
     assert set(times) == {"mma", "rave"} and all(ms > 0 for ms in times.values())
     rave = variants.PairGateMLLM

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.attention
 import torch.utils.flop_counter
-from helpers import RUN
 
 from data import DataError
 from engine import last_layer
@@ -151,6 +150,7 @@ def test_last_layer_times_the_trick_against_the_plain_loss(no_clock, monkeypatch
 @pytest.mark.parametrize("topic", [bench_theirs.generate, bench_theirs.train_step])
 def test_against_transformers(no_clock, monkeypatch, topic):
     pytest.importorskip("transformers")
+    monkeypatch.setattr(bench_theirs, "BATCHES", (8,))
     monkeypatch.setattr(bench_theirs, "peak_of", lambda arm, out: out.put(1.0))
     here = types.SimpleNamespace(Queue=queue.Queue, Process=threading.Thread)
     monkeypatch.setattr(bench_theirs.multiprocessing, "get_context", lambda how: here)
@@ -164,7 +164,8 @@ def test_a_missing_transformers_is_named(topic, monkeypatch, tmp_path):
         bench.main([topic, "--results", str(tmp_path)])
 
 
-def test_packing(no_clock):
+def test_packing(no_clock, monkeypatch):
+    monkeypatch.setattr(bench_model, "tiny", lambda **sizes: bench_timing.tiny(n_layer=1, **sizes))
     padded, packed = bench_model.packing(no_clock)[1:]
     assert padded[1].startswith("64 x ") and float(padded[2][:-1]) < 70
     assert float(packed[2][:-1]) >= 95 and packed[4] == "0.50"
@@ -294,10 +295,24 @@ def test_flops_are_those_that_torch_counts():
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.1)
 
 
+# What train.py writes, in its format (tests/test_train.py), without training
+A_RUN = """
+import json, sys, time
+from pathlib import Path
+out = Path(sys.argv[sys.argv.index("--out") + 1])
+out.mkdir()
+with open(out / "metrics.jsonl", "w") as file:
+    for stage, steps in (("pt", 20), ("sft", 40)):
+        for step in range(1, steps + 1):
+            time.sleep(0.02)
+            look = {"val": {"accuracy": 0.5}} if stage == "sft" and step % 20 == 0 else {}
+            print(json.dumps({"stage": stage, "step": step, **look}), file=file, flush=True)
+(out / "run.json").write_text(json.dumps({"accuracy": 0.5, "args": {"data": "shapes"}}))
+"""
+
+
 def test_the_default_job_is_watched_to_its_end(no_clock, monkeypatch):
-    steps = "--pt-steps 20 --steps 40 --eval-every 20 --val-limit 20".split()
-    monkeypatch.setattr(bench_job, "TRAIN", [sys.executable, "train.py", *RUN, *steps])
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(bench_job, "TRAIN", [sys.executable, "-c", A_RUN])
     header, seed, mean = bench_job.job(no_clock)
     taken = dict(zip(header, seed))
     assert taken["seed"] == "0" and taken["to 97 %"] == "never"
@@ -321,7 +336,7 @@ def test_how_the_time_of_a_job_divides():
 
 
 def test_a_job_that_fails_is_an_error(no_clock, monkeypatch):
-    monkeypatch.setattr(bench_job, "TRAIN", [sys.executable, "train.py", "--steps", "-1"])
+    monkeypatch.setattr(bench_job, "TRAIN", [sys.executable, "-c", "raise SystemExit(2)"])
     with pytest.raises(DataError, match="ended with status"):
         bench_job.job(no_clock)
 

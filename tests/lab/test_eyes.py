@@ -18,6 +18,8 @@ from lab import eyes, talk
 from mma import IMAGE, QUESTION, TEXT
 from model import MLLM
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 FEW = (
     "--device cpu --workers 0 --pt-pictures 2 --pictures 2 --questions 2 --pt-steps 2 --steps 4 "
     "--eval-every 2 --limit 6 --val-limit 6"

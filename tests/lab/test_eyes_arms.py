@@ -4,9 +4,8 @@ import json
 
 import pytest
 from helpers import ROOT
-from trials import read, run_of
+from trials import make_here, read, run_of
 
-import train
 from data import DataError
 from engine.run import read_record
 from lab import arms, eyes, eyes_arms, tables
@@ -23,13 +22,6 @@ def published(tmp_path, monkeypatch):
     """A docs/results of each test's own."""
     monkeypatch.setattr(tables, "PUBLISHED", tmp_path / "published")
     return tmp_path / "published"
-
-
-def make_here(todo, runs, jobs, program=("train.py",)):
-    """As arms.make, in this process."""
-    for name, line in todo:
-        main = train.main if list(program) == ["train.py"] else eyes.main
-        main([*line, "--out", str(runs / name), "--resume"])
 
 
 def call(folder, *more, extra=()):

@@ -13,6 +13,8 @@ import train
 from data import shapes
 from lab import look
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

@@ -13,6 +13,8 @@ from lab.talk import Conversation
 from lab.variants import ConcentricMLLM, TextFirstTokenizer
 from mma import Role
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 QUICK = (
     "--preset tiny --device cpu --workers 0 --pt-pictures 2 --pictures 2 --pt-steps 1 --steps 1 "
     "--limit 5 --val-limit 5"

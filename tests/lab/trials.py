@@ -2,7 +2,10 @@
 
 import json
 
-from lab import arms
+import pytest
+
+import train
+from lab import arms, eyes, watch
 
 TINY = (
     "--preset tiny --device cpu --workers 0 --pt-pictures 4 --pictures 4 --questions 2 "
@@ -10,6 +13,16 @@ TINY = (
 ).split()
 SMALL = ["--", *TINY, "--steps", "2", "--eval-every", "2"]
 SOME = ("v2v", "aif 0.5")  # of finished.TEST_TIME
+
+
+def make_here(todo, runs, jobs, program=("train.py",)):
+    """As arms.make, in this process, and without pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "write_curves", lambda path, records: None)
+        patch.setattr(watch, "write_sheet", lambda *args, **kwargs: None)
+        for name, line in todo:
+            main = train.main if list(program) == ["train.py"] else eyes.main
+            main([*line, "--out", str(runs / name), "--resume"])
 
 
 def run_arms(folder, *args):
