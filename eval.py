@@ -93,13 +93,12 @@ def summarise(results: list[dict]) -> dict:
     families = sorted({r["family"] for r in results})
     by_family = {f: accuracy([r for r in results if r["family"] == f]) for f in families}
     summary = {**accuracy(results), "families": by_family}
-    summary["unparsed"] = sum(r["unparsed"] for r in results)
-    groups = {}
-    for r in results:
+    summary["unparsed"], groups = sum(r["unparsed"] for r in results), {}
+    for r in (r for r in results if r["group"]):
         groups[r["group"]] = groups.get(r["group"], True) and r["correct"]
     if unanswered := sum(bool(r.get("unread")) for r in results):
         summary["unanswered"] = unanswered
-    if any(groups):
+    if groups:
         summary["consistency"] = sum(groups.values()) / len(groups)
     return summary
 
@@ -107,11 +106,12 @@ def summarise(results: list[dict]) -> dict:
 def open_run(run: Path, device: str, mask=None, model_class=MLLM, tokenizer_class=data.Tokenizer):
     """The model and tokenizer of a finished run. mask: another one than it was trained with; the
     classes: those it was trained with, if it is a variant (lab/variants.py)."""
-    name = "tokenizer.model"
+    name = "tokenizer.json"  # of a tokenizer that came with pretrained weights
     try:
-        extras = run / "tokenizer.json"  # of a tokenizer that came with pretrained weights
-        extras = json.loads(extras.read_text(encoding="utf-8")) if extras.exists() else {}
-        tokenizer, name = tokenizer_class((run / name).read_bytes(), **extras), "model.pt"
+        extras = json.loads((run / name).read_text("utf-8")) if (run / name).exists() else {}
+        name = "tokenizer.model"
+        tokenizer = tokenizer_class((run / name).read_bytes(), **extras)
+        name = "model.pt"
         model = load_model(run / name, model_class, device)
     except Exception as error:  # sentencepiece and torch raise many kinds; code in a pickle is one
         raise data.DataError(f"{run / name} cannot be read: {data.reason(error)}") from None

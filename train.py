@@ -60,9 +60,8 @@ def train_stage(
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
-        overflow = scaler.is_enabled() and not torch.isfinite(
-            norm
-        )  # of float16: this step is left out
+        # float16 alone: a step whose gradients overflow is left out
+        overflow = scaler.is_enabled() and not torch.isfinite(norm)
         for optimizer in optimizers:
             if not overflow:
                 scaler.step(optimizer)
@@ -73,9 +72,9 @@ def train_stage(
 
 def prepare(model: MLLM, source, stages: list, args, ranks: Distributed) -> MLLM:
     """Check what can be checked before training; the model, wrapped for the processes there are."""
-    check_source(source, stages, model, args, ranks.say)
     freeze(model, args.pt_freeze, "--pt-freeze")  # an unknown part fails here, not later
     freeze(model, args.freeze)
+    check_source(source, stages, model, args, ranks.say)
     params = sum(p.numel() for p in model.parameters())
     ranks.say(f"{args.out}: mask {args.mask}, {params:,} parameters, on {args.device}")
     measure_pixels(model.encoder, stages[0][2])

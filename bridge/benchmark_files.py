@@ -7,7 +7,6 @@ image, text, label.
 
 import ast
 import base64
-import binascii
 import csv
 import json
 import string
@@ -96,7 +95,7 @@ def read_pope(file: Path) -> Iterator[tuple[str, dict]]:
             entry = json.loads(line)
             row = {column: entry[name] for column, name in POPE.items()}
             right = all(isinstance(text, str) for text in row.values())
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             right = False
         if not right:
             raise DataError(
@@ -136,7 +135,7 @@ def pictures_of(where: str, row: dict, inline: dict[str, str], folder: Path) -> 
         return [folder / text for text in texts], tuple(texts)
     try:
         return [base64.b64decode(text, validate=True) for text in texts], tuple(texts)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error is one
         raise DataError(f"{where}: its image is not base64 ({error})") from None
 
 

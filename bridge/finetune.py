@@ -121,9 +121,9 @@ def check_data(source, tokenizer, config: PretrainedConfig, args) -> CheckedSour
         (stage, kind, StepBatches(source, tokenizer, config, stage, args))
         for stage, kind in (("pt", args.pt_mask), ("sft", args.mask))
     ]
-    check_source(source, stages, model, args, Distributed(args.device, args.fsdp).say)
     freeze(model, args.pt_freeze, "--pt-freeze")  # a part that does not exist is said now
     freeze(model, args.freeze)
+    check_source(source, stages, model, args, Distributed(args.device, args.fsdp).say)
     return CheckedSource(source)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bridge.folders import demand, number, read_config, section
 from engine.checks import check_image
+from engine.precision import scaled_dot_product_attention
 
 EPS = 1e-6
 
@@ -36,7 +37,7 @@ class SiglipBlock(nn.Module):
         N, n, E = x.shape
         qkv = self.qkv(self.norm1(x)).view(N, n, 3, self.heads, E // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, heads, n, E / heads]
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = scaled_dot_product_attention(q, k, v)
         x = x + self.out(y.transpose(1, 2).reshape(N, n, E))
         return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
 

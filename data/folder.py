@@ -48,7 +48,6 @@ class Folder:
     share a picture, so that a batch encodes it once."""
 
     final_split = "test"  # what train.py reports at its end
-    official: tuple[str, ...] = ()  # splits that training has nothing to do with
     whole = None  # the splits as they were before read_pictures left examples out
 
     def __init__(

@@ -244,10 +244,6 @@ class NLVR(Folder):
             examples += self.world.draw(stage, step, pictures - n_own, per_picture, seed)
         return examples
 
-    @property
-    def official(self) -> tuple[str, ...]:
-        return tuple(name for name in self.files if name != "train")
-
     def read_pictures(self, size: int, brief: bool = False) -> str:
         """Of train and val (Folder.read_pictures); nothing where only official splits are there."""
         return super().read_pictures(size, brief) if "train" in self.files else ""
@@ -255,7 +251,8 @@ class NLVR(Folder):
     def split_names(self) -> list[str]:
         """train and val; the official splits that are there; world, where there is one."""
         own = ["train", "val"] if "train" in self.files else []
-        return [*own, *self.official, *(["world"] if self.world else [])]
+        official = [name for name in self.files if name != "train"]
+        return [*own, *official, *(["world"] if self.world else [])]
 
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         """Every example in all six orders: first all examples in the first order, then in the

@@ -282,8 +282,7 @@ class Phrases:
                 self.one_colour,
             )
             return some[form]()
-        form -= 4
-        if self.towers and form == 4:
+        if self.towers and form == 8:
             words, holds = self.ends()
             height, fits = self.height()
             return f"{height} and {words}", holds & fits

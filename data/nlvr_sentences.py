@@ -83,7 +83,7 @@ class Speaker(Phrases):
             return self.tall_tower(c, at, end)
         if form == 3:
             words, times = self.over()
-            count = at_least_one() if not count.singular or " bel" in words else count
+            count = at_least_one() if not count.singular or "below" in words else count
             return f"there is {count.words} {words}", count.holds(times.sum(1)), times
         if form == 4:
             only = ((self.s.colour == c) == self.s.there).all(2)

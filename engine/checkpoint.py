@@ -142,7 +142,8 @@ def load(out: Path, device: str, args, data_fingerprint: str) -> dict | None:
         )
     torch.set_rng_state(state["rng"].cpu())
     if state["cuda_rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_rng"]])
+        states = state["cuda_rng"][: torch.cuda.device_count()]  # this machine may have fewer
+        torch.cuda.set_rng_state_all([s.cpu() for s in states])
     return state
 
 

@@ -75,8 +75,8 @@ class Distributed:
             rows[rank :: self.world_size] = shard
         return rows
 
-    def join(self, items: list) -> list:
-        """Those of all processes. All must ask."""
+    def gather_all(self, items: list) -> list:
+        """The items of all processes, those of the first one first. All must ask."""
         if self.world_size == 1:
             return items
         lists = [None] * self.world_size
@@ -84,6 +84,7 @@ class Distributed:
         return [item for some in lists for item in some]
 
     def mean(self, x: Tensor) -> float:
+        """The mean over processes of x, a scalar. All must ask."""
         if self.world_size > 1:
             x = x.clone()
             dist.all_reduce(x)

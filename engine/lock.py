@@ -72,6 +72,6 @@ def run_lock(out: Path, say=print):
         try:
             yield
         finally:
-            file.truncate(0)  # taken away by nobody: others may be waiting for it
+            file.truncate(0)  # an empty file says that nobody holds it; Windows cannot delete it
             if fcntl:
                 path.unlink(missing_ok=True)

@@ -14,9 +14,9 @@ NEWTON_SCHULZ_STEPS = 5
 
 def make_optimizers(model: nn.Module, args, stage: str) -> list[torch.optim.Optimizer]:
     """For the parameters that are trained: Muon at --lr for weight matrices, AdamW at --adam-lr for
-    embeddings, norms, biases and positions. With --optimizer adamw: AdamW at --lr for all but the
-    projector, at --adam-lr for the projector. Stage 1 has pt_lr_times the rate --lr, and may have a
-    second rate of its own, pt_adam_lr."""
+    embeddings, the vocabulary head, norms, biases and positions. With --optimizer adamw: AdamW at
+    --lr for all but the projector, at --adam-lr for the projector. Stage 1 has pt_lr_times the rate
+    --lr, and may have a second rate of its own, pt_adam_lr."""
     adamw = args.optimizer == "adamw"
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -24,7 +24,7 @@ def make_optimizers(model: nn.Module, args, stage: str) -> list[torch.optim.Opti
         if adamw:
             return not name.startswith("projector")
         is_matrix = trained[name].dim() == 2 and name.endswith(".weight")
-        return is_matrix and not name.endswith("embed.weight")
+        return is_matrix and not name.endswith(("embed.weight", "unembed.weight"))
 
     first, second = ([p for n, p in trained.items() if is_first(n) == w] for w in (True, False))
     options = dict(

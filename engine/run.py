@@ -184,7 +184,7 @@ class Run:
         picture that could not be read once."""
         if not self.ranks.any_rank(bool(self.newly_unread)):
             return
-        for why in self.ranks.join(self.newly_unread):
+        for why in self.ranks.gather_all(self.newly_unread):
             if why not in self.unread:
                 self.ranks.say(f"left out of training: {why}")
             self.unread[why] = self.unread.get(why, 0) + 1

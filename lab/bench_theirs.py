@@ -8,6 +8,7 @@ Shapes:  B rows of a batch   T tokens of a row
 import contextlib
 import multiprocessing
 import random
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -95,18 +96,17 @@ def train_arm(name: str):
     return their_step
 
 
-def peak_of(name: str, out) -> None:
+def peak_of(name: str) -> float:
     """Peak memory in MiB of three steps, in a process of its own: of the GPU, or of the whole
     process. getrusage's would begin at what the parent held."""
     step, status = train_arm(name), Path("/proc/self/status")
     for _ in range(3):
         step()
     if CUDA:
-        out.put(torch.cuda.max_memory_allocated() / 2**20)
-        return
+        return torch.cuda.max_memory_allocated() / 2**20
     lines = status.read_text().splitlines() if status.exists() else []
     held = [line.split()[1] for line in lines if line.startswith("VmHWM")]
-    out.put(int(held[0]) / 1024 if held else float("nan"))
+    return int(held[0]) / 1024 if held else float("nan")
 
 
 def train_step(args) -> list[list[str]]:
@@ -117,11 +117,8 @@ def train_step(args) -> list[list[str]]:
     fastest = min(t[name] for name in THEIRS)
     table = [["step", "rows a second", "of transformers", "peak memory, MiB"]]
     for arm, seconds in t.items():
-        queue = context.Queue()
-        process = context.Process(target=peak_of, args=(arm, queue))
-        process.start()
-        peak = queue.get()
-        process.join()
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            peak = pool.submit(peak_of, arm).result()  # an error, if the process dies
         ratio = f"{fastest / seconds:.2f}"
         table.append([arm, f"{rows / seconds:.0f}", ratio, f"{peak:.0f}"])
     return table

@@ -167,6 +167,10 @@ def step_of(curves: list[dict[int, float]], accuracy: float) -> float:
     return math.inf
 
 
+def written(share: float) -> str:
+    return "never" if math.isinf(share) else f"{share:.2f}"
+
+
 def share_of_steps(soon: list[dict], late: list[dict], samples: int = 2000) -> str:
     """After which share of its steps the first arm has the accuracy, on validation, that the second
     one has at its last look; with a 95 % interval by bootstrap over the seeds that both have, and
@@ -184,19 +188,21 @@ def share_of_steps(soon: list[dict], late: list[dict], samples: int = 2000) -> s
         firsts, seconds = zip(*pairs)
         return step_of(firsts, statistics.mean(c[max(c)] for c in seconds)) / steps
 
-    draw, here = random.Random(0), f"{share(curves):.2f}"
+    draw, here = random.Random(0), written(share(curves))
     if len(curves) < 2:
         return f"{here} (one seed)"
-    by_seed = "by seed " + ", ".join(f"{share([pair]):.2f}" for pair in curves)
+    by_seed = "by seed " + ", ".join(written(share([pair])) for pair in curves)
     if len(curves) == 2:
         return f"{here} ({by_seed})"
     shares = sorted(share(draw.choices(curves, k=len(curves))) for _ in range(samples))
     low, high = shares[round(0.025 * (samples - 1))], shares[round(0.975 * (samples - 1))]
-    interval = f"95 % interval {low:.2f} to {high:.2f}, bootstrap over {len(curves)} seeds"
+    ends = f"{written(low)} to {written(high)}"
+    interval = f"95 % interval {ends}, bootstrap over {len(curves)} seeds"
     return f"{here} ({interval}; {by_seed})"
 
 
-def gain_by_seed(mma: list[dict], causal: list[dict], family: str) -> dict[int, float]:
-    """seed -> mma's accuracy minus causal's, in points, for the seeds that both have."""
+def gain_by_seed(mma: list[dict], causal: list[dict], family: str | None) -> dict[int, float]:
+    """seed -> mma's accuracy minus causal's, in points, for the seeds that both have. family: of
+    questions (None: overall)."""
     a, b = in_percent(mma, family), in_percent(causal, family)
     return {seed: a[seed] - b[seed] for seed in a if seed in b}

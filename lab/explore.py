@@ -249,6 +249,8 @@ def main(argv=None) -> None:
             classes = classes_of(record_["args"])
             runs.append((run.resolve().name, *open_run(run, args.device, args.mask, *classes)))
         if args.image:
+            if any(record_["args"]["data"] in data.AUDIO_WORLDS for record_ in records):
+                raise data.DataError("of sounds the page shows held-out ones: leave --image out")
             turns = [(data.about_picture(question), "") for question in args.question]
             for run, record_ in zip(args.runs, records):
                 asked_picture(args, record_["args"], run)

@@ -82,7 +82,6 @@ def options(argv=None) -> argparse.Namespace:
     """The command line, filled up: engine.options.arguments with `extend`."""
     args = arguments(argv, __doc__, extend)
     args.encoder, args.llm = args.encoder.resolve(), args.llm.resolve()
-    args.template = getattr(args, "template", None)
     return args
 
 

@@ -63,6 +63,9 @@ def read_train(source: NLVR) -> dict[str, list[tuple]]:
             by_kind[kind].append((entry["sentence"], entry["label"] == "true", boxes_of(entry)))
         except (KeyError, ValueError) as error:
             raise DataError(f"{where}: no structured_rep of NLVR's ({error})") from None
+    for kind, rows in by_kind.items():
+        if not rows:
+            raise DataError(f"{file}: no example shows {kind}")
     return by_kind
 
 

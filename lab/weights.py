@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from data import DataError, reason
 from engine.checkpoint import write_file
 from engine.options import PATHS, Parser
 from engine.run import one_line_errors, read_record
@@ -28,9 +29,14 @@ def half(weights: dict) -> dict:
 
 
 def give_away(run: Path, out: Path) -> None:
-    """Write the folder `out`. DataError if `run` is not a finished run."""
+    """Write the folder `out`. DataError if `run` is not a finished run, or is `out` itself."""
+    if out.resolve() == run.resolve():
+        raise DataError(f"{out} is the run itself; name another folder")
     record = read_record(run)
-    saved = torch.load(run / "model.pt", map_location="cpu", weights_only=True)
+    try:
+        saved = torch.load(run / "model.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds
+        raise DataError(f"{run / 'model.pt'} cannot be read: {reason(error)}") from None
     out.mkdir(parents=True, exist_ok=True)
     saved["weights"] = half(saved["weights"])
     write_file(out / "model.pt", lambda file: torch.save(saved, file))

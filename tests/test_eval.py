@@ -141,7 +141,7 @@ def test_what_is_not_a_run_is_named(runs, tmp_path):
             evaluation.main([str(path)])
 
 
-@pytest.mark.parametrize("name", ["model.pt", "tokenizer.model"])
+@pytest.mark.parametrize("name", ["model.pt", "tokenizer.model", "tokenizer.json"])
 def test_an_empty_file_of_a_run_is_named(name, tokenizer, tmp_path):
     (make_run(tmp_path / "run", tokenizer) / name).write_bytes(b"")
     with pytest.raises(SystemExit, match=f"error: .*{name} cannot be read: .+"):

@@ -164,6 +164,10 @@ def test_short_answers(tmp_path):
         {"index": 7, "question": "q", "answer": "x", "image": "!" * 80},
         "row 7: its image is not base64",
     ),
+    (
+        {"index": 7, "question": "q", "answer": "x", "image": "图片" * 40},
+        "row 7: its image is not base64",
+    ),
 ])  # fmt: skip
 def test_damaged_files_are_named(tmp_path, row, says):
     with pytest.raises(DataError, match=says):
@@ -171,6 +175,7 @@ def test_damaged_files_are_named(tmp_path, row, says):
 
 
 @pytest.mark.parametrize("change,says", [
+    ({"label": [[]]}, "line 2: expected an object"),
     ({"label": True}, "line 2: expected an object .* all of them texts, got .*true"),
     ({"text": 3}, "line 2: expected an object"),
     ({"image": ["a.jpg"]}, "line 2: expected an object"),

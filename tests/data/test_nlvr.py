@@ -244,6 +244,9 @@ def test_consistency_is_the_share_of_sentences_with_every_answer_right():
     ]
     result = evaluation.summarise(results)
     assert result["consistency"] == 2 / 4 and result["accuracy"] == 4 / 6
+    alone = {**results[0], "group": "", "correct": False}  # of no group: it counts for none
+    both = evaluation.summarise([*results, alone])
+    assert both["consistency"] == evaluation.summarise(results)["consistency"]
     assert "consistency" not in evaluation.summarise([{**r, "group": ""} for r in results])
 
 

@@ -1,10 +1,9 @@
 """The arms of every table are set up and counted as they say; nobody's time is measured here."""
 
 import json
-import queue
 import sys
-import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -151,9 +150,9 @@ def test_last_layer_times_the_trick_against_the_plain_loss(no_clock, monkeypatch
 def test_against_transformers(no_clock, monkeypatch, topic):
     pytest.importorskip("transformers")
     monkeypatch.setattr(bench_theirs, "BATCHES", (8,))
-    monkeypatch.setattr(bench_theirs, "peak_of", lambda arm, out: out.put(1.0))
-    here = types.SimpleNamespace(Queue=queue.Queue, Process=threading.Thread)
-    monkeypatch.setattr(bench_theirs.multiprocessing, "get_context", lambda how: here)
+    monkeypatch.setattr(bench_theirs, "peak_of", lambda arm: 1.0)
+    here = lambda n, mp_context: ThreadPoolExecutor(n)
+    monkeypatch.setattr(bench_theirs, "ProcessPoolExecutor", here)
     assert {len(row) for row in topic(no_clock)} == {8 if topic is bench_theirs.generate else 4}
 
 

@@ -131,7 +131,7 @@ def test_the_share_of_steps_by_hand():
     interval = "95 % interval 0.65 to 0.65, bootstrap over 3 seeds"
     assert text == f"0.65 ({interval}; by seed 0.65, 0.65, 0.65)"
     late = [run(seed, 0.1, 0.2, 0.3, 0.7 - seed / 10) for seed in range(3)]
-    assert claims.share_of_steps(late, causal).startswith("inf (95 % interval")
+    assert claims.share_of_steps(late, causal).startswith("never (95 % interval never to never")
     # No interval of two: seed 1 is at 0.92 at step 260, seed 0 at 0.6 at step 200
     two = claims.share_of_steps(mma[:2], [run(0, 0.1, 0.2, 0.3, 0.6), causal[1]])
     assert two == "0.57 (by seed 0.65, 0.50)"

@@ -35,15 +35,22 @@ def test_a_run_in_half_precision_answers_as_before(tmp_path, capsys):
         weights.main([str(tmp_path), str(out)])
 
 
-def test_paths_of_the_machine_are_left_out(tmp_path):
+def test_paths_of_the_machine_are_left_out_and_the_run_stays_as_it_is(tmp_path):
     run, out = tmp_path / "run", tmp_path / "out"
     train.main([*TINY, "--out", str(run)])
+    before = (run / "model.pt").read_bytes()
+    with pytest.raises(SystemExit, match="is the run itself; name another folder"):
+        weights.main([str(run), str(tmp_path / "." / "run")])
+    assert (run / "model.pt").read_bytes() == before
     record = json.loads((run / "run.json").read_text())
     record["args"] |= {"encoder": "/home/me/weights/seeing", "llm": "/home/me/smollm2"}
     (run / "run.json").write_text(json.dumps(record))
     weights.give_away(run, out)
     args = json.loads((out / "run.json").read_text())["args"]
     assert (args["encoder"], args["llm"]) == ("seeing", "smollm2") and "vision" not in args
+    (run / "model.pt").write_bytes(b"no weights")
+    with pytest.raises(SystemExit, match="error: .*model.pt cannot be read"):
+        weights.main([str(run), str(out)])
 
 
 @pytest.mark.parametrize("name", [f.parent.name for f in sorted(ROOT.glob("weights/*/run.json"))])
