@@ -127,7 +127,7 @@ def check_data(source, tokenizer, config: PretrainedConfig, args) -> CheckedSour
     return CheckedSource(source)
 
 
-def read_config(args, tokenizer) -> PretrainedConfig:
+def model_config(args, tokenizer) -> PretrainedConfig:
     """The model's sizes, from the folders; args, which the run records, are set to them."""
     method = dict(vocab_size=len(tokenizer), mask=args.mask, pool=args.pool)
     try:
@@ -149,7 +149,7 @@ def main(argv=None) -> None:
         from lab import watch  # the one look upwards: drawing
 
         tokenizer = read_tokenizer(args.llm, args.template, args.system)
-        config = read_config(args, tokenizer)
+        config = model_config(args, tokenizer)
         source = data.load(
             args.data, args.source, args.images, args.strict, args.pt_source, args.pt_images,
             args.scenes,

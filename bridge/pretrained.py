@@ -173,7 +173,7 @@ class PretrainedMLLM(MLLM):
         if not rest.any():
             return answers
 
-        ids, role, turn = append(answers, ids, role, turn)
+        ids, role, turn = with_answers(answers, ids, role, turn)
         more = answer(ids, role, turn, rest)
         return [a + b for a, b in zip(answers, more)]
 
@@ -184,7 +184,7 @@ class OwnEncoderMLLM(PretrainedMLLM):
     encoder_class = VisionEncoder
 
 
-def append(answers: list[list[int]], ids: Tensor, role: Tensor, turn: Tensor | None) -> tuple:
+def with_answers(answers: list[list[int]], ids: Tensor, role: Tensor, turn: Tensor | None) -> tuple:
     """ids, role, turn [B, T] of prompts, padded on the right, with an answer after each."""
     length = (role != PAD).sum(1).tolist()
 

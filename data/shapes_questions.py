@@ -33,7 +33,7 @@ def caption_of_places(cells: list[int], g: torch.Generator) -> str:
     only = [i for i, kind in enumerate(cells) if kind != EMPTY and cells.count(kind) == 1]
     words = []
     for n in torch.randperm(len(only), generator=g).tolist():
-        row, column = (f"{name} {n + 1}" for name, n in zip(SIDES, divmod(only[n], GRID)))
+        row, column = (f"{name} {n + 1}" for name, n in zip(AXES, divmod(only[n], GRID)))
         row_first = torch.rand(1, generator=g) < 0.5
         words += [name_of(cells[only[n]]), *((row, column) if row_first else (column, row))]
     return " ".join(words)
@@ -114,7 +114,7 @@ def place(facts: SceneFacts) -> list[QA]:
     scene = torch.arange(len(kind))
     columns = (kind, by_column, facts.row[scene, kind], facts.column[scene, kind])
     return [
-        (f"in which {SIDES[c]} is the {name_of(k)}?", str((across if c else down) + 1))
+        (f"in which {AXES[c]} is the {name_of(k)}?", str((across if c else down) + 1))
         for k, c, down, across in rows(*columns)
     ]
 
@@ -138,7 +138,7 @@ def spatial(facts: SceneFacts) -> list[QA]:
     return asked
 
 
-SIDES = ("row", "column")
+AXES = ("row", "column")
 RELATIONS = (("further left", "further right"), ("higher up", "lower down"))
 FAMILIES: dict[str, Callable[[SceneFacts], list[QA]]] = {
     "existence": existence,

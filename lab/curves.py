@@ -87,8 +87,8 @@ def draw_lines(ax, lines: dict[str, list[tuple[float, list[float]]]]) -> None:
     ax.legend(frameon=False, loc="best")
 
 
-def write_curves(path, groups: dict[str, list[dict]], title: str | None = None) -> None:
-    """A PNG of accuracy (0 to 1) over x. groups: label -> for each seed, x -> accuracy. title: of
+def write_curves(path, groups: dict[str, list[dict]], xlabel: str | None = None) -> None:
+    """A PNG of accuracy (0 to 1) over x. groups: label -> for each seed, x -> accuracy. xlabel: of
     the x axis (default: the steps of stage 2)."""
     lines = {}
     for label, runs in groups.items():
@@ -101,10 +101,10 @@ def write_curves(path, groups: dict[str, list[dict]], title: str | None = None) 
         )
     fig, (ax,) = figure(7.2, 4.2)
     draw_lines(ax, lines)
-    ax.set(xlabel=title or "step of stage 2 (validation accuracy)", ylabel="accuracy, %")
+    ax.set(xlabel=xlabel or "step of stage 2 (validation accuracy)", ylabel="accuracy, %")
     ax.set_ylim(top=100)
     counted = [x for points in lines.values() for x, _ in points]
-    if title and max(counted) > 10 * min(counted):
+    if xlabel and max(counted) > 10 * min(counted):
         ax.set_xscale("log")
     fig.savefig(path)
 

@@ -109,8 +109,8 @@ def draw(folder: Path, experiment: str, arms: dict[str, list[dict]]) -> None:
         rates = counts == "learning rate"
         lines = {mask: over_count(arms, mask, rates) for mask in masks_of(arms)}
         split = "validation" if rates else "test"
-        title = f"{counts} ({split} accuracy)"
-        write_curves(folder / f"{experiment}.png", lines, title=title)
+        xlabel = f"{counts} ({split} accuracy)"
+        write_curves(folder / f"{experiment}.png", lines, xlabel=xlabel)
 
 
 def over_count(arms: dict[str, list[dict]], mask: str, on_validation: bool) -> list[dict]:

@@ -102,7 +102,7 @@ def test_a_tied_decoder_has_no_head_to_freeze(saved, chat, vision, llava, tmp_pa
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": size}))
     line = [*folders(folder, vision, llava), *TINY]
     args = finetune.options(line)
-    assert finetune.read_config(args, read_tokenizer(folder, "vicuna")).tied
+    assert finetune.model_config(args, read_tokenizer(folder, "vicuna")).tied
     assert args.pt_freeze == ["encoder", "embed", "blocks", "norm"]
 
 
@@ -140,7 +140,7 @@ def test_a_checked_source_reaches_workers(command, chat, vision):
     args = finetune.options(command)
     tokenizer = read_tokenizer(chat, "vicuna")
     source = data.load("llava", args.source)
-    config = finetune.read_config(args, tokenizer)
+    config = finetune.model_config(args, tokenizer)
     checked = finetune.check_data(source, tokenizer, config, args)
     assert not hasattr(checked, "read_pictures") and checked.final_split == "test"
     batches = StepBatches(checked, tokenizer, config, "sft", args)
