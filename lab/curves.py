@@ -106,6 +106,8 @@ def write_curves(path, groups: dict[str, list[dict]], xlabel: str | None = None)
     counted = [x for points in lines.values() for x, _ in points]
     if xlabel and max(counted) > 10 * min(counted):
         ax.set_xscale("log")
+        ax.set_xticks(sorted({*counted}), [f"{x:,g}" for x in sorted({*counted})])
+        ax.minorticks_off()
     fig.savefig(path)
 
 
