@@ -174,10 +174,20 @@ def whole(tokenizer, tmp_path_factory):
     return result_of(out)
 
 
+def without_drawing(patch) -> None:
+    patch.setattr(watch, "write_curves", lambda path, records: None)
+    patch.setattr(watch, "write_sheet", lambda *args, **kwargs: None)
+
+
+@pytest.fixture
+def no_drawing(monkeypatch):
+    """For runs whose pictures nobody looks at; fixtures of a module still draw."""
+    without_drawing(monkeypatch)
+
+
 @pytest.fixture(scope="module")
-def no_drawing():
-    """For runs whose pictures nobody looks at, and for all that follows in the file."""
+def nothing_drawn():
+    """The same for all of a file, its fixtures too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watch, "write_curves", lambda path, records: None)
-        patch.setattr(watch, "write_sheet", lambda *args, **kwargs: None)
+        without_drawing(patch)
         yield

@@ -12,7 +12,7 @@ from bridge import benchmarks
 from bridge.benchmarks import letter_of, read, score, soft, yes_or_no
 from data import DataError
 
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = pytest.mark.usefixtures("nothing_drawn")
 
 OPTIONS = {"A": "a cat", "B": "two dogs", "C": "A", "D": "blue"}
 

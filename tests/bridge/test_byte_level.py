@@ -22,7 +22,7 @@ hf = pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 from families import FAMILIES, write_folder  # noqa: E402 - needs tokenizers
 
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = pytest.mark.usefixtures("nothing_drawn")
 
 SPECIAL = (
     "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|eot_id|>", "<|begin_of_text|>",

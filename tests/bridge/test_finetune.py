@@ -20,7 +20,7 @@ from engine.batches import StepBatches
 from engine.optimizers import make_optimizers
 from engine.options import arguments
 
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = pytest.mark.usefixtures("nothing_drawn")
 
 pytest.importorskip("transformers")
 TINY = (

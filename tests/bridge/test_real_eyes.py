@@ -19,7 +19,7 @@ hf = pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 from families import write_folder  # noqa: E402 - needs tokenizers
 
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = pytest.mark.usefixtures("nothing_drawn")
 
 SEEING = ROOT / "weights" / "shapes-causal"
 FEW = (

@@ -133,7 +133,7 @@ def test_a_float16_overflow_in_one_optimizer_changes_no_parameter_of_either(half
     assert after.keys() == before.keys()
     assert all(torch.equal(after[k], before[k]) for k in before)
     assert half.scaler.get_scale() == scale / 2
-    assert norm == loss < 100  # it is no reason to stop: the run goes on with a smaller scale
+    assert loss < 100 and norm == 0  # it is no reason to stop: the run goes on with a smaller scale
     half(1)
     moved = [k for k, v in state().items() if k.startswith("model.") and not v.equal(before[k])]
     assert len(moved) > len(list(model.parameters())) - 3

@@ -10,7 +10,7 @@ from lab import aif
 from lab.recording import recorded
 from mma import IMAGE
 
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = pytest.mark.usefixtures("nothing_drawn")
 
 
 @pytest.fixture

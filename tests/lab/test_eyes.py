@@ -18,7 +18,7 @@ from lab import eyes, talk
 from mma import IMAGE, QUESTION, TEXT
 from model import MLLM
 
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = pytest.mark.usefixtures("nothing_drawn")
 
 FEW = (
     "--device cpu --workers 0 --pt-pictures 2 --pictures 2 --questions 2 --pt-steps 2 --steps 4 "

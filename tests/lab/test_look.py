@@ -13,7 +13,7 @@ import train
 from data import shapes
 from lab import look
 
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = pytest.mark.usefixtures("nothing_drawn")
 
 
 @pytest.fixture(scope="module")

@@ -131,5 +131,5 @@ def test_a_leak_can_be_watched_as_a_lesson(tmp_path, capsys):
     """It trains, though the image reads the caption; an honest mask does not allow that."""
     out = tmp_path / "lesson"
     train.main([*TINY, "--variant", "leaky-captions", "--out", str(out)])
-    assert "watch the loss lie" in capsys.readouterr().out
+    assert "the training loss says nothing" in capsys.readouterr().out
     assert json.loads((out / "run.json").read_text())["args"]["pt_mask"] == "leaky"

@@ -13,7 +13,7 @@ from lab.talk import Conversation
 from lab.variants import ConcentricMLLM, TextFirstTokenizer
 from mma import Role
 
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = pytest.mark.usefixtures("nothing_drawn")
 
 QUICK = (
     "--preset tiny --device cpu --workers 0 --pt-pictures 2 --pictures 2 --pt-steps 1 --steps 1 "
