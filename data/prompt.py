@@ -84,10 +84,8 @@ class Tokenizer:
         self.model = model
         self.sp = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.pad, self.bos, self.eos = self.sp.pad_id(), self.sp.bos_id(), self.sp.eos_id()
-        self.image, self.answer = (
-            self.sp.piece_to_id(IMAGE_TOKEN),
-            self.sp.piece_to_id(ANSWER_TOKEN),
-        )
+        self.image = self.sp.piece_to_id(IMAGE_TOKEN)
+        self.answer = self.sp.piece_to_id(ANSWER_TOKEN)
         # What begins a dialogue, what begins a later message, what opens an answer, what ends it
         self.start, self.next, self.opening, self.end = [self.bos], [], [self.answer], [self.eos]
         self.encode = lru_cache(maxsize=65536)(self.ids_of)

@@ -16,12 +16,8 @@ from lab import tables
 from lab.claims import claims, counted_claims
 from lab.tables import arms_table, masks_of, rates_table
 
-CLAIMED = (
-    "shapes",
-    "sounds",
-    "shapes-pairs",
-    "nlvr+world",
-)  # experiments whose table is tested for the claims
+# Experiments whose table is tested for the claims
+CLAIMED = ("shapes", "sounds", "shapes-pairs", "nlvr+world")
 ENOUGH = 3  # seeds with which an arm is in the short table and the curves
 # What the @ in the name of an experiment's arm counts
 COUNTS = {

@@ -9,14 +9,13 @@ import os
 
 import pytest
 import torch
-from helpers import RUN, enlarge, result_of, small_world, write_nlvr_split
+from helpers import RUN, enlarge, result_of, small_world, without_drawing, write_nlvr_split
 from PIL import Image
 
 import data
 import train
 from data.nlvr_world import World
 from data.shapes import Shapes
-from lab import watch
 from model import MLLM, Config
 
 torch.set_num_threads(1)  # for tensors as small as these, threads cost more than they give
@@ -172,11 +171,6 @@ def whole(tokenizer, tmp_path_factory):
     with small_world(tokenizer):
         train.main([*RUN, "--out", str(out)])
     return result_of(out)
-
-
-def without_drawing(patch) -> None:
-    patch.setattr(watch, "write_curves", lambda path, records: None)
-    patch.setattr(watch, "write_sheet", lambda *args, **kwargs: None)
 
 
 @pytest.fixture

@@ -175,6 +175,11 @@ def write_nlvr_split(root, split, identifiers, flat=False, directory=lambda n: n
 # --- Runs
 
 
+def without_drawing(patch) -> None:
+    patch.setattr(watch, "write_curves", lambda path, records: None)
+    patch.setattr(watch, "write_sheet", lambda *args, **kwargs: None)
+
+
 @contextlib.contextmanager
 def small_world(tokenizer):
     """Twenty held-out questions, a tokenizer that is there already, no pictures: for tests that

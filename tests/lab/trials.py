@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from helpers import without_drawing
 
 import train
-from lab import arms, eyes, watch
+from lab import arms, eyes
 
 TINY = (
     "--preset tiny --device cpu --workers 0 --pt-pictures 4 --pictures 4 --questions 2 "
@@ -18,8 +19,7 @@ SOME = ("v2v", "aif 0.5")  # of finished.TEST_TIME
 def make_here(todo, runs, jobs, program=("train.py",)):
     """As arms.make, in this process, and without pictures."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watch, "write_curves", lambda path, records: None)
-        patch.setattr(watch, "write_sheet", lambda *args, **kwargs: None)
+        without_drawing(patch)
         for name, line in todo:
             main = train.main if list(program) == ["train.py"] else eyes.main
             main([*line, "--out", str(runs / name), "--resume"])
