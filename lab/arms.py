@@ -10,11 +10,10 @@
     python -m lab.arms time               milliseconds a training step of each arm, in turns
     python -m lab.arms readme             put docs/results/*.md into README.md and docs/*.md
 
-An arm of a trial is a line of options for train.py. A mask of mma.py and a method of
-lab/variants.py are arms by their names: a method's name alone is the method under the causal mask,
-MASK+NAME is the method under that mask. A run lies in runs/arms/DATA-ARM-SEED. It is known by its
-settings, not by its name; it is never made twice, and one that was stopped goes on. What follows --
-is given to every run (python -m lab.arms shapes -- --preset small).
+lab/experiments.py says what an arm is, and which ones an experiment compares. A run lies in
+runs/arms/DATA-ARM-SEED. It is known by its settings, not by its name; it is never made twice, and
+one that was stopped goes on. What follows -- is given to every run
+(python -m lab.arms shapes -- --preset small).
 """
 
 import json
@@ -34,100 +33,11 @@ from engine.options import Parser, positive
 from engine.options import arguments as train_arguments
 from engine.run import one_line_errors
 from lab import finished, publish, tables, variants
-from mma import EXTRA_PAIRS
+from lab.experiments import EXPERIMENTS, TIMES, arms_of, choose
 
-ARMS = {
-    "causal": "--mask causal",
-    "mma": "--mask mma",
-    "prefix": "--mask prefix",
-    "v2v": "--mask v2v",
-    "f": "--mask f",
-    "cca": "--mask causal --variant cca",
-    "t&i": "--mask causal --variant text-first",
-    "dot": "--mask causal --variant dot",
-    "rave-style": "--mask causal --variant rave",
-    "mma+rave-style": "--mask mma --variant rave",
-    "lora": "--mask causal --variant lora",
-    "scalar": "--mask causal --variant scalar",
-}
-# How many seeds an arm of the table has, where more than one
-SEEDS = {"causal": 5, "mma": 5, "prefix": 5, "v2v": 3, "cca": 3, "t&i": 3, "dot": 3}
-# Kinds and methods without an arm: where the picture comes before the question, mutual is mma pair
-# by pair (tests/lab/test_arms.py); leaky and leaky-captions are lessons.
-NO_ARM = ("mutual", "leaky", "leaky-captions")
 # What makes the recipe: published runs of another one do not belong into the same table
 RECIPE = ("preset", "n_layer", "pt_steps", "pt_pictures", "steps", "pictures", "questions", "lr")
 NO_IDENTITY = ("eval_every", "val_limit", *NON_IDENTITY_ARGS)  # not what a run is
-TIMES = ("1x", "2x", "4x")  # as many times the experiment's steps
-
-
-def arms_of_the_table() -> dict[str, str]:
-    """ARMS, and the masks and variants that a fork has added."""
-    arms = dict(ARMS)
-    arms |= {kind: f"--mask {kind}" for kind in EXTRA_PAIRS if kind not in (*arms, *NO_ARM)}
-    named = {line.split("--variant ")[-1].split()[0] for line in arms.values()}
-    new = [name for name in variants.VARIANTS if name not in (*named, *NO_ARM)]
-    return arms | {name: f"--mask causal --variant {name}" for name in new}
-
-
-def pairs(option: str, values) -> dict[str, str]:
-    """mma and causal at every value of one option."""
-    masks = ("mma", "causal")
-    return {f"{m}@{value}": f"--mask {m} --{option} {value}" for m in masks for value in values}
-
-
-RATES = pairs("lr", (0.002, 0.004, 0.008))
-BUDGETS = pairs("steps", TIMES)
-SCENES = pairs("scenes", (2000, 8000, 32000))
-OTHERS = "causal mma prefix t&i"
-# name -> the data and the options that all arms share; the arms (names in ARMS, or lines of
-# options, or how they are made); how many seeds an arm has, if more than one
-EXPERIMENTS = {
-    "shapes": ("shapes", arms_of_the_table, SEEDS),
-    "depth": ("shapes", pairs("n-layer", (2, 3, 4, 6)), {}),
-    "budget": ("shapes", BUDGETS, {arm: 5 if arm.endswith("1x") else 3 for arm in BUDGETS}),
-    # twice the steps, so that validation has stopped rising
-    "scenes": ("shapes --steps 4800 --keep-best", SCENES, dict.fromkeys(SCENES, 2)),
-    "rates": ("shapes", RATES, dict.fromkeys(RATES, 2)),
-    # a second modality; several pictures a row
-    "sounds": ("sounds", OTHERS, dict.fromkeys(OTHERS.split(), 3)),
-    "shapes-pairs": ("shapes-pairs", OTHERS, dict.fromkeys(OTHERS.split(), 3)),
-    # short: with the default budget mma has 98.6 % at its first look
-    "easy_vqa": ("easy_vqa --n-layer 3 --pt-steps 200 --steps 400", arms_of_the_table, SEEDS),
-    # long: with its own sentences alone it learns little, and the best look at validation is kept
-    "nlvr": ("nlvr --steps 1500 --keep-best", "causal mma", {"causal": 2, "mma": 2}),
-    "nlvr+world": ("nlvr+world", "causal mma prefix cca", {"causal": 3, "mma": 3}),
-    "nlvr+world-rates": ("nlvr+world", RATES, {}),  # chosen on val: dev is not read
-}
-# experiment -> the official split on which its runs are compared, read once a finished run; others
-# are compared on what train.py reports at its end
-OFFICIAL = {"nlvr": "dev", "nlvr+world": "dev"}
-
-
-def arms_of(experiment: str) -> dict[str, str]:
-    arms = EXPERIMENTS[experiment][1]
-    arms = {arm: ARMS[arm] for arm in arms.split()} if isinstance(arms, str) else arms
-    return arms() if callable(arms) else arms
-
-
-def choose(arms: dict[str, str], only: list[str] | None) -> dict[str, str]:
-    """The arms that --only names (default: all): an arm, a variant, or MASK+VARIANT."""
-    if only is None:
-        return arms
-    chosen = {}
-    for name in only:
-        mask, _, variant = name.rpartition("+")
-        line = f"--mask {mask or 'causal'} --variant {variant}"
-        known = variant in variants.VARIANTS and (not mask or mask in EXTRA_PAIRS)
-        if name in arms:
-            chosen[name] = arms[name]
-        elif known and not any("@" in arm for arm in arms):
-            same = next((arm for arm, options in arms.items() if options == line), name)
-            chosen[same] = line
-        else:
-            listed = ", ".join([*arms, *variants.VARIANTS])
-            raise DataError(f"--only {name}: no such arm; there are {listed}")
-    return {arm: chosen[arm] for arm in [*arms, *chosen] if arm in chosen}
 
 
 # --- Runs
@@ -149,9 +59,9 @@ class Trial:
         return json.dumps(same, sort_keys=True)
 
 
-def wanted(data_options: list[str], options: str, seed: int, extra: list[str]):
-    """The command line of a run of train.py, and its arguments. "2x" stands for twice the
-    experiment's number of steps."""
+def command_line(data_options: list[str], options: str, seed: int, extra: list[str]):
+    """What follows train.py, and its arguments as train.py understands them. "2x" stands for twice
+    the experiment's number of steps."""
     steps = train_arguments([*data_options, *extra]).steps
     words = [str(int(w[:-1]) * steps) if w in TIMES else w for w in options.split()]
     line = [*data_options, *extra, *words, "--seed", str(seed)]
@@ -162,11 +72,11 @@ def wanted(data_options: list[str], options: str, seed: int, extra: list[str]):
 
 def plan(args, arms: dict[str, str], data_options: list[str]) -> list[Trial]:
     """A first seed of everything comes before the second of anything."""
-    trials, numbers = [], EXPERIMENTS[args.experiment][2]
+    trials, numbers = [], EXPERIMENTS[args.experiment].seeds
     seeds = args.seeds or range(max([1, *(numbers.get(arm, 1) for arm in arms)]))
     for seed in seeds:
         for arm, options in arms.items():
-            line, settings = wanted(data_options, options, seed, args.extra)
+            line, settings = command_line(data_options, options, seed, args.extra)
             asked = args.seeds is not None or seed < numbers.get(arm, 1)
             trials.append(Trial(arm, seed, line, vars(settings), asked))
     return trials
@@ -231,7 +141,7 @@ def make(todo: list[tuple[str, list[str]]], runs: Path, jobs: int, program=("tra
 
 
 def reproduce(args) -> None:
-    name, *shared = EXPERIMENTS[args.experiment][0].split()
+    name, *shared = EXPERIMENTS[args.experiment].options.split()
     all_arms = arms_of(args.experiment)
     arms = choose(all_arms, args.only)
     source = ["--source", str(args.source.resolve())] if args.source else []
@@ -277,7 +187,7 @@ def check_data(name: str, source: Path | None, trials: list[Trial]) -> None:
 def collect(args, trials: list[Trial], arms: dict[str, str]) -> dict:
     """What has finished, as the tables want it."""
     found = {(t.arm, t.seed): find(args.runs, t.settings) for t in trials}
-    split = OFFICIAL.get(args.experiment)
+    split = EXPERIMENTS[args.experiment].split
     if split:
         found = {t: finished.asked_on(run, split, not args.tables) for t, run in found.items()}
     done = {arm: [run for (a, _), run in found.items() if a == arm and run] for arm in arms}
@@ -312,7 +222,7 @@ def arguments(argv=None):
         help=f"{', '.join(EXPERIMENTS)}, time, readme")  # fmt: skip
     add("--only", nargs="+", metavar="ARM", help="these alone: an arm, a variant or MASK+VARIANT")
     add("--seeds", nargs="+", type=int, metavar="N",
-        help="of every arm (default: from 0, as many as EXPERIMENTS says)")  # fmt: skip
+        help="of every arm (default: from 0, as many as lab/experiments.py says)")  # fmt: skip
     add("--source", type=Path, metavar="DIR", help="easy_vqa, nlvr: the folder of the data")
     add("--runs", type=Path, default=Path("runs/arms"), metavar="DIR", help="default: runs/arms")
     add("--results", type=Path, default=tables.RESULTS, metavar="DIR", help="default: runs/results")

@@ -1,4 +1,4 @@
-"""Milliseconds of a training step of every arm of lab/arms.py, the arms taking turns.
+"""Milliseconds of a training step of every arm of lab/experiments.py, the arms taking turns.
 
 python -m lab.arms time
 """
@@ -17,14 +17,15 @@ from engine.last_layer import answer_loss
 from engine.precision import autocast_of, scaler_of
 from engine.tables import markdown
 from lab import publish, tables
-from lab.arms import ARMS, wanted
+from lab.arms import command_line
 from lab.bench_timing import build, constant, optimizers_of, wait, where
+from lab.experiments import ARMS
 from train import train_stage
 
 
 def prepare(options: str, extra: list[str]) -> SimpleNamespace:
     """An arm's model, batches and optimizers."""
-    args = wanted(["--data", "shapes"], options, 0, extra)[1]
+    args = command_line(["--data", "shapes"], options, 0, extra)[1]
     torch.manual_seed(0)
     model, batches = build(args)
     optimizers = optimizers_of(model, args)
@@ -61,7 +62,7 @@ def write_time(args, arms: dict[str, str]) -> None:
     """Causal is always among the arms: what a ratio compares took turns."""
     times = step_times({"causal": ARMS["causal"], **arms}, extra=args.extra)
     ratios = {name: ms / times["causal"] for name, ms in times.items()}
-    precision = wanted(["--data", "shapes"], "", 0, args.extra)[1].precision
+    precision = command_line(["--data", "shapes"], "", 0, args.extra)[1].precision
     record = {"where": where(precision), "extra": args.extra, "ms": times, "of_causal": ratios}
     write(args.results, record)
     folder = args.results

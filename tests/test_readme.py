@@ -13,7 +13,7 @@ import pytest
 
 import eval as evaluation
 from engine.tables import spread
-from lab import arms, bench_arms, eyes_arms, publish
+from lab import bench_arms, experiments, eyes_arms, publish
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -93,7 +93,7 @@ def result_of(name: str) -> dict:
 
 TRIALS = [  # nlvr.json is eval.py's
     name
-    for name in arms.EXPERIMENTS
+    for name in experiments.EXPERIMENTS
     if (RESULTS / f"{name}.json").exists() and "arms" in result_of(name)
 ]
 

@@ -4,16 +4,12 @@ import json
 import threading
 
 import pytest
-import torch
 from trials import SMALL, SOME, contents, make_here, read, result_of, run_arms, run_of
 
 import data
-from engine.batches import StepBatches
-from engine.options import arguments as train_arguments
 from engine.tables import spread
-from lab import arms, bench_arms, finished, publish, tables, variants
-from mma import EXTRA_PAIRS, attention_mask
-from model import MLLM, Config
+from lab import arms, bench_arms, experiments, finished, publish, tables, variants
+from model import MLLM
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +72,7 @@ def test_a_finished_run_is_not_made_again_and_is_known_by_its_settings(made, mon
 
 def test_a_run_with_an_option_that_train_does_not_know_is_another_run(made, tmp_path):
     record = read(made / "runs" / "shapes-causal-0" / "run.json")
-    _, args = arms.wanted(["--data", "shapes"], "--mask causal", 0, SMALL[1:])
+    _, args = arms.command_line(["--data", "shapes"], "--mask causal", 0, SMALL[1:])
     (tmp_path / "a").mkdir()
     for more, found in (({}, tmp_path / "a"), ({"order": "text-first"}, None)):
         text = json.dumps({**record, "args": {**record["args"], **more}})
@@ -150,41 +146,7 @@ def test_a_missing_package_is_named_before_anything_is_trained(
         run_arms(tmp_path, "shapes")
 
 
-# --- Arms
-
-
-def test_every_arm_is_a_command_line_of_train():
-    settings, table = {}, arms.ARMS
-    assert list(arms.arms_of("shapes"))[: len(table)] == list(table)
-    for name, (source, _, seeds) in arms.EXPERIMENTS.items():
-        assert set(seeds) <= set(arms.arms_of(name))
-        assert source.split()[0] in data.NAMES
-        for arm, line in arms.arms_of(name).items():
-            args = arms.wanted(["--data", *source.split()], line, 0, ["--preset", "tiny"])[1]
-            settings[name, arm] = arms.Trial(arm, 0, [], vars(args), True).identity
-    usual = train_arguments(["--preset", "tiny"])
-    default, layers = usual.steps, usual.n_layer
-    assert f'"steps": "{2 * default}"' in settings["budget", "causal@2x"]
-    assert f'"steps": "{4 * default}"' in settings["budget", "mma@4x"]
-    assert '"steps": "400"' in settings["easy_vqa", "mma"]
-    assert '"scenes": "8000"' in settings["scenes", "causal@8000"]
-    assert '"keep_best": "True"' in settings["scenes", "causal@8000"]
-    same = [
-        settings["depth", f"mma@{layers}"],
-        settings["budget", "mma@1x"],
-        settings["rates", "mma@0.004"],
-    ]
-    assert same == [settings["shapes", "mma"]] * 3
-    assert len({settings["shapes", arm] for arm in table}) == len(table)
-    equal = (
-        "data", "steps", "pt_steps", "pictures", "questions", "lr", "adam_lr", "preset", "n_layer",
-        "freeze", "pt_freeze",
-    )  # fmt: skip
-    parsed = {arm: json.loads(settings["shapes", arm]) for arm in table}
-    assert len({tuple(s[k] for k in equal) for s in parsed.values()}) == 1
-    line = ["--variant", "leaky-captions", "--preset", "tiny"]
-    leaky = vars(arms.wanted([], " ".join(line), 0, [])[1])
-    assert leaky["pt_mask"] == "leaky"  # as run.json will have it
+# --- Seeds and splits
 
 
 def test_each_arm_has_its_number_of_seeds_and_first_seeds_come_first():
@@ -192,13 +154,13 @@ def test_each_arm_has_its_number_of_seeds_and_first_seeds_come_first():
         args = arms.arguments([experiment, *options, "--", "--preset", "tiny"])
         return [
             (trial.arm, trial.seed)
-            for trial in arms.plan(args, arms.arms_of(experiment), ["--data", "shapes"])
+            for trial in arms.plan(args, experiments.arms_of(experiment), ["--data", "shapes"])
             if trial.asked
         ]
 
     shapes = planned("shapes")
     assert [seed for _, seed in shapes] == sorted(seed for _, seed in shapes)
-    seeds = {arm: [seed for name, seed in shapes if name == arm] for arm in arms.ARMS}
+    seeds = {arm: [seed for name, seed in shapes if name == arm] for arm in experiments.ARMS}
     assert seeds["mma"] == seeds["causal"] == [0, 1, 2, 3, 4] and seeds["cca"] == [0, 1, 2]
     assert seeds["lora"] == [0]
     assert planned("depth")[-1] == ("causal@6", 0)
@@ -207,11 +169,11 @@ def test_each_arm_has_its_number_of_seeds_and_first_seeds_come_first():
 
 def test_nlvr_compares_the_masks_on_dev_which_is_read_once(tmp_path, monkeypatch):
     args = arms.arguments(["nlvr+world", "--source", "x", "--", "--preset", "tiny"])
-    table = arms.arms_of("nlvr+world")
+    table = experiments.arms_of("nlvr+world")
     trials = arms.plan(args, table, ["--data", "nlvr+world", "--source", "x"])
     seeds = {arm: [t.seed for t in trials if t.arm == arm and t.asked] for arm in table}
     assert seeds == {"causal": [0, 1, 2], "mma": [0, 1, 2], "prefix": [0], "cca": [0]}
-    assert arms.arms_of("nlvr").keys() == {"causal", "mma"}
+    assert experiments.arms_of("nlvr").keys() == {"causal", "mma"}
     val = {"run": "x", "accuracy": 0.5, "consistency": 0.2, "families": {}, "n": 6}
     val |= {"args": {"data": "nlvr+world"}, "seed": 0, "params": 1, "unparsed": 0, "seconds": 1}
     dev = {**val, "accuracy": 0.75, "consistency": 0.25, "n": 12}
@@ -245,46 +207,6 @@ def test_nlvr_compares_the_masks_on_dev_which_is_read_once(tmp_path, monkeypatch
     ]  # fmt: skip
 
 
-def test_every_kind_and_every_variant_is_an_arm_by_its_name():
-    table = arms.arms_of_the_table()
-    for kind in EXTRA_PAIRS:
-        assert kind in table or kind in arms.NO_ARM
-    for name in variants.VARIANTS:
-        (line,) = arms.choose(table, [name]).values()
-        assert f"--variant {name}" in line
-    assert arms.choose(table, ["rave"]) == {"rave-style": table["rave-style"]}
-    assert arms.choose(table, ["mma+cca", "causal"]) == {
-        "causal": "--mask causal", "mma+cca": "--mask mma --variant cca"
-    }  # fmt: skip
-    assert arms.choose(table, ["prefix+lora"]) == {"prefix+lora": "--mask prefix --variant lora"}
-    for wrong in ("no-such", "no-such+lora", "mma@3"):
-        with pytest.raises(data.DataError, match="no such arm; there are causal, mma"):
-            arms.choose(table, [wrong])
-    with pytest.raises(data.DataError, match="no such arm"):
-        arms.choose(arms.arms_of("depth"), ["cca"])
-
-
-def test_a_line_that_a_fork_adds_is_an_arm(monkeypatch):
-    before = arms.arms_of("shapes")  # a fork's own copy may have some already
-    monkeypatch.setitem(EXTRA_PAIRS, "mine", EXTRA_PAIRS["mma"])
-    monkeypatch.setitem(variants.VARIANTS, "method", variants.Variant("a method"))
-    added = {"mine": "--mask mine", "method": "--mask causal --variant method"}
-    table = arms.arms_of("shapes")
-    assert table == {**before, **added}
-    assert arms.choose(table, ["mine", "method"]) == added
-    for line in [*added.values(), "--mask mine --variant method"]:
-        args = arms.wanted(["--data", "shapes"], line, 0, ["--preset", "tiny"])[1]
-        assert (args.mask == "mine") == ("mine" in line)
-
-
-def test_mutual_needs_no_run_of_its_own(tokenizer):
-    args = train_arguments(["--preset", "tiny"])
-    source, config = data.load("shapes"), Config(vocab_size=len(tokenizer))
-    batch = StepBatches(source, tokenizer, config, "sft", args)[0]
-    kinds = (attention_mask(kind, batch["role"], batch["turn"]) for kind in ("mma", "mutual"))
-    assert torch.equal(*kinds)
-
-
 # --- What is published: see also test_publish.py
 
 
@@ -294,7 +216,7 @@ def test_a_part_never_replaces_what_is_published(made, published, capsys):
     runs = [run_of(80 + s, s, dict.fromkeys(names, 80 + s)) for s in range(3)]
     many = {arm: runs for arm in ("causal", "mma", "cca", "gone")}
     settings = arms.common_settings(["--data", "shapes"], SMALL[1:])
-    options = {**arms.ARMS, "gone": "--mask gone"}
+    options = {**experiments.ARMS, "gone": "--mask gone"}
     options = {arm: options[arm] for arm in many}
     old = {**result_of(options, settings, **many), "missing": ["cca-7", "mma-0"]}
     old["test_time"] = [{"trained": "mma", "test": "f", "accuracy": 0.5, "families": {}}]

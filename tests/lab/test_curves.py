@@ -11,7 +11,7 @@ from PIL import Image
 
 import data
 from data import shapes
-from lab import arms, curves, figures, look, tables, watch
+from lab import curves, experiments, figures, look, tables, watch
 
 ROOT = Path(__file__).parent.parent.parent
 ORANGE, BLUE = (240, 140, 40), (74, 111, 181)
@@ -132,9 +132,9 @@ def test_training_and_answering_import_no_matplotlib():
 
 
 def test_every_arm_has_a_colour_of_its_own():
-    alone = {arm: curves.colours_of([arm])[arm] for arm in arms.ARMS}
-    assert len(set(alone.values())) == len(arms.ARMS)
-    assert curves.colours_of(["new", *arms.ARMS]) == {**curves.colours_of(["new"]), **alone}
+    alone = {arm: curves.colours_of([arm])[arm] for arm in experiments.ARMS}
+    assert len(set(alone.values())) == len(experiments.ARMS)
+    assert curves.colours_of(["new", *experiments.ARMS]) == {**curves.colours_of(["new"]), **alone}
 
 
 def test_the_command_draws_finished_runs(tmp_path, capsys):

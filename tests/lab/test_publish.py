@@ -4,7 +4,7 @@ import pytest
 from trials import contents, read, result_of, run_of
 
 import data
-from lab import arms, bench_arms, bench_timing, publish, tables
+from lab import arms, bench_arms, bench_timing, experiments, publish, tables
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def test_the_published_tables_can_be_made_anew_without_a_run(published, tmp_path
 
 def test_an_arm_whose_options_changed_is_replaced_as_a_whole():
     old = result_of({"dot": "--order both"}, {"preset": "tiny"}, dot=[run_of(1, s) for s in (0, 1)])
-    new = result_of({"dot": arms.ARMS["dot"]}, {"preset": "tiny"}, dot=[run_of(2, 1)])
+    new = result_of({"dot": experiments.ARMS["dot"]}, {"preset": "tiny"}, dot=[run_of(2, 1)])
     merged = publish.merge(old, new, ["dot"])
     assert merged["arms"]["dot"] == new["arms"]["dot"] and merged["options"] == new["options"]
 
