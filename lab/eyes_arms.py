@@ -223,10 +223,8 @@ def comparisons(arms: dict[str, list[dict]]) -> str:
         if not all(pair):
             continue
         rows += by_family(*pair, start)
-        arms_of_start = dict(zip(("mma", "causal"), pair))
-        rows.append([
-            f"mma{start} is at 80 % on validation after fewer steps", earlier(arms_of_start)
-        ])  # fmt: skip
+        sooner = f"mma{start} is at 80 % on validation after fewer steps"
+        rows.append([sooner, earlier(*pair)])
         rows.append([
             f"share of its steps after which mma{start} is where causal{start} ends (validation)",
             share_of_steps(*pair),

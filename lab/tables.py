@@ -37,9 +37,14 @@ def read(run: Path, split: str | None = None) -> dict:
     record, curve = read_record(run), curve_of(run)
     if split:
         record |= json.loads((run / f"{split}.json").read_text())["runs"][0]
-    step_at_80 = next((step for step, accuracy in curve.items() if accuracy >= 0.8), None)
     kept = {key: record[key] for key in KEYS if key in record}
-    return {**kept, "curve": curve, "step_at_80": step_at_80, "run": run.name}
+    return {**kept, "curve": curve, "step_at_80": first_look(curve, 0.8), "run": run.name}
+
+
+def first_look(curve: dict, level: float) -> int | None:
+    """The first step at which validation accuracy (0 to 1) was at a level; None, if it never was.
+    A curve's keys are text once they were JSON."""
+    return next((int(step) for step, accuracy in curve.items() if accuracy >= level), None)
 
 
 def last_validation(run: dict) -> float:

@@ -81,6 +81,9 @@ def test_masks_are_compared_at_each_count_and_across_budgets():
     assert [name for name in table if " > " in name] == names
     assert table[names[0]].startswith("yes (+10.0") and table[names[0]].endswith("paired)")
     assert table[names[1]].startswith("no (-1.0") and table[names[1]].endswith("Welch)")
+    assert "95 % on validation after fewer steps than causal@2x" in claims.counted_claims(
+        arms, True
+    )
     assert "bootstrap over 3 seeds" in table[
         "share of its steps after which mma@2x is where causal@2x ends"
     ]  # fmt: skip
@@ -110,13 +113,20 @@ def test_the_claim_about_gains_rests_on_tests_too():
     assert "mma's gains are largest in counting and existence" in table
 
 
-def test_fewer_steps_to_80_percent():
-    def runs(*steps):
-        return [{"seed": seed, "step_at_80": step} for seed, step in enumerate(steps)]
+def test_fewer_steps_to_a_level():
+    def runs(*steps):  # 80 % there, 95 % a hundred steps later
+        return [
+            {"seed": seed, "curve": {"100": 0.1, str(step): 0.8, str(step + 100): 0.95}}
+            for seed, step in enumerate(steps)
+        ]
 
-    arms = {"mma": runs(300, 200, 400), "causal": runs(400, 400, 700)}  # 100, 200, 300 fewer
-    assert claims.earlier(arms) == "not clear (+200.0 steps, p = 0.074, paired)"
-    assert claims.earlier({**arms, "causal": runs(400, None)}) == "not clear (a seed never is)"
+    mma, causal = runs(300, 200, 400), runs(400, 400, 700)  # 100, 200, 300 fewer
+    assert claims.earlier(mma, causal) == "not clear (+200.0 steps, p = 0.074, paired)"
+    assert claims.earlier(mma, causal, 0.95) == claims.earlier(mma, causal)
+    never = "not clear (a seed never is)"
+    assert claims.earlier(mma, causal, 0.96) == never
+    low = [{"seed": 0, "curve": {"100": 0.7}}]
+    assert claims.earlier(mma[:1], low) == never
 
 
 def test_the_share_of_steps_by_hand():
