@@ -1,5 +1,7 @@
 """The arms and the experiments that lab/arms.py trains: what is compared, on what, how often.
 
+    python -m lab.arms EXPERIMENT     trains one of EXPERIMENTS; to add one, write a line there
+
 An arm is one mask or method: a line of options for train.py. A mask of mma.py and a method of
 lab/variants.py are arms by their names: a method's name alone is the method under the causal mask,
 MASK+NAME is the method under that mask.
@@ -67,7 +69,7 @@ EXPERIMENTS = {
     "shapes": Experiment("shapes", arms_of_the_table, SEEDS),
     "depth": Experiment("shapes", pairs("n-layer", (2, 3, 4, 6))),
     "budget": Experiment("shapes", BUDGETS, {a: 5 if a.endswith("1x") else 3 for a in BUDGETS}),
-    # twice the steps, so that validation has stopped rising
+    # twice the steps: with few scenes validation stops rising within them
     "scenes": Experiment("shapes --steps 4800 --keep-best", SCENES, dict.fromkeys(SCENES, 2)),
     "rates": Experiment("shapes", RATES, dict.fromkeys(RATES, 2)),
     # a second modality; several pictures a row
