@@ -58,7 +58,8 @@ def report(experiment: str, result: dict) -> dict[str, str]:
     masks at test time."""
     arms, rest = result["arms"], []
     rates = COUNTS.get(experiment) == "learning rate"
-    parts = [rates_table(arms) if rates else arms_table(arms)]
+    reported = "all of validation" if result["data"].startswith("nlvr") else "test"
+    parts = [rates_table(arms, reported) if rates else arms_table(arms)]
     if result["missing"]:
         parts.append(f"Not yet run: {', '.join(result['missing'])}.")
     files = {f"{experiment}.md": parts}

@@ -90,9 +90,10 @@ def arms_table(arms: dict[str, list[dict]]) -> str:
     return markdown(rows)
 
 
-def rates_table(arms: dict[str, list[dict]]) -> str:
-    """As arms_table, for arms MASK@RATE that are chosen between: validation decides."""
-    rows = [["arm", "seeds", "validation", "test", "80 % at step", "parameters"]]
+def rates_table(arms: dict[str, list[dict]], reported: str = "test") -> str:
+    """As arms_table, for arms MASK@RATE that are chosen between: validation decides. reported: what
+    train.py asks at the end of a run."""
+    rows = [["arm", "seeds", "validation", reported, "80 % at step", "parameters"]]
     for arm, runs in arms.items():
         validation = spread([last_validation(run) for run in runs])
         test = spread(list(in_percent(runs).values()))
