@@ -85,6 +85,9 @@ EXPERIMENTS = {
         "nlvr+world", "causal mma prefix cca", {"causal": 3, "mma": 3}, split="dev"
     ),
     "nlvr+world-rates": Experiment("nlvr+world", RATES),  # chosen on val: dev is not read
+    "nlvr+world-tuned": Experiment(  # at the rate that was chosen for both masks
+        "nlvr+world --lr 0.002", "causal mma", {"causal": 2, "mma": 2}, split="dev"
+    ),
 }
 
 
