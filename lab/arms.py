@@ -3,7 +3,7 @@
     python -m lab.arms shapes             train what is not yet there; tables in runs/results
     python -m lab.arms depth              mma against causal over decoder depth; likewise: budget,
                                           scenes, rates, sounds, shapes-pairs, easy_vqa, nlvr,
-                                          nlvr+world, nlvr+world-rates, nlvr+world-tuned
+                                          nlvr+world, nlvr+world-rates, nlvr+world-high-rate
     python -m lab.arms shapes --tables    train nothing: the tables of what has finished
     python -m lab.arms shapes --only mma+lora cca    these arms alone
     python -m lab.arms shapes --publish   write the tables into docs/results too

@@ -17,7 +17,7 @@ from lab.claims import claims, counted_claims
 from lab.tables import arms_table, masks_of, rates_table
 
 # Experiments whose table is tested for the claims
-CLAIMED = ("shapes", "sounds", "shapes-pairs", "nlvr+world", "nlvr+world-tuned")
+CLAIMED = ("shapes", "sounds", "shapes-pairs", "nlvr+world", "nlvr+world-high-rate")
 ENOUGH = 3  # seeds with which an arm is in the short table and the curves
 # What the @ in the name of an experiment's arm counts
 COUNTS = {

@@ -336,7 +336,8 @@ def test_nlvrs_own_six_pictures_are_the_six_orders():
 @pytest.mark.parametrize("split", ["val", "dev"])
 @pytest.mark.parametrize("mask", ["mma", "causal"])
 def test_the_weights_in_the_repository_are_those_of_the_table(mask, split, tmp_path):
-    """Seed 0 of each mask: val as its run.json says, dev as docs/results, both to 0.2 points."""
+    """Seed 0 of each mask: val as its run.json says, dev as docs/results, accuracy to 0.2 points,
+    consistency to one sentence (0.3 points of val's 318, 0.4 of dev's 267)."""
     run, result = ROOT / "weights" / f"nlvr-{mask}", tmp_path / "r.json"
     line = [str(run), "--data", "nlvr", "--source", str(SHARED), "--split", split]
     evaluation.main([*line, "--device", "cpu", "--json", str(result)])
@@ -345,5 +346,5 @@ def test_the_weights_in_the_repository_are_those_of_the_table(mask, split, tmp_p
     if split == "dev":
         table = json.loads((ROOT / "docs/results/nlvr+world.json").read_text())
         (published,) = (r for r in table["arms"][mask] if r["seed"] == 0)
-    for number in ("accuracy", "consistency"):
-        assert abs(measured[number] - published[number]) <= 0.002
+    for number, most in (("accuracy", 0.002), ("consistency", 0.004)):
+        assert abs(measured[number] - published[number]) <= most
