@@ -7,7 +7,8 @@ are those of shapes.py: val and test ask what they ask about the pictures. A sce
 and all its questions follow, turn by turn; val and test ask one question. Stage 1 teaches to look
 things up, what stands at a place and at which place a thing stands, and asks a few questions, many
 of them about places: before a model can find a thing by its name, questions teach it next to
-nothing (docs/log.md).
+nothing. Of relations training asks one way of each at first ("further left", never "further
+right"): no run that was asked both ways from the start learned any (docs/log.md).
 """
 
 from itertools import zip_longest
@@ -16,10 +17,13 @@ import torch
 
 from data.prompt import IMAGE_TOKEN, Example
 from data.shapes import FIRST_FAMILIES, QUESTIONS, Shapes, families_of
-from data.shapes_questions import name_of, questions
+from data.shapes_questions import RELATIONS, known_answers, name_of, questions
 from data.shapes_scenes import EMPTY, GRID
 
 FAMILIES_OF_STAGE_1 = (*FIRST_FAMILIES, "spatial", "counting")
+# Relations are asked one way in stage 1 and up to the first of these steps of stage 2, then more
+# and more of them both ways, from the second on all as in val and test.
+ONE_WAY_UNTIL, BOTH_WAYS_FROM = 800, 1200
 
 
 def objects(cells: list[int]) -> list[tuple[str, str]]:
@@ -48,6 +52,22 @@ def look_ups(cells: list[int], asked: list, n: int, g: torch.Generator) -> list[
     return [turn for turns in zip_longest(*some, asked) for turn in turns if turn]
 
 
+def one_way(question: str, answer: str) -> tuple[str, str]:
+    """The same pair of objects, asked with the first word of its relation ("further left", "higher
+    up"), and what is true then. Other questions are left as they are."""
+    for first, second in RELATIONS:
+        if second in question:
+            a, b = known_answers(question)
+            return question.replace(second, first), b if answer == a else a
+    return question, answer
+
+
+def share_one_way(stage: str, step: int) -> float:
+    """The share of the relations that training asks one way."""
+    left = (BOTH_WAYS_FROM - step) / (BOTH_WAYS_FROM - ONE_WAY_UNTIL)
+    return 1.0 if stage == "pt" else min(1.0, max(0.0, left))
+
+
 class ShapesText(Shapes):
     """The interface of data.Folder; the pictures of a step are scenes."""
 
@@ -60,8 +80,10 @@ class ShapesText(Shapes):
         layout, _, g = self._scenes("train", pictures, "text", stage, seed, step)
         first = stage == "pt"
         mix, examples = FAMILIES_OF_STAGE_1 if first else families_of(step), []
+        share = share_one_way(stage, step)
         for cells, asked in zip(layout.tolist(), questions(layout, per_picture, g, mix)):
-            turns = [(question, answer) for _, question, answer in asked]
+            turned = (torch.rand(len(asked), generator=g) < share).tolist()
+            turns = [one_way(*qa) if turn else tuple(qa) for (_, *qa), turn in zip(asked, turned)]
             if first:
                 turns = look_ups(cells, turns[: per_picture // 2], per_picture, g)
             turns[0] = f"{scene_text(cells)} {turns[0][0]}", turns[0][1]

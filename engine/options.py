@@ -39,7 +39,7 @@ RECIPES = {
     "shapes-pairs": CAPTIONS,
     "sounds": CAPTIONS,
     "shapes-text": dict(
-        pt_steps=1200, pt_pictures=32, pt_lr_times=2, pictures=16, questions=6, steps=2400, **SMALL
+        pt_steps=1200, pt_pictures=32, pt_lr_times=2, pictures=16, questions=6, steps=3600, **SMALL
     ),
     "easy_vqa": NO_CAPTIONS,
     "llava": NO_CAPTIONS,

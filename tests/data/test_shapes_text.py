@@ -13,7 +13,7 @@ import train
 from data.shapes import Shapes
 from data.shapes_questions import name_of
 from data.shapes_scenes import CELLS, COLOUR, EMPTY, GRID, SHAPE, SPLITS, scenes, split_of
-from data.shapes_text import ShapesText, scene_text
+from data.shapes_text import BOTH_WAYS_FROM, ONE_WAY_UNTIL, ShapesText, one_way, scene_text
 from mma import Role
 
 OBJECT = re.compile(r"([1-4]) ([1-4]) ([a-z]+) ([a-z]+) ?")
@@ -51,6 +51,38 @@ def test_answers_are_those_of_the_scene_in_every_turn():
         assert len(turns) == 6
         for question, answer in turns:
             assert oracle(cells, question) == answer
+
+
+def relations_asked(stage: str, step: int) -> list[str]:
+    """The relations of a training step's questions; every answer is checked."""
+    asked = []
+    for example in ShapesText().draw(stage, step, 40, 6, 0):
+        cells, turns = dialogue(example)
+        for question, answer in turns:
+            if found := re.search("further left|further right|higher up|lower down", question):
+                assert oracle(cells, question) == answer
+                asked.append(found[0])
+    return asked
+
+
+def test_relations_are_asked_one_way_first():
+    for stage, step in (("pt", 3), ("sft", ONE_WAY_UNTIL)):
+        assert {*relations_asked(stage, step)} == {"further left", "higher up"}
+    between = relations_asked("sft", (ONE_WAY_UNTIL + BOTH_WAYS_FROM) // 2)
+    turned = between.count("further right") + between.count("lower down")
+    assert 0.1 < turned / len(between) < 0.4  # a quarter, where half are both ways
+    asked = relations_asked("sft", BOTH_WAYS_FROM)
+    assert all(asked.count(relation) > len(asked) / 8 for relation in {*between})
+    assert len({*asked}) == 4
+
+
+def test_a_question_asked_one_way_is_about_the_same_pair():
+    question = "which is further right, the red circle or the blue square?"
+    turned = question.replace("right", "left")
+    assert one_way(question, "blue square") == (turned, "red circle")
+    assert one_way(turned, "red circle") == (turned, "red circle")
+    for other in (("is there a red circle?", "no"), ("in which row is the red circle?", "2")):
+        assert one_way(*other) == other
 
 
 def test_stage_1_looks_up_names_and_places_and_asks():
