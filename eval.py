@@ -12,8 +12,6 @@ Decoding is greedy. "unparsed" counts answers that cannot be right whatever the 
 the data set's closed list of answers, or, where it has none, empty or without an end.
 """
 
-import engine.terminal  # noqa: F401 - first: then Ctrl-C while torch loads is no traceback
-
 import argparse
 import json
 import re
@@ -22,6 +20,7 @@ from pathlib import Path
 import torch
 
 import data
+from engine import wings
 from engine.answering import asked_picture, check_asked, encode_prompts, row_batches, say_unread
 from engine.batches import examples_of
 from engine.checkpoint import load_model
@@ -103,16 +102,17 @@ def summarise(results: list[dict]) -> dict:
     return summary
 
 
-def open_run(run: Path, device: str, mask=None, model_class=MLLM, tokenizer_class=data.Tokenizer):
-    """The model and tokenizer of a finished run. mask: another one than it was trained with; the
-    classes: those it was trained with, if it is a variant (lab/variants.py)."""
+def open_run(run: Path, device: str = "cpu", mask: str | None = None):
+    """The model and tokenizer of a finished run, of the classes it was trained with (wings.py).
+    mask: another one than it was trained with. DataError if it cannot be read."""
+    variant = wings.variant_of(read_record(run)["args"])
     name = "tokenizer.json"  # of a tokenizer that came with pretrained weights
     try:
         extras = json.loads((run / name).read_text("utf-8")) if (run / name).exists() else {}
         name = "tokenizer.model"
-        tokenizer = tokenizer_class((run / name).read_bytes(), **extras)
+        tokenizer = variant.tokenizer_class((run / name).read_bytes(), **extras)
         name = "model.pt"
-        model = load_model(run / name, model_class, device)
+        model = load_model(run / name, variant.model_class or MLLM, device)
     except Exception as error:  # sentencepiece and torch raise many kinds; code in a pickle is one
         raise data.DataError(f"{run / name} cannot be read: {data.reason(error)}") from None
     if (n := len(tokenizer)) > model.config.vocab_size:
@@ -149,13 +149,10 @@ def main(argv=None) -> None:
         check_device(args.device)
         check_writable(args.json, args.md)
         check_asked(args)
-        from lab import variants  # the one look upwards: runs of other methods
-
         results = []
         for run in args.runs:
             record = read_record(run)
-            classes = variants.classes_of(record["args"])
-            model, tokenizer = open_run(run, args.device, args.mask, *classes)
+            model, tokenizer = open_run(run, args.device, args.mask)
             if args.question:
                 label = f"{run}: " if len(args.runs) > 1 else ""
                 about = asked_picture(args, record["args"], run)

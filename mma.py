@@ -9,6 +9,7 @@ the question's columns. No parameters, no new positions; this file is the whole 
 Shapes:  B rows of a batch   T tokens of a row   i, j query (row) and key (column), 0 <= i, j < T
 """
 
+import signal
 from enum import IntEnum
 
 import torch
@@ -34,29 +35,45 @@ def mma(role_i: Tensor, role_j: Tensor) -> Tensor:
     return (role_i == IMAGE) & (role_j == QUESTION)
 
 
-def attention_mask(kind, role, turn=None, document=None, order=None) -> Tensor:
-    """Who may read whom: a bool mask [B, 1, T, T] for scaled_dot_product_attention, True = may.
+def attention_mask(mask, role, turn=None, document=None, order=None) -> Tensor:
+    """Who may read whom: bool [B, 1, T, T] for scaled_dot_product_attention, True = may.
 
-    kind: a name in EXTRA_PAIRS. role, turn, document: integer tensors [B, T]. `role` holds `Role`
+    mask: a name in EXTRA_PAIRS. role, turn, document: integer tensors [B, T]. `role` holds `Role`
     values; `turn` counts the user messages of a dialogue (default: one turn); `document` tells
     packed dialogues apart (default: one). order: what "later" compares (default: the column).
-    Raises ValueError on an unknown kind, a wrong dtype or a wrong shape.
+    Raises ValueError on an unknown mask, a wrong dtype or shape, or several turns without `turn`.
     """
-    _check(kind, role=role, turn=turn, document=document, order=order)
-    column = torch.arange(role.shape[1], device=role.device)[None]
-    i, j = _pairs(column if order is None else order)
-    role_i, role_j = _pairs(role)
-    turn_i, turn_j = _pairs(torch.zeros_like(role) if turn is None else turn)
-    document_i, document_j = _pairs(torch.zeros_like(role) if document is None else document)
-
-    opened = EXTRA_PAIRS[kind](role_i, role_j) & (turn_i == turn_j)
-    readable = ((j <= i) | opened) & (document_i == document_j) & (role_j != PAD)
-
-    itself = column[:, :, None] == column[:, None, :]  # so that no row of a softmax is empty
-    return (readable | itself)[:, None]
+    may_read = mask_mod(mask, role, turn, document, order)
+    B, T = role.shape
+    row, column = (torch.arange(n, device=role.device) for n in (B, T))
+    return may_read(row[:, None, None, None], 0, column[:, None], column)
 
 
-# What each kind opens beyond the causal mask, elementwise over the roles of query (q) and key (k)
+def mask_mod(mask, role, turn=None, document=None, order=None):
+    """The rule of attention_mask as a closure for torch.nn.attention.flex_attention: may the query
+    at column q of row b read the key at column k? Head h does not matter. For long rows on a GPU:
+
+        block_mask = create_block_mask(mask_mod("mma", role, turn), B, None, T, T)
+    """
+    _check(mask, role=role, turn=turn, document=document, order=order)
+    if turn is None and _answered_before(role, document)[role == QUESTION].any():
+        raise ValueError("a row has several questions, and no `turn` that tells them apart: its "
+                         "picture would read a later turn's question")  # fmt: skip
+    turn, document = (torch.zeros_like(role) if x is None else x for x in (turn, document))
+
+    def may_read(b, h, q, k):
+        i, j = (q, k) if order is None else (order[b, q], order[b, k])
+        opened = EXTRA_PAIRS[mask](role[b, q], role[b, k]) & (turn[b, q] == turn[b, k])
+        readable = ((j <= i) | opened) & (document[b, q] == document[b, k]) & (role[b, k] != PAD)
+        return readable | (q == k)  # so that no row of a softmax is empty
+
+    return may_read
+
+
+_prompt = lambda role: (role == IMAGE) | (role == QUESTION)
+_may_open = lambda role: (role != ANSWER) & (role != PAD)
+
+# What each mask opens beyond the causal one, elementwise over the roles of query (q) and key (k)
 # and within one turn: a KV cache encodes a picture before the later turns exist. A mask of your own
 # is one line here; one that opens answers leaks their labels, which `leaks` finds out.
 EXTRA_PAIRS = {
@@ -66,25 +83,26 @@ EXTRA_PAIRS = {
     "v2v": lambda q, k: (q == IMAGE) & (k == IMAGE),  # Gemma-3-like; FutureMask's v2v
     "f": lambda q, k: (q == IMAGE) & _prompt(k),  # FutureMask's f, the union of v2v and mma
     "mutual": lambda q, k: ((q == IMAGE) != (k == IMAGE)) & _may_open(q) & _may_open(k),  # two-way
+    "leaky": lambda q, k: (q == IMAGE) & (k != IMAGE),  # a lesson, no method: reads the answer, too
 }
 
 
-def _prompt(role):
-    return (role == IMAGE) | (role == QUESTION)
+def _starts(role: Tensor, document: Tensor | None) -> Tensor:
+    """bool [B or 1, T]: the first token of each document, whose tokens stand together."""
+    if document is None:
+        return torch.arange(role.shape[1], device=role.device)[None] == 0
+    return F.pad(document[:, 1:] != document[:, :-1], (1, 0), value=True)
 
 
-def _may_open(role):
-    return (role != ANSWER) & (role != PAD)
+def _answered_before(role: Tensor, document: Tensor | None) -> Tensor:
+    """bool [B, T]: does an answer of the same document come before the token?"""
+    answers = (role == ANSWER).cumsum(1)
+    return answers > (answers * _starts(role, document)).cummax(1).values
 
 
-def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, T] -> the value of the query [B, T, 1] and of the key [B, 1, T] of every pair."""
-    return x[:, :, None], x[:, None, :]
-
-
-def _check(kind, **tensors) -> None:
-    if not isinstance(kind, str) or kind not in EXTRA_PAIRS:
-        raise ValueError(f"unknown mask kind {kind!r}; allowed: {', '.join(EXTRA_PAIRS)}")
+def _check(mask, **tensors) -> None:
+    if not isinstance(mask, str) or mask not in EXTRA_PAIRS:
+        raise ValueError(f"unknown mask {mask!r}; allowed: {', '.join(EXTRA_PAIRS)}")
     for name, t in tensors.items():
         if t is None and name != "role":
             continue
@@ -104,38 +122,31 @@ def positions(role: Tensor, document: Tensor | None = None) -> Tensor:
     column = torch.arange(role.shape[1], device=role.device)[None]
     if document is None:
         return column
-    first = F.pad(document[:, 1:] != document[:, :-1], (1, 0))
-    return column - (column * first).cummax(1).values
+    return column - (column * _starts(role, document)).cummax(1).values
 
 
 def supervised(role: Tensor, document: Tensor | None = None) -> Tensor:
     """bool [B, T]: the tokens the loss is taken on. An answer token t is predicted from row t-1,
     so it needs a predecessor in its own document."""
-    has_predecessor = torch.zeros_like(role, dtype=torch.bool)
-    has_predecessor[:, 1:] = True if document is None else document[:, 1:] == document[:, :-1]
-    return (role == ANSWER) & has_predecessor
+    return (role == ANSWER) & ~_starts(role, document)
 
 
 def leaks(mask: Tensor, role: Tensor, document: Tensor | None = None) -> Tensor:
     """Which labels can be read instead of predicted? bool [B, T]: True at every supervised token t
-    whose predicting row t-1 reaches a column >= t. Over many layers information flows along the
-    transitive closure of the mask.
-
-    mask: bool [B, 1, T, T], as `attention_mask` returns it; role, document: integer [B, T].
-    Raises ValueError on a wrong dtype or shape.
-    """
+    whose predicting row t-1 reaches a column >= t, by one layer of the mask after the other.
+    mask: bool [B, 1, T, T], as `attention_mask` returns it; else ValueError."""
     _check("causal", role=role, document=document)
     B, T = role.shape
     got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
     if got != f"torch.bool {[B, 1, T, T]}":
         raise ValueError(f"mask must be a bool tensor [B, 1, T, T] = {[B, 1, T, T]}, got {got}")
-    reach = mask[:, 0] | torch.eye(T, dtype=torch.bool, device=mask.device)  # residual stream
-    hops = 1
-    while hops < T:  # squaring doubles the number of layers covered
-        reach = (reach.float() @ reach.float()) > 0
-        hops *= 2
-    ahead = reach[:, :-1].triu(1).any(-1)  # [B, T-1]: row t-1 reaches some column >= t
-    return supervised(role, document) & F.pad(ahead, (min(1, T), 0))
+    column = torch.arange(T, device=mask.device)
+    reached, reaches = None, column.expand(B, T)  # the last column that each row reaches, so far
+    while reached is None or not torch.equal(reached, reaches):
+        reached = reaches  # one layer more: what any row that it reads reaches
+        reaches = torch.where(mask[:, 0], reached[:, None, :], column[:, None]).amax(-1)
+    ahead = reaches > column  # [B, T]: row t reaches a column > t
+    return supervised(role, document) & ahead.roll(1, 1)  # what row t-1 predicts is token t
 
 
 # --- Drawing in the terminal
@@ -152,29 +163,29 @@ def example() -> tuple[Tensor, Tensor]:
     return torch.tensor([role]), torch.tensor([[int(turn) for turn in EXAMPLE_TURN]])
 
 
-def verdict(kind: str) -> str:
-    """One line: whether `kind` leaks labels on the example, with turns told apart and without."""
+def verdict(mask: str) -> str:
+    """One line: whether `mask` leaks labels on the example, with turns told apart and without."""
     role, turn = example()
-    if leaks(attention_mask(kind, role, turn), role).any():
+    if leaks(attention_mask(mask, role, turn), role).any():
         return "LEAKS labels"
-    if leaks(attention_mask(kind, role), role).any():
+    if leaks(attention_mask(mask, role, torch.zeros_like(turn)), role).any():
         return "leaks no label, if `turn` tells the turns apart (as one turn it would)"
     return "leaks no label"
 
 
-def draw(mask: Tensor) -> str:
-    """A mask [1, 1, T, T] of the example as text: '#' reads the past, 'O' opened, '.' blocked."""
+def draw(attention_mask: Tensor) -> str:
+    """A mask [1, 1, T, T] of the example: '#' reads the past, 'O' opened, '.' blocked."""
     lines = ["  " + " ".join(EXAMPLE)]
-    for i, row in enumerate(mask[0, 0].tolist()):
+    for i, row in enumerate(attention_mask[0, 0].tolist()):
         cells = ("#O"[j > i] if may else "." for j, may in enumerate(row))
         lines.append(" ".join([EXAMPLE[i], *cells]))
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    import engine.terminal  # noqa: F401 - so that `| head` ends it without a traceback
-
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
     print("rows = queries, columns = keys    t text  V image  Q question  A answer  - pad")
     print("# reads the past    O opened: reads a later token    . blocked\n")
-    for kind in EXTRA_PAIRS:
-        print(f"{kind}: {verdict(kind)}\n{draw(attention_mask(kind, *example()))}\n")
+    for mask in EXTRA_PAIRS:
+        print(f"{mask}: {verdict(mask)}\n{draw(attention_mask(mask, *example()))}\n")

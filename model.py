@@ -5,29 +5,29 @@
 Papers: ViT (arXiv 2010.11929), LLaVA's projector (2310.03744), Llama (2302.13971), grouped-query
 attention (2305.13245), RoPE (2104.09864) and, for the mask, MMA (2503.02597; mma.py).
 
-Shapes:  B rows of text   T tokens of a row   s new ones in a pass   t of them that ask
+Shapes:  B rows of text   T tokens of a row   s new ones in a pass   K columns that are read
          D decoder width   H query heads   G key/value heads   d head width   E encoder width
          N pictures of a batch   P places of pictures   n image tokens of a picture   V vocabulary
 """
 
-import engine.terminal  # noqa: F401 - first: then Ctrl-C while torch loads is no traceback
-
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from engine.checks import check_image, check_pictures, check_sizes
-from engine.last_layer import compute_only_rows
-from engine.precision import scaled_dot_product_attention
-from engine.sampling import drop_finished, sample
-from mma import IMAGE, PAD, attention_mask, positions, supervised
+from mma import EXTRA_PAIRS, IMAGE, PAD, attention_mask, positions, supervised
+
+LOGITS_AT_ONCE = 4096  # answer tokens; more are computed in parts, to bound memory
+DIVISORS = dict(image_size="patch_size", encoder_width="encoder_heads", d_model="n_head",
+                n_head="n_kv_head")  # fmt: skip
 
 
 @dataclass
 class Config:
-    """Every size of the model. `mask`, a kind of mma.py, is that of stage 2 and of generation."""
+    """Every size of the model. `mask`, a name of mma.py, is that of stage 2 and of generation."""
 
     vocab_size: int
     image_size: int = 64  # pixels; pictures are square
@@ -46,22 +46,21 @@ class Config:
     tied: bool = True  # the vocabulary head is the token embedding
 
     def __post_init__(self):
-        check_sizes(self)
-
-    @property
-    def head_width(self) -> int:
-        return self.d_model // self.n_head
-
-    @property
-    def grid(self) -> int:
-        return self.image_size // self.patch_size  # image tokens along one side of a picture
-
-    @property
-    def n_image_tokens(self) -> int:
-        return self.grid**2
-
-
-# --- Vision encoder
+        """Derived sizes. Raises ValueError for those that no model can have."""
+        if self.mask not in EXTRA_PAIRS:
+            raise ValueError(f"unknown mask {self.mask!r}; allowed: {', '.join(EXTRA_PAIRS)}")
+        for f in fields(Config):
+            if f.type in (int, float) and not getattr(self, f.name) > 0:
+                raise ValueError(f"{f.name} must be above 0, not {getattr(self, f.name)}")
+        for name, divisor in DIVISORS.items():
+            if getattr(self, name) % getattr(self, divisor):
+                a, b = getattr(self, name), getattr(self, divisor)
+                raise ValueError(f"{name}={a} must be a multiple of {divisor}={b}")
+        self.grid = self.image_size // self.patch_size  # image tokens along a side of a picture
+        self.n_image_tokens = self.grid**2
+        self.head_width = self.d_model // self.n_head
+        if self.head_width % 2:
+            raise ValueError(f"RoPE needs an even width of a head, not {self.head_width}")
 
 
 class EncoderBlock(nn.Module):
@@ -77,8 +76,7 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         N, n, E = x.shape
         qkv = self.qkv(self.norm1(x)).view(N, n, 3, self.heads, E // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, heads, n, E / heads]
-        y = scaled_dot_product_attention(q, k, v)
+        y = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))  # [N, heads, n, E / heads]
         x = x + self.out(y.transpose(1, 2).reshape(N, n, E))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
@@ -103,7 +101,9 @@ class VisionEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         size, p, g = self.size, self.patch_size, self.grid
-        check_image(images, size)
+        if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
+            got = f"{images.dtype} {list(images.shape)}"
+            raise ValueError(f"images must be uint8 [N, 3, {size}, {size}], got {got}")
         x = images.to(self.pixel_mean.dtype) - self.pixel_mean[:, None, None]
         x = x / self.pixel_std[:, None, None]
         x = x.view(-1, 3, g, p, g, p).permute(0, 2, 4, 1, 3, 5).reshape(-1, g * g, 3 * p * p)
@@ -114,22 +114,18 @@ class VisionEncoder(nn.Module):
         return self.norm(x)
 
 
-# --- Decoder
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor) -> Tensor:
     """q [B, H, t, d], k, v [B, G, T, d], mask bool [B, 1, t, T], True = may attend -> [B, H, t, d].
-    G query heads share a key/value head."""
+    H / G query heads share a key/value head."""
     if q.is_cuda:  # there the kernels that do not store all scores want equal numbers of heads
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    grouped, scale = q.shape[1] > k.shape[1], v.shape[-1] ** -0.5
-    return scaled_dot_product_attention(q, k, v, mask, enable_gqa=grouped, scale=scale)
+    options = dict(enable_gqa=q.shape[1] > k.shape[1], scale=v.shape[-1] ** -0.5)
+    return F.scaled_dot_product_attention(q, k, v, attention_mask, **options)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE on x [B, heads, T, d]; cos, sin [B or 1, 1, T, d/2]; i is paired with i + d/2."""
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    """RoPE on x [B, heads, T, d]: the pair (i, i + d/2) turns by an angle. cos, sin: see decode."""
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
 
 
 class KVCache:
@@ -139,8 +135,7 @@ class KVCache:
     def __init__(self, model: "MLLM", B: int, T_max: int):
         a, like = model.blocks[0].attention, model.embed.weight
         shape = (len(model.blocks), B, a.n_kv_head, T_max)
-        self.k = torch.zeros(*shape, a.key_width, dtype=like.dtype, device=like.device)
-        self.v = torch.zeros(*shape, a.head_width, dtype=like.dtype, device=like.device)
+        self.k, self.v = (like.new_zeros(*shape, d) for d in (a.key_width, a.head_width))
 
     def write(self, layer: int, k: Tensor, v: Tensor, column: Tensor, T: int):
         """Store k, v [B, G, s, d] at column [B, s]; return the first T keys and values."""
@@ -152,15 +147,13 @@ class KVCache:
 
 @dataclass
 class AttentionContext:
-    """What every layer of a forward pass needs besides x [B, s, D]; T = number of keys."""
+    """What every layer needs besides x [B, s, D]; T = number of keys."""
 
-    mask: Tensor  # bool [B, 1, t, T], True = may attend
-    q_rotation: tuple[Tensor, Tensor]  # RoPE's cos and sin, each [B or 1, 1, t, d/2]
-    k_rotation: tuple[Tensor, Tensor]  # the same, each [B or 1, 1, s, d/2]
-    is_image: Tensor  # bool [B, s]
+    attention_mask: Tensor  # bool [B, 1, s, T], True = may attend
+    position: Tensor  # int64 [B or 1, s]
     cache: KVCache | None = None
     column: Tensor | None = None  # int64 [B, s]: where the cache stores the tokens
-    rows: Tensor | None = None  # int64 [B, K]: the last layer computes these alone (engine)
+    rotation: tuple = ()  # RoPE's cos and sin of position, each [B or 1, 1, s, d]; set by decode
 
 
 class Attention(nn.Module):
@@ -175,18 +168,21 @@ class Attention(nn.Module):
         self.out = nn.Linear(H * d, D, bias=False)
         self.attend = attention
 
-    def queries_keys_values(self, x_q: Tensor, x: Tensor, context: AttentionContext):
-        """q of x_q [B, H, t, d]; k and v of x [B, G, s, d]; q and k with their positions."""
-        q, k, v = self.q(x_q), self.k(x), self.v(x)
+    def queries_keys_values(self, x: Tensor, context: AttentionContext):
+        """q [B, H, s, d], k and v [B, G, s, d] of x; q and k with their positions."""
+        q, k, v = self.q(x), self.k(x), self.v(x)
         q, k, v = (y.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for y in (q, k, v))
-        return rotate(q, *context.q_rotation), rotate(k, *context.k_rotation), v
+        return rotate(q, *context.rotation), rotate(k, *context.rotation), v
 
-    def forward(self, x_q: Tensor, x: Tensor, context: AttentionContext) -> Tensor:
-        """x_q [B, t, D], the tokens that ask (usually all of x [B, s, D]) -> [B, t, D]."""
-        q, k, v = self.queries_keys_values(x_q, x, context)
+    def forward(self, x: Tensor, context: AttentionContext, read_at: Tensor | None = None):
+        """x [B, s, D] -> [B, s, D], or [B, K, D]: what the columns read_at read."""
+        q, k, v = self.queries_keys_values(x, context)
+        mask = context.attention_mask
+        if read_at is not None:
+            q, mask = (y.take_along_dim(read_at[:, None, :, None], 2) for y in (q, mask))
         if context.cache is not None:
-            k, v = context.cache.write(self.layer, k, v, context.column, context.mask.shape[-1])
-        return self.out(self.attend(q, k, v, context.mask).transpose(1, 2).flatten(2))
+            k, v = context.cache.write(self.layer, k, v, context.column, mask.shape[-1])
+        return self.out(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class DecoderBlock(nn.Module):
@@ -200,16 +196,13 @@ class DecoderBlock(nn.Module):
         self.gate, self.up = (nn.Linear(D, hidden, bias=False) for _ in range(2))
         self.down = nn.Linear(hidden, D, bias=False)
 
-    def mlp(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
-
-    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
-        y = self.norm1(x)
-        x = x + self.attention(y, y, context)
-        return x + self.mlp(self.norm2(x))
-
-
-# --- The whole
+    def forward(self, x: Tensor, context: AttentionContext, read_at: Tensor | None = None):
+        """x [B, s, D] -> [B, s, D]. In the last layer only what is read needs to be computed, but
+        for keys and values: the columns read_at, int64 [B, K] -> [B, K, D]."""
+        y = self.attention(self.norm1(x), context, read_at)
+        x = y + (x if read_at is None else x.take_along_dim(read_at[..., None], 1))
+        y = self.norm2(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
 
 class MLLM(nn.Module):
@@ -225,8 +218,8 @@ class MLLM(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, D)
         attentions = (self.attention_class(config, layer) for layer in range(config.n_layer))
         self.blocks = nn.ModuleList(DecoderBlock(config, attention) for attention in attentions)
-        compute_only_rows(self.blocks[-1])  # where only some rows are read
         self.norm = nn.RMSNorm(D, config.norm_eps)
+        self.checkpointing = False  # of a layer only the input is kept; backward computes the rest
         if not config.tied:
             self.unembed = nn.Linear(D, config.vocab_size, bias=False)
         self.apply(init_weights)
@@ -236,9 +229,10 @@ class MLLM(nn.Module):
                 block.down.weight.data /= (2 * len(blocks)) ** 0.5
                 block.get_submodule(out).weight.data /= (2 * len(blocks)) ** 0.5
 
-    def mask_and_positions(self, kind: str, role, turn=None, document=None):
-        """The mask bool [B, 1, T, T] and RoPE's positions int64 [B or 1, T] of a batch."""
-        return attention_mask(kind, role, turn, document), positions(role, document)
+    def context_of(self, mask: str, role, turn=None, document=None) -> AttentionContext:
+        """What the layers are told of a batch: who may read whom, and positions."""
+        allowed = attention_mask(mask, role, turn, document)
+        return AttentionContext(allowed, positions(role, document))
 
     def frequencies(self, position: Tensor) -> Tensor:
         """RoPE's angle per position: float32 [d/2]; long-rope's reads position: [B, 1, s, d/2]."""
@@ -249,81 +243,110 @@ class MLLM(nn.Module):
         """Token embeddings [B, T, D], with the features of images[image_index[p]] in the p-th run
         of image tokens. Raises ValueError if pictures and image tokens do not fit."""
         x, is_image = self.embed(ids), role == IMAGE
-        check_pictures(is_image, self.config.n_image_tokens, images, image_index)
+        n, found = self.config.n_image_tokens, is_image.sum(1).tolist()
+        index = [] if images is None else image_index.tolist()
+        fits = all(tokens % n == 0 for tokens in found) and sum(found) == n * len(index)
+        if not (fits and all(0 <= i < len(images) for i in index)):
+            N = 0 if images is None else len(images)
+            raise ValueError(f"image_index {index} of {N} images does not fit the rows' image "
+                             f"tokens, {found}: {n} a picture")  # fmt: skip
         if images is None:
             return x
         features = self.projector(self.encoder(images)).to(x.dtype)  # [N, n, D]
         return x.masked_scatter(is_image[..., None], features[image_index])
 
-    def forward(
-        self, ids, role, images=None, image_index=None, turn=None, document=None, kind=None,
-        rows=None, cache=None,
-    ) -> Tensor:  # fmt: skip
+    def forward(self, ids, role, images=None, image_index=None, turn=None, document=None,
+                mask=None, read_at=None, context=None) -> Tensor:  # fmt: skip
         """The decoder's last hidden states [B, T, D]; `head` turns them into logits.
 
         ids, role, turn, document: int64 [B, T], as in mma.py. images: uint8 [N, 3, size, size].
-        image_index: int64 [P], the image of each run of image tokens. kind: a mask of mma.py, else
-        config.mask. rows: int64 [B, K], columns wanted -> [B, K, D]. cache: takes keys and values.
-        """
-        mask, position = self.mask_and_positions(kind or self.config.mask, role, turn, document)
-        x = self.embed_inputs(ids, role, images, image_index)
-        column = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        return self.decode(x, mask, position, role == IMAGE, cache, column, rows)
+        image_index: int64 [P], the image of each run of image tokens. mask: a name of mma.py, else
+        config.mask. read_at: int64 [B, K], the columns that are wanted -> [B, K, D]. context: in
+        place of what context_of makes."""
+        context = context or self.context_of(mask or self.config.mask, role, turn, document)
+        return self.decode(self.embed_inputs(ids, role, images, image_index), context, read_at)
 
-    def decode(self, x, mask, position, is_image, cache=None, column=None, rows=None) -> Tensor:
-        """Embeddings x [B, s, D] -> hidden states; position int64 [B or 1, s]."""
-        angle = position[:, None, :, None] * self.frequencies(position)  # [B or 1, 1, s, d/2]
-        rotation = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        context = AttentionContext(mask, rotation, rotation, is_image, cache, column, rows)
+    def decode(self, x: Tensor, context: AttentionContext, read_at: Tensor | None = None) -> Tensor:
+        """Embeddings x [B, s, D] -> last hidden states [B, s, D], or [B, K, D] at read_at."""
+        angle = context.position[:, None, :, None] * self.frequencies(context.position)
+        angle = torch.cat([-angle, angle], -1)  # [B or 1, 1, s, d]: a - b in one half, a + b in one
+        context.rotation = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         for block in self.blocks:
-            x = block(x, context)
+            again = self.checkpointing and torch.is_grad_enabled()
+            layer = partial(checkpoint, block, use_reentrant=False) if again else block
+            x = layer(x, context, read_at if block is self.blocks[-1] else None)
         return self.norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]."""
         return F.linear(hidden, self.embed.weight if self.config.tied else self.unembed.weight)
 
-    def loss(self, ids, role, images=None, image_index=None, turn=None, document=None, kind=None):
-        """Mean cross-entropy of the answer tokens, 0 of none; in training see engine/last_layer."""
-        target = supervised(role, document)[:, 1:]  # bool [B, T-1]: row t predicts token t+1
-        hidden = self(ids, role, images, image_index, turn, document, kind)[:, :-1][target]
-        loss = F.cross_entropy(self.head(hidden).float(), ids[:, 1:][target], reduction="sum")
-        return loss / max(1, len(hidden))
+    def loss(self, ids, role, images=None, image_index=None, turn=None, document=None,
+             mask=None, num_targets=None) -> Tensor:  # fmt: skip
+        """Mean cross-entropy of the answer tokens, 0 of none: what training minimises. Arguments
+        are those of forward. num_targets: divides the sum, if this is a part of a larger batch."""
+        target = supervised(role, document)[:, 1:]  # bool [B, T-1]: column t predicts token t + 1
+        K = max(1, int(target.sum(1).max()))  # rows with fewer are filled up with other columns
+        read_at = target.int().argsort(dim=1, descending=True, stable=True)[:, :K]
+        hidden = self(ids, role, images, image_index, turn, document, mask, read_at)
+        wanted = target.gather(1, read_at)
+        hidden, label = hidden[wanted], ids[:, 1:].gather(1, read_at)[wanted]
 
-    @torch.inference_mode()
-    def generate(
-        self, ids, role, images=None, image_index=None, turn=None, *, eos: int, max_new_tokens=32,
-        temperature: float = 0.0, top_p: float = 1.0, generator: torch.Generator | None = None,
-    ) -> list[list[int]]:  # fmt: skip
+        loss_of = lambda h, y: F.cross_entropy(self.head(h).float(), y, reduction="sum")
+        if len(label) > LOGITS_AT_ONCE:
+            loss_of = partial(checkpoint, loss_of, use_reentrant=False)
+        parts = map(loss_of, hidden.split(LOGITS_AT_ONCE), label.split(LOGITS_AT_ONCE))
+        return sum(parts) / (max(1, len(label)) if num_targets is None else num_targets)
+
+    @torch.no_grad()
+    def generate(self, ids, role, images=None, image_index=None, turn=None, *, eos: int,
+                 max_new_tokens=32, temperature: float = 0.0, top_p: float = 1.0,
+                 generator: torch.Generator | None = None) -> list[list[int]]:  # fmt: skip
         """Continue prompts padded on the right, else ValueError: prefill under the run's mask, then
         causal decoding over the KV cache, image keys as prefilled. Temperature 0 is greedy.
-
-        max_new_tokens: one number, or a list. Returns each row's new ids; `eos` ends what finished.
-        """
+        max_new_tokens: one number, or a list. Returns each row's new ids; `eos` ends a row."""
         B, T = ids.shape
-        limit = torch.as_tensor(max_new_tokens, device=ids.device).expand(B)
-        column = torch.arange(T + int(limit.max()), device=ids.device)
+        limit = torch.as_tensor(max_new_tokens).expand(B).tolist()
+        column = torch.arange(T + max(limit), device=ids.device)
         length = (role != PAD).sum(1, keepdim=True)  # [B, 1]
-        if not ((role != PAD) == (column[:T] < length)).all() or not length.all():
+        if not (((role != PAD) == (column[:T] < length)) & (length > 0)).all():
             raise ValueError("generate needs prompts of one token or more, padded on the right")
         cache = KVCache(self, B, len(column))
-        hidden = self(ids, role, images, image_index, turn, rows=length - 1, cache=cache)
-        _, position = self.mask_and_positions(self.config.mask, role, turn)
-        position = position.expand(B, T).gather(1, length - 1)  # of each row's last token
-        answers, running = [[] for _ in range(B)], torch.arange(B, device=ids.device)
-        for step in range(int(limit.max())):
+        context = self.context_of(self.config.mask, role, turn)
+        context.cache, context.column = cache, column[:T].expand(B, T)
+        position = context.position.expand(B, T).gather(1, length - 1)  # of each row's last token
+        hidden = self(ids, role, images, image_index, context=context, read_at=length - 1)
+        answers, running = [[] for _ in range(B)], list(range(B))  # rows that are not finished
+        for step in range(max(limit)):
             token = sample(self.head(hidden[:, 0]).float(), temperature, top_p, generator)
-            for row, new, most in zip(running.tolist(), token.tolist(), limit.tolist()):
-                answers[row] += [new][:most]
-            going = (token != eos) & (step + 1 < limit)
-            state = drop_finished(going, cache, running, token, limit, length, position)
-            running, token, limit, length, position = state
-            if len(running) == 0:
+            new = dict(zip(running, token.tolist()))  # the one wait for a GPU
+            for row in running:
+                answers[row] += [new[row]][: limit[row]]
+            going = [k for k, r in enumerate(running) if new[r] != eos and step + 1 < limit[r]]
+            if not going:
                 break
-            mask = (column[: T + step + 1] <= length + step)[:, None, None]  # [B, 1, 1, columns]
-            x, position, no_image = self.embed(token[:, None]), position + 1, length < 0
-            hidden = self.decode(x, mask, position, no_image, cache, length + step)
+            if len(going) < len(running):  # what has finished is not computed any more
+                running, going = [running[k] for k in going], torch.tensor(going, device=ids.device)
+                token, length, position = token[going], length[going], position[going]
+                cache.k, cache.v = cache.k[:, going], cache.v[:, going]
+            position, may_read = position + 1, column[: T + step + 1] <= length + step
+            context = AttentionContext(may_read[:, None, None], position, cache, length + step)
+            hidden = self.decode(self.embed(token[:, None]), context)
         return answers
+
+
+def sample(logits: Tensor, temperature: float, top_p: float, generator=None) -> Tensor:
+    """A token id for each row of logits [B, V], int64 [B]. temperature 0: greedy; else it comes
+    first, then the smallest set of tokens whose probability is top_p (arXiv 1904.09751)."""
+    if temperature < 0:
+        raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}")
+    if temperature == 0:
+        return logits.argmax(-1)
+    p, order = (logits / temperature).softmax(-1).sort(descending=True)
+    dropped = p.cumsum(-1) - p >= top_p  # the tokens before it already have top_p
+    dropped[:, 0] = False
+    chosen = torch.multinomial(p.masked_fill(dropped, 0), 1, generator=generator)
+    return order.gather(1, chosen)[:, 0]
 
 
 def init_weights(module: nn.Module) -> None:

@@ -15,25 +15,26 @@ Written to --out: model.pt, tokenizer.model, run.json, metrics.jsonl; curves.png
 installed; sheet.png, test answers; example.png (and example.wav), to ask about.
 """
 
-import engine.terminal  # noqa: F401 - first: then Ctrl-C while torch loads is no traceback
-
-from functools import cache, partial
+from functools import cache
 
 import torch
 
 import data
+from engine import wings
 from engine.answering import say_unread
 from engine.batches import StepBatches, check_source, loader_of, measure_pixels
 from engine.checkpoint import StopRequest, fingerprint
 from engine.distributed import Distributed, full_tensor
 from engine.lock import run_lock
-from engine.optimizers import freeze, make_optimizers
-from engine.options import PRESETS, arguments
-from engine.precision import autocast_of, check_device, scaler_of, uncompiled, wrap_blocks
+from engine.optimizers import freeze, make_optimizers, set_rates
+from engine.options import PRESETS, arguments, settings_table
+from engine.precision import autocast_of, check_device, compile_blocks, scaler_of, uncompiled
 from engine.run import Run, check_out, one_line_errors
 from engine.tables import pool, table
 from eval import answer_all, summarise
 from model import MLLM, Config
+
+CLIP = 1.0  # the norm of all gradients of a step, at most
 
 
 def schedule(step: int, steps: int, warmup: int = 30, decay: float = 0.4) -> float:
@@ -42,91 +43,130 @@ def schedule(step: int, steps: int, warmup: int = 30, decay: float = 0.4) -> flo
     return min(1.0, (step + 1) / warmup, (steps - step) / max(1.0, decay * steps))
 
 
-def train_stage(
-    model, loss_function, optimizers, scaler, batches, first_step, steps, kind, record,
-    schedule=schedule,
-):  # fmt: skip
-    """One stage. batches: those of the steps from first_step on, on the model's device. kind: the
-    mask. record(step, loss, norm): called after each step, counted from 1."""
-    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    for step, batch in enumerate(batches, first_step):
-        for optimizer, peak in zip(optimizers, peaks):
-            for group in optimizer.param_groups:
-                group["lr"] = peak * schedule(step, steps)
-
-        loss = loss_function(**batch, kind=kind)
+def forward_backward(loss_of, batches: list[dict], mask: str, autocast, scaler) -> torch.Tensor:
+    """Add up the gradients of the batches of one step (--accumulate makes several); returns the
+    sum of their losses."""
+    total = 0
+    for batch in batches:
+        with autocast:
+            loss = loss_of(**batch, mask=mask)  # MLLM.loss
         scaler.scale(loss).backward()
-
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
-        norm = full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
-        # float16 alone: a step whose gradients overflow is left out
-        overflow = scaler.is_enabled() and not torch.isfinite(norm)
-        for optimizer in optimizers:
-            if not overflow:
-                scaler.step(optimizer)
-        scaler.update()
-        model.zero_grad()
-        record(step + 1, loss, torch.zeros_like(norm) if overflow else norm)
+        total = total + loss.detach()
+    return total
 
 
-def prepare(model: MLLM, source, stages: list, args, ranks: Distributed) -> MLLM:
-    """Check what can be checked before training; the model, wrapped for the processes there are."""
-    freeze(model, args.pt_freeze, "--pt-freeze")  # an unknown part fails here, not later
-    freeze(model, args.freeze)
-    check_source(source, stages, model, args, ranks.say)
+def clip_and_step(model, optimizers: list, scaler) -> torch.Tensor:
+    """Clip the gradients, update the parameters; returns the norm that the gradients had."""
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
+    norm = full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP))
+    # float16 alone: a step whose gradients overflow is left out
+    overflow = scaler.is_enabled() and not torch.isfinite(norm)
+    for optimizer in optimizers:
+        if not overflow:
+            scaler.step(optimizer)
+    scaler.update()
+    model.zero_grad()
+    return torch.zeros_like(norm) if overflow else norm
+
+
+def train_stage(model, batches: StepBatches, run: Run, args, scaler, validate, stop, schedule):
+    """One stage: "pt" under --pt-mask, "sft" under the mask of the model. batches: of each step.
+    validate(): the summary of the answers to validation questions."""
+    stage, steps, processes = batches.stage, len(batches), run.processes
+    freeze(model, args.pt_freeze if stage == "pt" else args.freeze)
+    optimizers, autocast = make_optimizers(model, args, stage), autocast_of(args)
+    loss_of = processes.loss_function(model)  # model.loss; several processes share its gradients
+    first_step = run.begin(stage, model, optimizers, scaler)
+    loader = loader_of(batches, first_step, args)
+
+    for step, parts in zip(run.bar(first_step, steps), loader):
+        parts = run.on_device(parts)
+        set_rates(optimizers, schedule(step, steps))
+        mask = args.pt_mask if stage == "pt" else model.config.mask
+        loss = forward_backward(loss_of, parts, mask, autocast, scaler)
+        norm = clip_and_step(model, optimizers, scaler)
+
+        done, last, stopping = step + 1, step + 1 == steps, processes.any_rank(stop.requested)
+        run.unchecked.append((loss, norm))
+        write_now = last or done % 10 == 0 or stage == "sft" and done % args.eval_every == 0
+        validate_now = stage == "sft" and (last or done % args.eval_every == 0)
+        save_now = last or stopping or done % args.save_every == 0
+        if write_now or save_now:
+            mean_loss = processes.mean(loss)
+            run.check(done, scaler, batches)
+        if write_now:
+            val = validate() if validate_now else None
+            run.write(done, mean_loss, model, val, draw=last or validate_now)
+        if save_now:
+            run.save(done, model, optimizers, scaler)
+        if stopping:
+            run.shown_bar.close()
+            raise KeyboardInterrupt
+
+
+def prepare(model: MLLM, source, whole: list[StepBatches], args, processes: Distributed) -> MLLM:
+    """Check what can be checked before training; the model, placed on the processes there are."""
+    freeze(model, args.pt_freeze, "--pt-freeze", args.pt_steps)  # what is wrong fails here
+    freeze(model, args.freeze, "--freeze", args.steps)
+    check_source(source, whole, {"pt": args.pt_mask, "sft": args.mask}, model, args, processes.say)
     params = sum(p.numel() for p in model.parameters())
-    ranks.say(f"{args.out}: mask {args.mask}, {params:,} parameters, on {args.device}")
-    measure_pixels(model.encoder, stages[0][2])
-    wrap_blocks(model, args)
-    return ranks.place(model)
+    processes.say(f"{args.out}: mask {args.mask}, {params:,} parameters, on {args.device}")
+    processes.say(settings_table(args))
+    measure_pixels(model.encoder, whole[0])
+    model.checkpointing = bool(args.checkpointing)
+    if args.compile:
+        compile_blocks(model)
+    return processes.place(model)
 
 
 def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> None:
     """Train a model on a data set in two stages and write the run's folder. args: as
     engine.options.arguments makes them; watch: what draws curves.png and sheet.png (lab/watch.py).
     Raises data.DataError where the data or the folder do not allow it."""
-    ranks = Distributed(args.device, args.fsdp)
-    stages = [
-        (stage, kind, StepBatches(source, tokenizer, model.config, stage, args))
-        for stage, kind in (("pt", args.pt_mask), ("sft", args.mask))
-    ]
-    model = prepare(model, source, stages, args, ranks)
-    say_once = cache(ranks.say)  # not at every validation
+    processes = Distributed(args.device, args.fsdp)
+    config = model.config
+    whole = [StepBatches(source, tokenizer, config, stage, args) for stage in ("pt", "sft")]
+    model = prepare(model, source, whole, args, processes)
+    say_once = cache(processes.say)  # not at every validation
 
     def answer(examples: list, progress: bool = False) -> list[dict]:
-        shard = ranks.local_shard(examples)
+        shard = processes.local_shard(examples)
         with uncompiled(args.compile):
-            results = answer_all(model, tokenizer, shard, source.answers, progress=progress)
-        results = ranks.gather_list(results)
+            results = iter(answer_all(model, tokenizer, shard, source.answers, progress=progress))
+        results = [[next(results) for _ in example.turns] for example in shard]
+        results = [result for of_one in processes.gather_list(results) for result in of_one]
         say_unread(results, say_once, args.strict)
         return results
 
-    first_rows = [row for *_, batches in stages for row in batches.rows(0)]
-    run = Run(args, ranks, tokenizer, fingerprint(source, tokenizer, first_rows))
-    run.watch_by(watch, source.heldout("val", args.val_limit), lambda e: summarise(answer(e)))
-    scaler, cast = scaler_of(args), autocast_of(args)
-    with StopRequest(patient=ranks.world_size > 1) as stop:
-        for stage, kind, batches in run.to_do(stages):
-            freeze(model, args.pt_freeze if stage == "pt" else args.freeze)
-            optimizers, loss = make_optimizers(model, args, stage), cast(ranks.loss_function(model))
-            first_step = run.begin_stage(stage, model, optimizers, scaler, batches)
-            loaded = run.progress(loader_of(batches, first_step, args), first_step)
-            train_stage(model, loss, optimizers, scaler, loaded, first_step, len(batches), kind,
-                        partial(run.record, stop), schedule)  # fmt: skip
+    def validate() -> dict | None:
+        return summarise(answer(validation)) if validation else None
+
+    first_rows = [row for batches in whole for row in batches.rows(0)]
+    run = Run(args, processes, tokenizer, fingerprint(source, tokenizer, first_rows), watch)
+    scaler, validation = scaler_of(args), source.heldout("val", args.val_limit)
+    share = processes.rank, processes.world_size, args.accumulate
+    with StopRequest(patient=processes.world_size > 1) as stop:
+        for stage in run.to_do():
+            batches = StepBatches(source, tokenizer, config, stage, args, *share)
+            train_stage(model, batches, run, args, scaler, validate, stop, schedule)
 
     run.save_model(model)
-    results = answer(source.heldout(source.final_split, args.limit), progress=ranks.is_main)
-    if watch and (ranks.is_main or ranks.sharded):
-        watch.write_sheet(args.out, model, tokenizer, results, ranks.is_main, source)
-    if ranks.is_main:
-        record = run.finish(summarise(results))
-        print(f"\nHeld-out answers, after {record['seconds']:.0f} seconds:")
-        print(table(pool([record])))
+    results = answer(source.heldout(source.final_split, args.limit), progress=processes.is_main)
+    if watch and (processes.is_main or processes.sharded):
+        watch.write_sheet(args.out, model, tokenizer, results, processes.is_main, source)
+    if processes.is_main:
+        report(run.finish(summarise(results)), args)
+    processes.end()
+
+
+def report(record: dict, args) -> None:
+    """What is printed at the end of a run."""
+    print(f"\nHeld-out answers, after {record['seconds']:.0f} seconds:")
+    print(table(pool([record])))
+    if args.data not in data.TEXT_WORLDS:
         file = "--audio FILE" if args.data in data.AUDIO_WORLDS else "--image FILE"
-        if args.data not in data.TEXT_WORLDS:
-            print(f'Ask it: python eval.py {args.out} {file} --question "..."')
-    ranks.end()
+        print(f'Ask it: python eval.py {args.out} {file} --question "..."')
 
 
 def main(argv=None) -> None:
@@ -134,9 +174,7 @@ def main(argv=None) -> None:
     with one_line_errors(args.out), run_lock(args.out):
         check_out(args)
         check_device(args.device)
-        from lab import variants, watch  # the one look upwards: other methods, and drawing
-
-        variant = variants.get(args)
+        variant = wings.get(args)
         torch.manual_seed(args.seed)
         source = data.load(
             args.data, args.source, args.images, args.strict, args.pt_source, args.pt_images,
@@ -150,8 +188,8 @@ def main(argv=None) -> None:
             config = Config(vocab_size=len(tokenizer), **sizes)
         except ValueError as error:
             raise data.DataError(str(error)) from None
-        model = variant.model_class(config)
-        fit(model, tokenizer, source, args, watch)
+        model = (variant.model_class or MLLM)(config)
+        fit(model, tokenizer, source, args, wings.watch())
 
 
 if __name__ == "__main__":

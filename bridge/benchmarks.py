@@ -21,7 +21,7 @@ from bridge.benchmark_files import Question, read
 from engine.answering import say_unread
 from engine.options import Parser, positive
 from engine.precision import check_device, default_device
-from engine.run import check_writable, one_line_errors, read_record
+from engine.run import check_writable, one_line_errors
 from engine.tables import markdown
 from eval import answer_all, normalise, open_run
 
@@ -201,11 +201,8 @@ def main(argv=None) -> None:
     with one_line_errors():
         check_device(args.device)
         check_writable(args.json)
-        from lab import variants  # the one look upwards: runs of other methods
-
         questions = read(args.file, args.images)[: args.limit]
-        classes = variants.classes_of(read_record(args.run)["args"])
-        model, tokenizer = open_run(args.run, args.device, None, *classes)
+        model, tokenizer = open_run(args.run, args.device)
         answers = answer_all(
             model, tokenizer, [q.example for q in questions], None, args.batch_size, progress=True,
             max_new_tokens=args.max_new_tokens,

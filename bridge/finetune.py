@@ -20,6 +20,7 @@ import data
 import train
 from bridge.chat import TEMPLATES, read_tokenizer
 from bridge.pretrained import PretrainedConfig, PretrainedMLLM, config_of, load
+from engine import wings
 from engine.batches import StepBatches, check_source
 from engine.distributed import Distributed
 from engine.lock import run_lock
@@ -117,13 +118,11 @@ def check_data(source, tokenizer, config: PretrainedConfig, args) -> CheckedSour
     be used. Raises DataError."""
     with torch.device("meta"):
         model = PretrainedMLLM(config)  # shapes without values
-    stages = [
-        (stage, kind, StepBatches(source, tokenizer, config, stage, args))
-        for stage, kind in (("pt", args.pt_mask), ("sft", args.mask))
-    ]
-    freeze(model, args.pt_freeze, "--pt-freeze")  # a part that does not exist is said now
-    freeze(model, args.freeze)
-    check_source(source, stages, model, args, Distributed(args.device, args.fsdp).say)
+    stages = [StepBatches(source, tokenizer, config, stage, args) for stage in ("pt", "sft")]
+    masks = {"pt": args.pt_mask, "sft": args.mask}
+    freeze(model, args.pt_freeze, "--pt-freeze", args.pt_steps)  # what is wrong is said now
+    freeze(model, args.freeze, "--freeze", args.steps)
+    check_source(source, stages, masks, model, args, Distributed(args.device, args.fsdp).say)
     return CheckedSource(source)
 
 
@@ -146,8 +145,6 @@ def main(argv=None) -> None:
     with one_line_errors(args.out), run_lock(args.out):
         check_out(args)
         check_device(args.device)
-        from lab import watch  # the one look upwards: drawing
-
         tokenizer = read_tokenizer(args.llm, args.template, args.system)
         config = model_config(args, tokenizer)
         source = data.load(
@@ -156,7 +153,7 @@ def main(argv=None) -> None:
         )  # fmt: skip
         source = check_data(source, tokenizer, config, args)
         model = load(args.vision, args.llm, config, seed=args.seed)
-        train.fit(model, tokenizer, source, args, watch, SCHEDULES[args.schedule])
+        train.fit(model, tokenizer, source, args, wings.watch(), SCHEDULES[args.schedule])
 
 
 if __name__ == "__main__":

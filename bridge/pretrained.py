@@ -18,7 +18,6 @@ Shapes:  B rows   T tokens of a row   D decoder width   H query heads   G key/va
          d head width
 """
 
-import copy
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,6 @@ from bridge.decoders import DECODER, decoder_sizes
 from bridge.folders import tensors
 from bridge.siglip import VISION, SiglipEncoder, vision_sizes
 from data import DataError
-from engine.checks import check_sizes
 from mma import ANSWER, PAD
 from model import MLLM, Attention, Config, VisionEncoder, init_weights
 
@@ -51,23 +49,15 @@ class PretrainedConfig(Config):
     rope_scale: float = 1.0  # long-rope: cosines and sines are multiplied by it
 
     def __post_init__(self):
-        whole = copy.copy(self)  # SigLIP leaves out what is less than a patch
-        whole.image_size -= self.image_size % max(1, self.patch_size)
-        check_sizes(whole)
+        pixels = self.image_size  # SigLIP leaves out what is less than a patch
+        self.image_size -= pixels % max(1, self.patch_size)
+        super().__post_init__()
+        self.image_size, self.patches = pixels, self.grid  # patches along one side of a picture
         if self.pool < 1 or self.patches % self.pool:
             raise ValueError(f"patches={self.patches} must be a multiple of pool={self.pool}")
-
-    @property
-    def head_width(self) -> int:
-        return self.d_head or self.d_model // self.n_head
-
-    @property
-    def patches(self) -> int:
-        return self.image_size // self.patch_size  # along one side of a picture
-
-    @property
-    def grid(self) -> int:
-        return self.patches // self.pool  # image tokens along one side of a picture
+        self.grid = self.patches // self.pool  # image tokens along one side of a picture
+        self.n_image_tokens = self.grid**2
+        self.head_width = self.d_head or self.head_width
 
 
 class NormedLinear(nn.Linear):
@@ -96,8 +86,8 @@ class PretrainedAttention(Attention):
             self.q, self.k = (NormedLinear(D, H, d, config.norm_eps) for H in heads)
         self.score_scale = config.rope_scale**2
 
-    def queries_keys_values(self, x_q, x, context):
-        q, k, v = super().queries_keys_values(x_q, x, context)
+    def queries_keys_values(self, x, context):
+        q, k, v = super().queries_keys_values(x, context)
         return (q if self.score_scale == 1 else q * self.score_scale), k, v
 
 
@@ -127,11 +117,11 @@ class PretrainedMLLM(MLLM):
             bits = torch.tensor(config.rope_factors, device="cpu").view(torch.int32)
             self.register_buffer("rope_factors", bits, persistent=False)
 
-    def mask_and_positions(self, kind, role, turn=None, document=None):
-        mask, position = super().mask_and_positions(kind, role, turn, document)
+    def context_of(self, mask, role, turn=None, document=None):
+        context = super().context_of(mask, role, turn, document)
         if self.config.rope_factors:  # no pad makes a row longer: see frequencies
-            position = position * (role != PAD)
-        return mask, position
+            context.position = context.position * (role != PAD)
+        return context
 
     def frequencies(self, position: Tensor) -> Tensor:
         """float32 [d/2]; with long-rope [B, 1, T, d/2], by the length of each token's document. A
@@ -149,7 +139,7 @@ class PretrainedMLLM(MLLM):
         short, long = plain / self.rope_factors.view(torch.float32)
         return torch.where(is_long, long, short)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(
         self, ids, role, images=None, image_index=None, turn=None, *, eos: int, max_new_tokens=32,
         **sampling,
@@ -157,9 +147,9 @@ class PretrainedMLLM(MLLM):
         """As MLLM.generate. With long-rope a short row that goes on past rope_short tokens is, with
         its answer so far, the prompt of a second prefill."""
 
-        def answer(ids, role, turn, limit):  # FSDP cannot gather parameters in inference mode
-            generate, options = MLLM.generate.__wrapped__, dict(eos=eos, max_new_tokens=limit)
-            return generate(self, ids, role, images, image_index, turn, **options, **sampling)
+        def answer(ids, role, turn, limit):
+            options = dict(eos=eos, max_new_tokens=limit)
+            return MLLM.generate(self, ids, role, images, image_index, turn, **options, **sampling)
 
         if not self.config.rope_factors:
             return answer(ids, role, turn, max_new_tokens)

@@ -17,8 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bridge.folders import demand, number, read_config, section
-from engine.checks import check_image
-from engine.precision import scaled_dot_product_attention
 
 EPS = 1e-6
 
@@ -37,7 +35,7 @@ class SiglipBlock(nn.Module):
         N, n, E = x.shape
         qkv = self.qkv(self.norm1(x)).view(N, n, 3, self.heads, E // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, heads, n, E / heads]
-        y = scaled_dot_product_attention(q, k, v)
+        y = F.scaled_dot_product_attention(q, k, v)
         x = x + self.out(y.transpose(1, 2).reshape(N, n, E))
         return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
 
@@ -67,7 +65,9 @@ class SiglipEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         p, g, pool = self.patch_size, self.patches, self.pool
-        check_image(images, self.size)
+        if images.dtype != torch.uint8 or images.shape[1:] != (3, self.size, self.size):
+            got = f"{images.dtype} {list(images.shape)}"
+            raise ValueError(f"images must be uint8 [N, 3, {self.size}, {self.size}], got {got}")
         x = images.to(self.pixel_mean.dtype) - self.pixel_mean[:, None, None]
         x = x / self.pixel_std[:, None, None]
         x = x[..., : g * p, : g * p]  # whole patches

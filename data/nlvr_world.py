@@ -113,8 +113,6 @@ class World:
 
 
 if __name__ == "__main__":
-    import engine.terminal  # noqa: F401 - so that `| head` ends it without a traceback
-
     about = "A world drawn in NLVR's manner: sentences, speed, a sheet of pictures."
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--png", metavar="FILE", help="write 12 pictures here")

@@ -152,8 +152,6 @@ def question_only(n_scenes: int = 20_000) -> dict[str, tuple[float, float]]:
 
 
 if __name__ == "__main__":
-    import engine.terminal  # noqa: F401 - so that `| head` ends it without a traceback
-
     about = "The built-in world: question-only ceilings, speed, a sheet of pictures."
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--png", metavar="FILE", help="write 32 pictures here")

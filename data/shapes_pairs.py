@@ -219,8 +219,6 @@ def question_only(n_pairs: int = 20_000) -> dict[str, tuple[float, float]]:
 
 
 if __name__ == "__main__":
-    import engine.terminal  # noqa: F401 - so that `| head` ends it without a traceback
-
     families.show(question_only())
     for example in Pairs().heldout("test", 8):
         question, answer = example.turns[0]

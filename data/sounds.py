@@ -196,8 +196,6 @@ def question_only(n_sounds: int = 20_000) -> dict[str, tuple[float, float]]:
 
 
 if __name__ == "__main__":
-    import engine.terminal  # noqa: F401 - so that `| head` ends it without a traceback
-
     about = "The built-in world of sound: question-only ceilings, speed, a sound, a sheet."
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--wav", metavar="FILE", help="write the first test sound here")

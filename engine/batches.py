@@ -8,31 +8,37 @@ from torch.utils.data import DataLoader, Dataset
 
 import data
 from engine.checkpoint import ignore_signals
-from engine.last_layer import find_loss_positions
 from mma import Role, leaks, supervised
 
 
 class StepBatches(Dataset):
-    """Item s is the batch of step s: a function of (stage, s, seed) alone, so that a run can stop
-    and go on anywhere. Trouble with the data is returned, not raised, so that it leaves a worker as
-    one line. Of several processes, rank of world_size, each takes every world_size-th row.
+    """Item s is what step s reads: a list of `parts` batches, a function of (stage, s, seed) alone,
+    so that a run can stop and go on anywhere. Trouble with the data is returned, not raised, so
+    that it leaves a worker as one line. Of several processes, rank of world_size, each takes every
+    world_size-th row. By default all rows are in one batch.
 
-    A row whose picture cannot be read is left out: `unread` of its batch, a list, says why, once a
-    row. The loss is still divided by the number of all answer tokens that were drawn: the result is
-    then the same for any number of processes, without their telling each other."""
+    A row whose picture cannot be read is left out: `unread` of the first batch, a list, says why,
+    once a row. The loss is still divided by the number of all answer tokens that were drawn: the
+    result is then the same for any number of processes, without their telling each other."""
 
     TRIED = 8  # steps whose pictures are tried, where none of a step's can be read
 
-    def __init__(self, source, tokenizer: data.Tokenizer, config, stage: str, args):
+    def __init__(
+        self, source, tokenizer: data.Tokenizer, config, stage: str, args, rank: int = 0,
+        world_size: int = 1, parts: int = 1,
+    ):  # fmt: skip
         self.source, self.tokenizer, self.config = source, tokenizer, config
         self.stage, self.args = stage, args
-        self.rank, self.world_size = 0, 1
+        self.rank, self.world_size, self.parts = rank, world_size, parts
 
     def __len__(self) -> int:
         return self.args.steps if self.stage == "sft" else self.args.pt_steps
 
     def __getitem__(self, step: int):
-        return self.batch(step, data.pack)
+        try:
+            return self.batches(step)
+        except data.DataError as error:
+            return error
 
     def examples(self, step: int) -> list[data.Example]:
         args = self.args
@@ -44,36 +50,38 @@ class StepBatches(Dataset):
         n, longest = self.config.n_image_tokens, self.args.max_tokens
         return [data.encode(e, self.tokenizer, n, longest) for e in self.examples(step)]
 
-    def batch(self, step: int, pack=list):
-        try:
-            return self._batch(step, pack)
-        except data.DataError as error:
-            return error
-
-    def _batch(self, step: int, pack) -> dict:
-        rows, size = self.rows(step), self.config.image_size
+    def batches(self, step: int, pack=data.pack) -> list[dict]:
+        rows = self.rows(step)
         if len(rows) < self.world_size:
             raise data.DataError(
                 f"step {step + 1} of stage {self.stage} has {len(rows)} rows for "
                 f"{self.world_size} processes"
             )
-        local = rows[self.rank :: self.world_size]
-        local = [data.row_or_empty_prompt(row, self.tokenizer, size) for row in local]
+        local = [
+            data.row_or_empty_prompt(row, self.tokenizer, self.config.image_size)
+            for row in rows[self.rank :: self.world_size]
+        ]
         unread = [row for row in local if row.unread]
         if unread:
             self._check_unread(step, local, unread)
-        batch = data.collate(pack(local), self.tokenizer.pad, size)
+        n = min(self.parts, len(rows) // self.world_size)  # the same for all processes
+        cuts = [len(local) * part // n for part in range(n + 1)]
+        batches = [self.collate(pack(local[a:b])) for a, b in zip(cuts, cuts[1:])]
+        if self.world_size > 1 or unread or n > 1:
+            # the sum over batches, and the mean over processes, is then the mean over answer tokens
+            num_targets = sum(role == Role.ANSWER for row in rows for role in row.role)
+            for batch in batches:
+                batch["num_targets"] = torch.tensor(max(1, num_targets) / self.world_size)
+        if unread:
+            batches[0]["unread"] = [row.unread for row in unread]
+        return batches
+
+    def collate(self, rows: list[data.Row]) -> dict:
+        size = self.config.image_size
+        batch = data.collate(rows, self.tokenizer.pad, size)
         if "images" not in batch:  # a picture that no row shows: DDP wants all parameters used
             batch["images"] = torch.zeros(1, 3, size, size, dtype=torch.uint8)
             batch["image_index"] = torch.zeros(0, dtype=torch.int64)
-        positions = find_loss_positions(batch["role"], batch.get("document"))
-        batch["rows"], batch["valid_index"] = positions
-        if self.world_size > 1 or unread:
-            # the processes' mean is then the mean over all answer tokens
-            num_targets = sum(role == Role.ANSWER for row in rows for role in row.role)
-            batch["num_targets"] = torch.tensor(max(1, num_targets) / self.world_size)
-        if unread:
-            batch["unread"] = [row.unread for row in unread]
         return batch
 
     def _check_unread(self, step: int, local: list, unread: list) -> None:
@@ -104,21 +112,19 @@ def loader_of(batches: StepBatches, first_step: int, args) -> DataLoader:
     )
 
 
-def check_labels(kind: str, batch: dict, model, allow_leaks: bool) -> None:
+def check_labels(mask: str, batch: dict, model, allow_leaks: bool) -> None:
     """DataError for rows that teach nothing: without a supervised token, or with labels that the
     mask gives away."""
-    if isinstance(batch, data.DataError):
-        raise batch
     role = batch["role"]
     if not supervised(role).any():
         if "unread" in batch:
             raise data.DataError(f"no row of the first batch can be used: {batch['unread'][0]}")
         raise data.DataError("no row of the first batch keeps an answer token; raise --max-tokens")
-    mask, _ = model.mask_and_positions(kind, role, batch["turn"])
-    leaking = int(leaks(mask, role).sum())
+    attention_mask = model.context_of(mask, role, batch["turn"]).attention_mask
+    leaking = int(leaks(attention_mask, role).sum())
     if leaking:
         found = (
-            f"under the mask {kind!r} {leaking} answer tokens of the first batch can be read "
+            f"under the mask {mask!r} {leaking} answer tokens of the first batch can be read "
             "instead of predicted (mma.leaks)"
         )
         if not allow_leaks:
@@ -129,10 +135,10 @@ def check_labels(kind: str, batch: dict, model, allow_leaks: bool) -> None:
         print(f"{found}; --variant allows it, so the training loss says nothing")
 
 
-def check_source(source, stages: list, model, args, say) -> None:
+def check_source(source, stages: list[StepBatches], masks: dict, model, args, say) -> None:
     """Read every picture of a folder once, leave out what cannot be used and say so, and look at
-    the first batch of each stage: (stage, mask, StepBatches)."""
-    config, tokenizer = model.config, stages[0][2].tokenizer
+    the first batch of each stage, under its mask."""
+    config, tokenizer = model.config, stages[0].tokenizer
     is_folder = hasattr(source, "read_pictures")  # also where a variant wraps it
     if is_folder:
         if skipped := source.read_pictures(config.image_size):
@@ -150,16 +156,17 @@ def check_source(source, stages: list, model, args, say) -> None:
             f"{dropped} of them keep no answer and are left out"
         )
         say(describe_splits(source))
-    for stage, kind, batches in stages:
-        check_labels(kind, batches.batch(0), model, args.allow_leaks)  # unpacked: the same, sooner
+    for batches in stages:
+        (batch,) = batches.batches(0, pack=list)  # unpacked: the same, sooner
+        check_labels(masks[batches.stage], batch, model, args.allow_leaks)
         if is_folder:
             continue
         n, longest = config.n_image_tokens, args.max_tokens
         cut, without = map(len, data.unusable(batches.examples(0), tokenizer, n, longest))
         if cut:
             say(
-                f"stage {stage}: {cut} rows of the first batch are longer than {longest} tokens "
-                f"and are cut; {without} of them keep no answer"
+                f"stage {batches.stage}: {cut} rows of the first batch are longer than {longest} "
+                f"tokens and are cut; {without} of them keep no answer"
             )
 
 
@@ -182,13 +189,14 @@ def describe_splits(source) -> str:
     return line
 
 
-def measure_pixels(encoder, batches: StepBatches) -> None:
+def measure_pixels(encoder, steps: StepBatches) -> None:
     """Set the encoder's pixel_mean and pixel_std to those of the first training pictures, which
     stand for all; a pretrained encoder has its own."""
     if getattr(encoder, "pretrained", False):
         return
-    some = (batches[step] for step in range(20))
-    shown = (b["images"] for b in some if isinstance(b, dict) and len(b["image_index"]))
+    some = (steps[step] for step in range(20))  # a step that cannot be read is said later
+    batches = (batches[0] for batches in some if isinstance(batches, list))
+    shown = (batch["images"] for batch in batches if len(batch["image_index"]))
     if (images := next(shown, None)) is not None:
         pixels = images.float()
         encoder.pixel_mean.copy_(pixels.mean((0, 2, 3)))

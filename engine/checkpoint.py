@@ -29,7 +29,7 @@ STATE |= {"metrics", "rng", "cuda_rng"}
 # Options that do not make a run another run
 NON_IDENTITY_ARGS = (
     "out", "overwrite", "resume", "workers", "device", "limit", "save_every", "checkpointing",
-    "compile", "source", "images", "pt_source", "pt_images",
+    "compile", "accumulate", "source", "images", "pt_source", "pt_images", "origin",
 )  # fmt: skip
 
 

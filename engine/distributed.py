@@ -13,9 +13,7 @@ process that dies ends the job: torchrun stops the others. Two ways to share:
 import os
 import shutil
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
-from types import MethodType
 
 import torch
 import torch.distributed as dist
@@ -23,7 +21,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data import DataError, reason
-from engine.last_layer import answer_loss
 from engine.precision import check_device
 
 
@@ -119,22 +116,14 @@ class Distributed:
         mesh = dist.device_mesh.init_device_mesh(kind, (self.world_size,))
         for part in [*model.encoder.blocks, *model.blocks, model]:
             fully_shard(part, mesh=mesh)
-
-        def generate(model, *args, **options):
-            with torch.no_grad():  # parameters cannot be gathered in inference mode
-                out = type(model).generate.__wrapped__(model, *args, **options)
-            model.reshard()
-            return out
-
-        model.generate = MethodType(generate, model)
         return model
 
     def loss_function(self, model: nn.Module):
-        """A function of a batch's keyword arguments: the loss, whose gradients are averaged over
+        """model.loss, a function of a batch's keyword arguments, whose gradients are averaged over
         the processes on the way back."""
         if self.world_size == 1 or self.sharded:
-            return partial(answer_loss, model)
-        return nn.parallel.DistributedDataParallel(AnswerLoss(model))
+            return model.loss
+        return nn.parallel.DistributedDataParallel(Loss(model))
 
     def save(self, model: nn.Module, optimizers: list, folder: Path) -> dict:
         """What a checkpoint keeps of both; sharded: all write their parts below `folder`, and its
@@ -145,6 +134,7 @@ class Distributed:
         from torch.distributed import checkpoint
         from torch.distributed.checkpoint.state_dict import get_state_dict
 
+        model.reshard()  # answering gathers what it uses
         states = dict(zip(("model", "optimizers"), get_state_dict(model, optimizers)))
         try:
             checkpoint.save(states, checkpoint_id=folder)
@@ -189,15 +179,15 @@ class Distributed:
         return get_model_state_dict(model, options=options)
 
 
-class AnswerLoss(nn.Module):
-    """DistributedDataParallel calls forward; the loss is a function."""
+class Loss(nn.Module):
+    """DistributedDataParallel calls forward; what is minimised is model.loss."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, **batch) -> Tensor:
-        return answer_loss(self.model, **batch)
+        return self.model.loss(**batch)
 
 
 def full_tensor(x: Tensor) -> Tensor:

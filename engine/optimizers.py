@@ -27,11 +27,9 @@ def make_optimizers(model: nn.Module, args, stage: str) -> list[torch.optim.Opti
         return is_matrix and not name.endswith(("embed.weight", "unembed.weight"))
 
     first, second = ([p for n, p in trained.items() if is_first(n) == w] for w in (True, False))
-    options = dict(
-        betas=(0.9, 0.95),
-        weight_decay=1e-4 if adamw else 0.0,
-        fused=args.device.startswith("cuda"),
-    )
+    # fused: one pass over the numbers of a parameter; a CPU has it, too
+    fused = args.device.startswith(("cuda", "cpu")) and not args.fsdp
+    options = dict(betas=(0.9, 0.95), weight_decay=1e-4 if adamw else 0.0, fused=fused)
     optimizers = []
     if first:
         lr = args.lr * (args.pt_lr_times if stage == "pt" else 1)
@@ -46,9 +44,16 @@ def make_optimizers(model: nn.Module, args, stage: str) -> list[torch.optim.Opti
     return optimizers
 
 
-def freeze(model: nn.Module, parts: list[str], option: str = "--freeze") -> None:
+def set_rates(optimizers: list[torch.optim.Optimizer], share: float) -> None:
+    """Give every parameter that share of its optimizer's peak rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * share
+
+
+def freeze(model: nn.Module, parts: list[str], option: str = "--freeze", steps: int = 1) -> None:
     """Train all parameters but those whose names begin with one of parts. DataError for a part that
-    no parameter belongs to; option: where the user named it."""
+    no parameter belongs to, or if none is left to train; option, steps: of the stage."""
     names = [name for name, _ in model.named_parameters()]
     for part in parts:
         if not part or not any(name.startswith(part) for name in names):
@@ -56,6 +61,10 @@ def freeze(model: nn.Module, parts: list[str], option: str = "--freeze") -> None
             raise DataError(f"{option} {part!r}: no parameter's name begins so; there are {there}")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(parts)))
+    if steps and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise DataError(
+            f"{option} {' '.join(parts)} leaves no parameter to train; name fewer parts"
+        )
 
 
 class Muon(torch.optim.Optimizer):
@@ -90,17 +99,19 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, params: list[Tensor], group: dict) -> None:
         lr, momentum = group["lr"], group["momentum"]
-        updates = []
         for p in params:
-            state = self.state[p]
-            if "momentum" not in state:
-                state["momentum"] = torch.zeros_like(p)
-            m = state["momentum"].lerp_(p.grad, 1 - momentum)
-            updates.append(full_tensor(p.grad.lerp(m, momentum)))  # Nesterov
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        gradients = [p.grad for p in params]
+        means = [self.state[p]["momentum"] for p in params]
+        torch._foreach_lerp_(means, gradients, 1 - momentum)
+        updates = torch._foreach_lerp(gradients, means, momentum)  # Nesterov
+        updates = orthogonalise(torch.stack([full_tensor(u) for u in updates]), self.dtype)
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
         scale = max(1, params[0].shape[0] / params[0].shape[1]) ** 0.5
-        for p, update in zip(params, orthogonalise(torch.stack(updates), self.dtype)):
-            p.mul_(1 - lr * group["weight_decay"])
-            p.add_(shard_like(update, p), alpha=-lr * scale)
+        updates = [shard_like(update, p) for update, p in zip(updates, params)]
+        torch._foreach_add_(params, updates, alpha=-lr * scale)
 
 
 def orthogonalise(m: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

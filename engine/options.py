@@ -6,6 +6,7 @@ What the command line leaves open comes from the preset and from the recipe of t
 """
 
 import argparse
+import textwrap
 from pathlib import Path
 
 import data
@@ -253,6 +254,13 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
     )
     g.add_argument("--compile", action="store_true", help="compile the layers")
     g.add_argument(
+        "--accumulate",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="compute a step in N parts, to save memory; the result is the same",
+    )
+    g.add_argument(
         "--checkpointing",
         action="store_true",
         default=None,
@@ -260,6 +268,7 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
     )
     g.add_argument("--fsdp", action="store_true", help="with torchrun: share the model out")
     args = parser.parse_args(argv)
+    given = options_given(parser, argv)
     for name, why in parser.refused.items():
         if getattr(args, name) is not None:
             parser.error(f"--{name.replace('_', '-')} cannot be given: {why}")
@@ -273,22 +282,56 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
     if args.preset is None:
         by_device = "small" if args.device.startswith("cuda") else "tiny"
         args.preset = usual if extend else by_device
-    return fill_in(args, presets[args.preset])
+    return fill_in(args, presets[args.preset], given)
 
 
-def fill_in(args: argparse.Namespace, preset: dict) -> argparse.Namespace:
-    """The command line, filled up from the preset, the recipe of the data and the defaults."""
+def options_given(parser: argparse.ArgumentParser, argv) -> set[str]:
+    """The names of the options that stand on the command line."""
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    parser._defaults.clear()
+    return set(vars(parser.parse_args(argv)))
+
+
+def fill_in(args: argparse.Namespace, preset: dict, given: set[str]) -> argparse.Namespace:
+    """The command line, filled up from the preset, the recipe of the data and the defaults.
+    args.origin says of each setting which of these it is from."""
     own = preset.get("own", {})  # what holds whatever the data
-    known = {**DEFAULTS, **preset, **RECIPES[args.data], **own}
+    sources = {"default": DEFAULTS, "preset": {**preset, "n_layer": preset["model"]["n_layer"]},
+               "recipe": RECIPES[args.data], "preset ": own}  # fmt: skip
+    args.origin = dict.fromkeys(vars(args), "default")
+    known = {name: (value, origin) for origin, x in sources.items() for name, value in x.items()}
     if args.optimizer == "adamw" and "optimizer" not in preset:  # its rate is not Muon's
         known["lr"] = known["adam_lr"]
-    for name, value in known.items():
+    for name, (value, origin) in known.items():
         if name not in ("model", "own") and getattr(args, name, None) is None:
             setattr(args, name, value)
-    args.n_layer = args.n_layer or preset["model"]["n_layer"]
+            args.origin[name] = origin.strip()
+    args.origin |= dict.fromkeys(given, "you")
     args.pt_adam_lr = args.pt_adam_lr or args.adam_lr
     for name in PATHS:  # eval.py may be run from another folder
         setattr(args, name, getattr(args, name) and getattr(args, name).resolve())
     label = f"{args.data}-{args.mask}{'-' + args.variant if args.variant else ''}-{args.seed}"
     args.out = args.out or Path("runs") / label
     return args
+
+
+def settings_table(args) -> str:
+    """What a run is made with, a row for where it comes from: you, the recipe of the data, the
+    preset, a variant, or the default."""
+    rows = []
+    for origin in ("you", "recipe", "preset", "variant", "default"):
+        names = [name for name, of in args.origin.items() if of == origin and name != "origin"]
+        pairs = ((name, getattr(args, name)) for name in names)
+        words = [f"{name} {shown(value)}" for name, value in pairs if value is not None]
+        if words:
+            indent = {"initial_indent": f"{origin:9}", "subsequent_indent": 9 * " "}
+            rows.append(textwrap.fill(", ".join(words), 100, break_long_words=False, **indent))
+    return "\n".join(rows)
+
+
+def shown(value) -> str:
+    """A setting's value, as a reader would write it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " ".join(value) or "nothing" if isinstance(value, list) else f"{value}"

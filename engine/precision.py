@@ -1,18 +1,16 @@
 """Number formats, memory and compilation. Weights are float32 always. The matrix products of
 training are in --precision: on GPUs bfloat16, or float16 with a loss scaler on older ones, else
-float32. Answering is in float32."""
+float32. Answering is in float32, on GPUs that have it in TF32 (10 bits of mantissa)."""
 
 import contextlib
-from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from data import DataError, reason
 
 FORMATS = ("float32", "bfloat16", "float16")
+AUTOCAST_CPU: list[torch.library.Library] = []  # see attend_in_float32
 
 
 def check_device(name: str) -> None:
@@ -28,6 +26,7 @@ def check_device(name: str) -> None:
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= found:
             raise RuntimeError(f"torch {torch.__version__} sees {found} GPUs, counted from 0")
+        torch.backends.cuda.matmul.allow_tf32 = True  # of float32 products: answering's
     except (RuntimeError, AssertionError) as error:
         raise DataError(f"--device {name} cannot be used here: {reason(error)}") from None
 
@@ -57,38 +56,31 @@ def autocast_of(args) -> torch.autocast:
     again too."""
     dtype, on = getattr(torch, args.precision), args.precision != "float32"
     kind = args.device.split(":")[0]
+    if on and kind == "cpu":
+        attend_in_float32()
     return torch.autocast(kind, dtype if on else torch.bfloat16, enabled=on, cache_enabled=False)
 
 
-def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, *mask, **options) -> Tensor:
-    """torch's; but under autocast a CPU, whose kernel takes four times as long in bfloat16
-    backwards, computes it in float32 (docs/log.md)."""
-    if q.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-        return F.scaled_dot_product_attention(q, k, v, *mask, **options)
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), *mask, **options)
+def attend_in_float32() -> None:
+    """Under autocast a CPU's attention kernel takes up to four times as long backwards in bfloat16
+    as in float32 (docs/log.md). So what autocast does to attention there is set anew: it makes its
+    inputs float32."""
+    if AUTOCAST_CPU:
+        return
+
+    def attention(q, k, v, *rest, **options):
+        with torch.autocast("cpu", enabled=False):
+            q, k, v = q.float(), k.float(), v.float()
+            return F.scaled_dot_product_attention(q, k, v, *rest, **options)
+
+    AUTOCAST_CPU.append(torch.library.Library("aten", "IMPL"))
+    AUTOCAST_CPU[0].impl("scaled_dot_product_attention", attention, "AutocastCPU")
 
 
-def wrap_blocks(model, args) -> None:
-    """As --checkpointing and --compile ask; layers that are alike are compiled once."""
-    if args.checkpointing:
-        recompute_blocks(model)
-    if args.compile:
-        for block in [*model.encoder.blocks, *model.blocks]:
-            block.compile(dynamic=True)
-
-
-def recompute_blocks(model) -> None:
-    """Keep of each decoder layer its input alone, and compute the rest again in backward
-    (activation checkpointing, arXiv 1604.06174): for large models."""
-    for block in model.blocks:
-        block.forward = partial(recompute, block.forward)
-
-
-def recompute(forward, *inputs):
-    if not torch.is_grad_enabled():
-        return forward(*inputs)
-    return checkpoint(forward, *inputs, use_reentrant=False)
+def compile_blocks(model) -> None:
+    """Compile the layers; those that are alike are compiled once."""
+    for block in [*model.encoder.blocks, *model.blocks]:
+        block.compile(dynamic=True)
 
 
 def uncompiled(compiled: bool):

@@ -2,7 +2,7 @@
 
     tokenizer.model       from the beginning
     metrics.jsonl         a line every 10 steps
-    checkpoint.pt, lock   while it is not finished; best.pt too with --keep-best
+    checkpoint.pt, lock   while it is not finished; best-STEP.pt too with --keep-best
     model.pt, run.json    when it is finished
 
 Also the small things that commands around a run share: one-line errors, checks of folders.
@@ -23,40 +23,36 @@ from data import DataError, reason
 from engine import checkpoint
 from engine.distributed import Distributed, remove_parts
 
-BEST = "best.pt"
 # Not all data have captions for stage 1
 STAGE_NAMES = {"pt": "stage 1", "sft": "stage 2 (questions)"}
 
 
 class Run:
-    """Records, looks at validation, saves, stops and goes on."""
+    """The folder of one training: train.py calls these one after the other."""
 
-    def __init__(self, args, ranks: Distributed, tokenizer, fingerprint: str):
-        self.args, self.ranks, self.out, self.fingerprint = args, ranks, args.out, fingerprint
-        self.began, self.clock, self.state = time.perf_counter(), [], None
-        self.validation, self.score, self.watch = [], None, None
-        self.unread, self.newly_unread = {}, []  # picture and why -> rows it was left out of
+    def __init__(self, args, processes: Distributed, tokenizer, fingerprint: str, watch=None):
+        self.args, self.processes, self.out, self.watch = args, processes, args.out, watch
+        self.fingerprint, self.state = fingerprint, None
+        self.began, self.clock = time.perf_counter(), []
+        self.unread = {}  # picture and why -> rows it was left out of
         self.out.mkdir(parents=True, exist_ok=True)
         if args.resume:
-            self.state = checkpoint.load(self.out, ranks.device, args, fingerprint)
+            self.state = checkpoint.load(self.out, processes.device, args, fingerprint)
         if self.state:
             self.clock, self.began = self.state["clock"], self.began - self.state["seconds"]
             self.unread = self.state["unread"]
-            ranks.say(f"going on after step {self.state['step']} of stage {self.state['stage']}")
+            processes.say(
+                f"going on after step {self.state['step']} of stage {self.state['stage']}"
+            )
         elif args.resume:
-            ranks.say(f"no checkpoint in {self.out}: from the start")
-        ranks.barrier()  # all have read the folder: now the first process writes
-        if ranks.is_main:
+            processes.say(f"no checkpoint in {self.out}: from the start")
+        processes.barrier()  # all have read the folder: now the first process writes
+        if processes.is_main:
             self._prepare_folder(tokenizer)
-
-    def watch_by(self, watch, validation: list, score) -> None:
-        """At every look score(validation) gives the summary that is recorded, and
-        watch.write_curves (if watch is given) draws what was recorded so far."""
-        self.watch, self.validation, self.score = watch, validation, score
 
     def _prepare_folder(self, tokenizer) -> None:
         if not self.args.resume:  # --overwrite: until it has finished, there is no run
-            for name in ("run.json", "model.pt", checkpoint.NAME, BEST):
+            for name in ("run.json", "model.pt", checkpoint.NAME):
                 (self.out / name).unlink(missing_ok=True)
         remove_parts(self.out, self.state.get("parts") if self.state else None)
         checkpoint.write_file(
@@ -72,129 +68,128 @@ class Run:
             if self.state
             else open(metrics, "wb", buffering=0)
         )
+        self._remove_best()  # what came after the checkpoint
 
-    def to_do(self, stages: list):
-        """Those of the stages (name, mask, batches) that were not finished before a stop."""
-        finished = ["pt"] if self.state and self.state["stage"] == "sft" else []
-        return [stage for stage in stages if stage[0] not in finished]
+    def to_do(self) -> list[str]:
+        """The stages that were not finished before a stop."""
+        return ["sft"] if self.state and self.state["stage"] == "sft" else ["pt", "sft"]
 
-    def begin_stage(self, stage: str, model, optimizers: list, scaler, batches) -> int:
-        """Steps of this stage that are already done, with their state restored."""
-        self.stage, self.model, self.optimizers, self.scaler = stage, model, optimizers, scaler
-        self.batches, self.steps, self.unchecked, self.shown = batches, len(batches), [], {}
-        batches.rank, batches.world_size = self.ranks.rank, self.ranks.world_size
+    def begin(self, stage: str, model, optimizers: list, scaler) -> int:
+        """Restore what the checkpoint holds of a stage; returns how many of its steps are done."""
+        self.stage, self.unchecked, self.newly_unread, self.shown = stage, [], [], {}
         if self.state is None or self.state["stage"] != stage:
             return 0
-        self.ranks.restore(self.state, model, optimizers, self.out)
-        for optimizer in optimizers:  # the rate that was saved is its step's, not the peak
-            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"]
+        self.processes.restore(self.state, model, optimizers, self.out)
         scaler.load_state_dict(self.state["scaler"])
         first_step, self.state = self.state["step"], None
         return first_step
 
-    def progress(self, loader, first_step: int) -> tqdm:
-        """The loader's batches, with a bar; a DataError that a worker met is raised here."""
-        self.bar = tqdm(
-            loader,
+    def bar(self, first_step: int, steps: int) -> tqdm:
+        """The numbers of the steps, from 0, under a progress bar."""
+        self.shown_bar = tqdm(
+            range(first_step, steps),
             desc=STAGE_NAMES[self.stage],
             initial=first_step,
-            total=self.steps,
+            total=steps,
             mininterval=1,
-            disable=not self.ranks.is_main,
+            disable=not self.processes.is_main,
         )
-        for batch in self.bar:
-            if isinstance(batch, DataError):
-                raise batch
-            self.newly_unread += batch.pop("unread", [])
-            yield {n: x.to(self.ranks.device, non_blocking=True) for n, x in batch.items()}
+        return self.shown_bar
 
-    def record(self, stop_request, step: int, loss: torch.Tensor, norm: torch.Tensor) -> None:
-        """After each step: check it; every 10 steps write a line; every so often look at
-        validation and save; stop if a process was asked to. loss, norm: scalars on the device."""
-        args, sft, last = self.args, self.stage == "sft", step == self.steps
-        self.unchecked.append((loss.detach(), norm.detach()))
-        stop = self.ranks.any_rank(stop_request.requested)
-        eval_now = last or sft and step % args.eval_every == 0
-        save_now = last or stop or step % args.save_every == 0
-        if step % 10 == 0 or eval_now or save_now:
-            mean_loss = self.ranks.mean(loss.detach())
-            self.check_finite(step)
-            self.count_unread()
-        if step % 10 == 0 or eval_now:
-            self._write_line({"stage": self.stage, "step": step, "loss": mean_loss}, eval_now)
-        if save_now:
-            self.save(step)
-        if stop:
-            self.bar.close()
-            raise KeyboardInterrupt
+    def on_device(self, batches) -> list[dict]:
+        """What the loader gave, on the device; a DataError that a worker met is raised here."""
+        if isinstance(batches, DataError):
+            raise batches
+        self.newly_unread += batches[0].pop("unread", [])
+        return [
+            {name: x.to(self.processes.device, non_blocking=True) for name, x in batch.items()}
+            for batch in batches
+        ]
 
-    def _write_line(self, line: dict, eval_now: bool) -> None:
-        if eval_now and self.stage == "sft" and self.validation:
-            line["val"] = self.score(self.validation)
-            self.shown["val"] = f"{line['val']['accuracy']:.1%}"
-            self.clock.append([line["step"], self.seconds(2)])
-        if self.ranks.is_main:
-            self.metrics.write((json.dumps(line) + "\n").encode())
-            if self.args.keep_best and "val" in line:
-                self._keep_if_best(line["step"])
-        if self.ranks.is_main and eval_now and self.watch:
-            lines = (self.out / "metrics.jsonl").read_text().splitlines()
-            self.watch.write_curves(self.out / "curves.png", [json.loads(line) for line in lines])
-        self.bar.set_postfix({"loss": f"{line['loss']:.3f}", **self.shown})
+    # --- What a step leaves
 
-    def _best_look(self) -> dict:
-        """The step and the validation accuracy of the first look that no other is better than; {}
-        if there was none. The file of the metrics knows those from before a stop too."""
-        lines = (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        looks = [line for line in map(json.loads, lines) if "val" in line]
-        looks = [{"step": line["step"], "val": line["val"]["accuracy"]} for line in looks]
-        return max(looks, key=lambda look: look["val"], default={})
-
-    def _keep_if_best(self, step: int) -> None:
-        """Write best.pt, if no look before this one was as good."""
-        if self._best_look()["step"] == step:
-            weights = self.model.state_dict()
-            checkpoint.write_file(self.out / BEST, lambda file: torch.save(weights, file))
-
-    def check_finite(self, step: int) -> None:
-        """Stop if one of the last steps had a loss or gradient that is not a number. They are
-        looked at a few steps at a time, because a look makes the GPU wait, and always before a
-        checkpoint is written."""
+    def check(self, step: int, scaler, steps) -> None:
+        """Stop if one of the steps since the last call had a loss or gradient that is not a number,
+        and count the rows that were left out. steps: the StepBatches. Not after every step, because
+        it makes a GPU wait; always before a checkpoint is written."""
         sums = torch.stack([loss + norm for loss, norm in self.unchecked])
         bad = (~torch.isfinite(sums)).nonzero().flatten().tolist()
         if bad:
             loss, norm = map(float, self.unchecked[bad[0]])
             first = step - len(self.unchecked) + bad[0]  # counted from 0, as batches are
-            rows = [e.id or f"row {i}" for i, e in enumerate(self.batches.examples(first))]
-            file = self.out / checkpoint.NAME
-            kept = (
-                f"{file} is from before and good"
-                if file.exists()
-                else "no checkpoint was written yet"
-            )
+            rows = [e.id or f"row {i}" for i, e in enumerate(steps.examples(first))]
+            rows = ", ".join(rows[:8]) + (", ..." if len(rows) > 8 else "")
             raise DataError(
                 f"loss {loss}, gradient norm {norm} at step {first + 1} of stage {self.stage}: "
-                f"{kept}. Its rows: {', '.join(rows[:8])}{', ...' if len(rows) > 8 else ''}. "
-                "A lower --lr may help"
+                f"{self._kept()}. Its rows: {rows}. A lower --lr may help"
+            )
+        if scaler.is_enabled() and scaler.get_scale() < 1:  # it begins at 2**16, halved each time
+            raise DataError(
+                f"float16: up to step {step} of stage {self.stage} the gradients of many steps in "
+                f"a row were not finite, and these steps were left out: {self._kept()}. Go on with "
+                "--precision bfloat16 or float32"
             )
         self.unchecked.clear()
+        self._count_unread()
 
-    def count_unread(self) -> None:
+    def _kept(self) -> str:
+        file = self.out / checkpoint.NAME
+        there = f"{file} is from before and good"
+        return there if file.exists() else "no checkpoint was written yet"
+
+    def _count_unread(self) -> None:
         """Count the rows that were left out since the last call, in all processes, and name each
         picture that could not be read once."""
-        if not self.ranks.any_rank(bool(self.newly_unread)):
+        if not self.processes.any_rank(bool(self.newly_unread)):
             return
-        for why in self.ranks.gather_all(self.newly_unread):
+        for why in self.processes.gather_all(self.newly_unread):
             if why not in self.unread:
-                self.ranks.say(f"left out of training: {why}")
+                self.processes.say(f"left out of training: {why}")
             self.unread[why] = self.unread.get(why, 0) + 1
         self.newly_unread = []
 
-    def save(self, step: int) -> None:
+    def write(self, step: int, loss: float, model, val: dict | None, draw: bool) -> None:
+        """A line of metrics.jsonl; val: what validation of the model gave. draw: the curves."""
+        line = {"stage": self.stage, "step": step, "loss": loss}
+        if val:
+            line["val"] = val
+            self.shown["val"] = f"{val['accuracy']:.1%}"
+            self.clock.append([step, self.seconds(2)])
+        self.shown_bar.set_postfix({"loss": f"{loss:.3f}", **self.shown})
+        if not self.processes.is_main:
+            return
+        self.metrics.write((json.dumps(line) + "\n").encode())
+        if self.args.keep_best and self.best().get("step") == step:
+            file = self.out / f"best-{step}.pt"
+            checkpoint.write_file(file, lambda file: torch.save(model.state_dict(), file))
+        if draw and self.watch:
+            self.watch.write_curves(self.out / "curves.png", self._lines())
+
+    def _lines(self) -> list[dict]:
+        lines = (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def best(self) -> dict:
+        """The step and the accuracy of the first validation that no other is better than; {} if
+        there was none. metrics.jsonl knows those from before a stop too."""
+        found = [line for line in self._lines() if "val" in line]
+        found = [{"step": line["step"], "val": line["val"]["accuracy"]} for line in found]
+        return max(found, key=lambda line: line["val"], default={})
+
+    def _remove_best(self, all_of_them: bool = False) -> None:
+        """Delete the weights of validations, but those of the best that metrics.jsonl knows. They
+        go when a checkpoint is written, not before: a crash takes the run back to the last one."""
+        keep = None if all_of_them else f"best-{self.best().get('step')}.pt"
+        for file in self.out.glob("best-*.pt"):
+            if file.name != keep:
+                file.unlink()
+
+    def save(self, step: int, model, optimizers: list, scaler) -> None:
+        """Write checkpoint.pt."""
         folder, kept = self.out / f"parts-{self.stage}-{step}", {}
-        if self.ranks.is_main or self.ranks.sharded:
-            kept = self.ranks.save(self.model, self.optimizers, folder)
-        if self.ranks.is_main:
+        if self.processes.is_main or self.processes.sharded:
+            kept = self.processes.save(model, optimizers, folder)
+        if self.processes.is_main:
             checkpoint.save(
                 self.out,
                 self.metrics,
@@ -205,23 +200,24 @@ class Run:
                 seconds=self.seconds(),
                 clock=self.clock,
                 unread=self.unread,
-                scaler=self.scaler.state_dict(),
+                scaler=scaler.state_dict(),
                 **kept,
             )
             remove_parts(self.out, kept.get("parts"))
+            self._remove_best()
 
     def seconds(self, digits: int = 6) -> float:
         return round(time.perf_counter() - self.began, digits)
 
     def save_model(self, model) -> None:
-        """Write model.pt; with --keep-best, the weights of the best look at validation, which the
-        model then has too."""
-        self.ranks.barrier()
-        if self.args.keep_best and (self.out / BEST).exists():
-            best = torch.load(self.out / BEST, self.ranks.device, weights_only=True)
-            model.load_state_dict(best)
-        weights = self.ranks.full_weights(model)
-        if self.ranks.is_main:
+        """Write model.pt; with --keep-best, the weights of the best validation, which the model
+        then has too."""
+        self.processes.barrier()
+        if self.args.keep_best and (best := self.best()):
+            file = self.out / f"best-{best['step']}.pt"
+            model.load_state_dict(torch.load(file, self.processes.device, weights_only=True))
+        weights = self.processes.full_weights(model)
+        if self.processes.is_main:
             checkpoint.write_file(
                 self.out / "model.pt", lambda file: checkpoint.save_model(file, model, weights)
             )
@@ -235,24 +231,26 @@ class Run:
             print(
                 f"{n_rows:,} rows of {n_pictures:,} unreadable pictures were left out of training"
             )
+        options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         record = {
             "run": str(self.out),
             **summary,
             "params": self.params,
             "mask": args.mask,
             "seed": args.seed,
-            "args": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+            "origin": options.pop("origin", {}),  # where each of args comes from
+            "args": options,
             "seconds": self.seconds(1),
             "clock": self.clock,
             "unread": {"pictures": n_pictures, "rows": n_rows},
             "torch": torch.__version__,
         }
-        if args.keep_best and (look := self._best_look()):
-            record["kept"] = look  # whose weights model.pt holds
+        if args.keep_best and (best := self.best()):
+            record["kept"] = best  # whose weights model.pt holds
         text = (json.dumps(record, indent=1) + "\n").encode()
         checkpoint.write_file(self.out / "run.json", lambda file: file.write(text))
-        for name in (checkpoint.NAME, BEST):
-            (self.out / name).unlink(missing_ok=True)
+        (self.out / checkpoint.NAME).unlink(missing_ok=True)
+        self._remove_best(all_of_them=True)
         remove_parts(self.out)
         return record
 
@@ -302,13 +300,24 @@ def check_out(args) -> None:
 
 @contextmanager
 def one_line_errors(out: Path | None = None):
-    """What goes wrong for the user's data, disk or keyboard ends the command with one line. Ctrl-C
-    stops all of torchrun's processes, and the first alone says so; an error may be of any one of
-    them, and each says its own."""
+    """What goes wrong for the user's data, disk, memory or keyboard ends the command with one line.
+    Ctrl-C stops all of torchrun's processes, and the first alone says so; an error may be of any
+    one of them, and each says its own."""
+    for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stdin, "surrogateescape")):
+        if hasattr(stream, "reconfigure"):  # what the terminal cannot show, or sends, is no crash
+            stream.reconfigure(errors=errors)
     try:
         yield
+        sys.stdout.flush()
     except DataError as error:
         raise SystemExit(f"error: {error}") from None
+    except torch.OutOfMemoryError as error:
+        raise SystemExit(
+            f"error: out of GPU memory ({reason(error)}): --accumulate 2, or more, computes a step "
+            "in parts; --checkpointing keeps less of each layer"
+        ) from None
+    except BrokenPipeError:  # `| head`: nobody reads the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno != errno.ENOSPC or out is None:
             raise

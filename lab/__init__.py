@@ -1,1 +1,0 @@
-import engine.terminal  # noqa: F401 - before the heavy imports of python -m lab.NAME

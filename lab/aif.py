@@ -27,7 +27,6 @@ from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import pool, table
 from eval import normalise, open_run, score, summarise
 from lab.recording import recorded
-from lab.variants import classes_of
 from mma import ANSWER, IMAGE, PAD, QUESTION, TEXT
 
 
@@ -54,11 +53,10 @@ def generate(model, batch: dict, blocked: Tensor, eos: int, limit: int) -> list[
     answers, going = [[] for _ in range(len(ids))], list(range(len(ids)))
     for _ in range(limit):
         length = (role != PAD).sum(1, keepdim=True)
-        mask, position = model.mask_and_positions(model.config.mask, role, turn)
+        context = model.context_of(model.config.mask, role, turn)
         closed = F.pad(blocked, (0, ids.shape[1] - blocked.shape[1]))[:, None, None, :]
-        mask = mask & ~(closed & (role != IMAGE)[:, None, :, None])
-        x = model.embed_inputs(ids, role, images, image_index)
-        hidden = model.decode(x, mask, position, role == IMAGE, rows=length - 1)
+        context.attention_mask &= ~(closed & (role != IMAGE)[:, None, :, None])
+        hidden = model(ids, role, images, image_index, context=context, read_at=length - 1)
         token = model.head(hidden[:, 0]).argmax(-1)
         for row in going:
             answers[row].append(int(token[row]))
@@ -113,8 +111,7 @@ def main(argv=None) -> None:
         results = []
         for run in args.runs:
             record = read_record(run)
-            classes = classes_of(record["args"])
-            model, tokenizer = open_run(run, args.device, None, *classes)
+            model, tokenizer = open_run(run, args.device)
             source, examples, asked = examples_of(record["args"], args, model.config.image_size)
             answers = answer_all(model, tokenizer, examples, source.answers, args.share)
             now = {"run": str(run), "aif": args.share, "evaluated": asked}

@@ -28,11 +28,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data import DataError, load
+from engine import wings
 from engine.checkpoint import NON_IDENTITY_ARGS
 from engine.options import Parser, positive
 from engine.options import arguments as train_arguments
 from engine.run import one_line_errors
-from lab import finished, publish, tables, variants
+from lab import finished, publish, tables
 from lab.experiments import EXPERIMENTS, TIMES, arms_of, choose
 
 # What makes the recipe: published runs of another one do not belong into the same table
@@ -66,7 +67,7 @@ def command_line(data_options: list[str], options: str, seed: int, extra: list[s
     words = [str(int(w[:-1]) * steps) if w in TIMES else w for w in options.split()]
     line = [*data_options, *extra, *words, "--seed", str(seed)]
     args = train_arguments(line)
-    variants.get(args)  # puts the variant's settings into args, as train.py does
+    wings.get(args)  # puts the variant's settings into args, as train.py does
     return line, args
 
 

@@ -6,21 +6,19 @@ python -m lab.arms time
 import json
 import statistics
 import time
-from functools import partial
 from types import SimpleNamespace
 
 import torch
 from tqdm import tqdm
 
 from data import DataError
-from engine.last_layer import answer_loss
 from engine.precision import autocast_of, scaler_of
 from engine.tables import markdown
 from lab import publish, tables
 from lab.arms import command_line
-from lab.bench_timing import build, constant, optimizers_of, wait, where
+from lab.bench_timing import build, optimizers_of, wait, where
 from lab.experiments import ARMS
-from train import train_stage
+from train import clip_and_step, forward_backward
 
 
 def prepare(options: str, extra: list[str]) -> SimpleNamespace:
@@ -35,14 +33,11 @@ def prepare(options: str, extra: list[str]) -> SimpleNamespace:
 def train_one(arm: SimpleNamespace, step: int) -> float:
     """Milliseconds of a step of stage 2: forward, backward, update. Its batch is ready before."""
     args = arm.args
-    loss = autocast_of(args)(partial(answer_loss, arm.model))
-    batch = {name: x.to(args.device) for name, x in arm.batches[step].items()}
-    scaler, nothing = scaler_of(args), lambda *record: None
+    batches = [{name: x.to(args.device) for name, x in b.items()} for b in arm.batches[step]]
+    autocast, scaler = autocast_of(args), scaler_of(args)
     began = time.perf_counter()
-    train_stage(
-        arm.model, loss, arm.optimizers, scaler, [batch], step, args.steps, args.mask, nothing,
-        schedule=constant,
-    )  # fmt: skip
+    forward_backward(arm.model.loss, batches, args.mask, autocast, scaler)
+    clip_and_step(arm.model, arm.optimizers, scaler)
     wait()
     return 1000 * (time.perf_counter() - began)
 

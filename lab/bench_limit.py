@@ -66,7 +66,7 @@ def limit(args) -> list[list[str]]:
     """A step of stage 2 of the default job, Muon included."""
     _, batches = timing.default_job()
     model, optimizers = timing.trained(batches.config)
-    batch = to_device(batches[timing.ORDINARY])
+    batch = to_device(batches[timing.ORDINARY][0])
     step = training_step(model, optimizers, "mma", batch)
     found, flops = products_of(step)
     a = torch.randn(LARGE, LARGE, device=DEVICE, dtype=getattr(torch, USUAL.precision))

@@ -9,13 +9,13 @@ Shapes:  B rows of a batch   T tokens of a row   t queries   H query heads   G k
 import random
 
 import torch
+import torch.nn.functional as F
 from torch.nn.attention import flex_attention
 
 import data
-from engine.precision import scaled_dot_product_attention
 from lab import bench_timing as timing
 from lab.bench_timing import CUDA, DEVICE, batch_of, rows_of, tiny, to_device, training_step
-from model import KVCache, attention
+from model import MLLM, attention
 
 # rows, image tokens along a side, pictures, tokens of a row; besides the default job's
 LENGTHS = (16, 12, 1, 256), (4, 24, 1, 1024), (1, 28, 4, 4096)
@@ -31,7 +31,7 @@ def causal_without_mask(q, k, v, mask):
     if q.is_cuda:  # as in model.attention
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
         grouped = False
-    return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped, scale=scale)
 
 
 class BlockAttention:
@@ -82,12 +82,11 @@ def mask(args) -> list[list[str]]:
         last = torch.full((B, 1), T - 1, device=DEVICE)
 
         @torch.no_grad()
-        def prefill(kind, model=model, batch=batch, last=last):
-            inputs = {name: batch[name] for name in PROMPT}
-            model(**inputs, kind=kind, rows=last, cache=KVCache(model, *batch["ids"].shape))
+        def prefill(mask, model=model, batch=batch, last=last):
+            timing.prefill(model, {name: batch[name] for name in PROMPT}, mask, last)
 
-        def training(kind, model=model, optimizers=optimizers, batch=batch):
-            training_step(model, optimizers, kind, batch)()
+        def training(mask, model=model, optimizers=optimizers, batch=batch):
+            training_step(model, optimizers, mask, batch)()
 
         for what, call in (("training step", training), ("prefill", prefill)):
             arms = {
@@ -107,36 +106,35 @@ def mask(args) -> list[list[str]]:
 def mask_cases():
     """(config, batch) of the default job and of LENGTHS."""
     model, batches = timing.default_job()
-    yield model.config, to_device(batches[timing.ORDINARY])
+    yield model.config, to_device(batches[timing.ORDINARY][0])
     for rows, grid, pictures, total in LENGTHS:
         config = tiny(image_size=16 * grid)
         answer = total - 1 - pictures * config.n_image_tokens - 64
-        batch = batch_of(config, rows_of(config, [(64, answer)] * rows, pictures))
-        positions = timing.find_loss_positions(batch["role"])
-        yield config, {**batch, "rows": positions[0], "valid_index": positions[1]}
+        yield config, batch_of(config, rows_of(config, [(64, answer)] * rows, pictures))
+
+
+class Everywhere(MLLM):
+    """Computes its last layer at all columns."""
+
+    def decode(self, x, context, read_at=None):
+        hidden = super().decode(x, context)
+        return hidden if read_at is None else hidden.take_along_dim(read_at[..., None], 1)
 
 
 def last_layer(args) -> list[list[str]]:
-    """A training step of stage 2 at the default shape: engine.last_layer.answer_loss, as train.py
-    uses it, against model.loss, which computes the last layer everywhere. Both take the vocabulary
-    only where an answer is predicted."""
+    """A training step of stage 2 at the default shape: the last layer computed where an answer is
+    predicted (read_at), against everywhere. Both take the vocabulary only where it is predicted."""
     _, batches = timing.default_job()
-    model, optimizers = timing.trained(batches.config)
-    batch = to_device(batches[timing.ORDINARY])
-
-    def plain(rows, valid_index, num_targets=None, **batch):
-        return model.loss(**batch)
-
-    t = timing.turns(
-        {
-            "plain: model.loss": training_step(model, optimizers, "mma", batch, plain),
-            "answer_loss, as train.py": training_step(model, optimizers, "mma", batch),
-        },
-        args.repeats,
-    )
-    usual = t["plain: model.loss"]
+    (batch,), arms = map(to_device, batches[timing.ORDINARY]), {}
+    for name, model_class in (("everywhere", Everywhere), ("read_at", MLLM)):
+        model, optimizers = timing.trained(batches.config, model_class)
+        arms[name] = training_step(model, optimizers, "mma", batch)
+    t = timing.turns(arms, args.repeats)
+    usual = t["everywhere"]
     B, T = batch["ids"].shape
-    rows = [[f"{B} rows of {T} tokens, {model.config.n_layer} layers", "ms a step", "of plain"]]
+    rows = [
+        [f"{B} rows of {T} tokens, {model.config.n_layer} layers", "ms a step", "of everywhere"]
+    ]
     return rows + [[name, f"{1000 * s:.1f}", f"{s / usual:.2f}"] for name, s in t.items()]
 
 
@@ -163,7 +161,7 @@ def loader(args) -> list[list[str]]:
     """Making a batch in one process against training on it."""
     _, batches = timing.default_job()
     model, optimizers = timing.trained(batches.config)
-    training = training_step(model, optimizers, "mma", to_device(batches[timing.ORDINARY]))
+    training = training_step(model, optimizers, "mma", to_device(batches[timing.ORDINARY][0]))
     step = iter(range(10**6))
     arms = {
         "making a batch (one process)": lambda: batches[next(step)],

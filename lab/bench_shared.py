@@ -15,7 +15,7 @@ from lab import bench_timing as timing
 from lab.bench_timing import batch_of, rows_of, tiny, training_step
 from lab.shared import BranchingMLLM, join, prefill, split
 from mma import IMAGE
-from model import Config, KVCache
+from model import Config
 
 QUESTIONS = 10
 # Preset of the model, image tokens along a side, tokens of a question and of an answer. The first
@@ -64,7 +64,7 @@ def prefill_arms(model, rows: list) -> dict:
 
     @torch.inference_mode()
     def one_by_one():
-        model(**whole, kind="mma", rows=last, cache=KVCache(model, Q, T))
+        timing.prefill(model, whole, "mma", last)
 
     return {
         "causal": (lambda: prefill(model, beginning, rest), image_positions(beginning, rest)),

@@ -10,13 +10,11 @@ from dataclasses import fields
 
 import torch
 
-from engine.last_layer import LOGITS_AT_ONCE
 from engine.optimizers import Muon, orthogonalise_flops
 from engine.options import arguments as engine_arguments
-from engine.precision import recompute_blocks
 from lab import bench_timing as timing
 from lab.bench_timing import CUDA, DEVICE, batch_of, rows_of, training_step
-from model import MLLM
+from model import LOGITS_AT_ONCE, MLLM
 
 DECODER = ("encoder", "embed", "blocks", "norm", "unembed")  # all but the projector
 ARMS = {  # what `plan` needs of each
@@ -161,7 +159,7 @@ def measure(config, model_class, rows: list, flops_of_step, optimizer: str, args
     torch.cuda.reset_peak_memory_stats()
     chosen = engine_arguments(["--preset", "tiny", "--device", DEVICE, "--optimizer", optimizer])
     model, optimizers = timing.trained(config, model_class, chosen)
-    recompute_blocks(model)
+    model.checkpointing = True
     batch = batch_of(config, rows)
     kinds = ("causal", "mma")
     steps = {kind: training_step(model, optimizers, kind, batch) for kind in kinds}

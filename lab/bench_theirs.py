@@ -73,7 +73,7 @@ def their_batch(batch: dict, image: int) -> dict:
 def train_arm(name: str):
     """A call is a training step at the default job's shape."""
     _, batches = timing.default_job()
-    config, batch = batches.config, to_device(batches[timing.ORDINARY])
+    config, batch = batches.config, to_device(batches[timing.ORDINARY][0])
     model, optimizers = timing.trained(config)
     if name.startswith("transformers"):
         image = int(batch["ids"][batch["role"] == Role.IMAGE][0])
@@ -113,7 +113,7 @@ def train_step(args) -> list[list[str]]:
     need("transformers", "comparisons with it")
     t = timing.turns({name: train_arm(name) for name in STEPS}, args.repeats)
     _, batches = timing.default_job()
-    rows, context = len(batches[timing.ORDINARY]["ids"]), multiprocessing.get_context("spawn")
+    rows, context = len(batches[timing.ORDINARY][0]["ids"]), multiprocessing.get_context("spawn")
     fastest = min(t[name] for name in THEIRS)
     table = [["step", "rows a second", "of transformers", "peak memory, MiB"]]
     for arm, seconds in t.items():

@@ -6,21 +6,19 @@ Shapes:  B rows of a batch   T tokens of a row   n image tokens of a picture
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from tqdm import tqdm
 
 import data
+from engine import wings
 from engine.batches import StepBatches
-from engine.last_layer import answer_loss, find_loss_positions
 from engine.optimizers import make_optimizers
 from engine.options import PRESETS, arguments
 from engine.precision import autocast_of, scaler_of
-from lab import variants
 from mma import Role
-from model import MLLM, Config
-from train import train_stage
+from model import MLLM, Config, KVCache
+from train import clip_and_step, forward_backward
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -87,23 +85,24 @@ def optimizers_of(model: MLLM, args) -> list:
     return optimizers
 
 
-def constant(step: int, steps: int) -> float:
-    """A schedule for single steps: train.schedule would warm each of them up, from a lower rate
-    every time."""
-    return 1.0
-
-
-def training_step(model, optimizers, kind: str, batch: dict, loss_function=None) -> Callable:
+def training_step(model, optimizers, mask: str, batch: dict, loss_function=None) -> Callable:
     """A call is a step of train.py on this batch. loss_function: another one than train.py's."""
-    if "rows" not in batch:
-        rows, valid_index = find_loss_positions(batch["role"], batch.get("document"))
-        batch = {**batch, "rows": rows, "valid_index": valid_index}
-    loss = autocast_of(USUAL)(loss_function or partial(answer_loss, model))
-    scaler = scaler_of(USUAL)
-    nothing = lambda *record: None
-    return lambda: train_stage(
-        model, loss, optimizers, scaler, [batch], 0, 1, kind, nothing, schedule=constant
-    )
+    loss, autocast, scaler = loss_function or model.loss, autocast_of(USUAL), scaler_of(USUAL)
+
+    def step() -> None:
+        forward_backward(loss, [batch], mask, autocast, scaler)
+        clip_and_step(model, optimizers, scaler)
+
+    return step
+
+
+def prefill(model: MLLM, batch: dict, mask: str, read_at: torch.Tensor) -> torch.Tensor:
+    """The states that the next tokens of prompts come from, with keys and values in a cache."""
+    context = model.context_of(mask, batch["role"], batch["turn"])
+    B, T = batch["ids"].shape
+    context.cache = KVCache(model, B, T)
+    context.column = torch.arange(T, device=DEVICE).expand(B, T)
+    return model(**batch, context=context, read_at=read_at)
 
 
 # --- The job that `python train.py` does
@@ -111,13 +110,13 @@ def training_step(model, optimizers, kind: str, batch: dict, loss_function=None)
 
 def build(args) -> tuple[MLLM, StepBatches]:
     """The model of train.py's args and the batches of its stage 2, on the built-in world."""
-    variant = variants.get(args)
+    variant = wings.get(args)
     source = variant.wrap_source(data.load("shapes"), args)
     tokenizer = variant.tokenizer_class.train(source.texts(), args.vocab_size)
     sizes = {**PRESETS[args.preset]["model"], "n_layer": args.n_layer, "mask": args.mask}
     sizes |= {"image_size": args.image_size, "patch_size": args.patch_size}
     config = Config(vocab_size=len(tokenizer), **sizes)
-    model = freeze(variant.model_class(config).to(args.device), args.freeze)
+    model = freeze((variant.model_class or MLLM)(config).to(args.device), args.freeze)
     return model, StepBatches(source, tokenizer, config, "sft", args)
 
 

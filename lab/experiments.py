@@ -9,8 +9,9 @@ MASK+NAME is the method under that mask.
 
 from typing import Any, NamedTuple
 
+import lab.variants  # noqa: F401 - registers the methods
 from data import DataError
-from lab import variants
+from engine.wings import VARIANTS
 from mma import EXTRA_PAIRS
 
 ARMS = {
@@ -40,7 +41,7 @@ def arms_of_the_table() -> dict[str, str]:
     arms = dict(ARMS)
     arms |= {kind: f"--mask {kind}" for kind in EXTRA_PAIRS if kind not in (*arms, *NO_ARM)}
     named = {line.split("--variant ")[-1].split()[0] for line in arms.values()}
-    new = [name for name in variants.VARIANTS if name not in (*named, *NO_ARM)]
+    new = [name for name in VARIANTS if name not in (*named, *NO_ARM)]
     return arms | {name: f"--mask causal --variant {name}" for name in new}
 
 
@@ -105,13 +106,13 @@ def choose(arms: dict[str, str], only: list[str] | None) -> dict[str, str]:
     for name in only:
         mask, _, variant = name.rpartition("+")
         line = f"--mask {mask or 'causal'} --variant {variant}"
-        known = variant in variants.VARIANTS and (not mask or mask in EXTRA_PAIRS)
+        known = variant in VARIANTS and (not mask or mask in EXTRA_PAIRS)
         if name in arms:
             chosen[name] = arms[name]
         elif known and not any("@" in arm for arm in arms):
             same = next((arm for arm, options in arms.items() if options == line), name)
             chosen[same] = line
         else:
-            listed = ", ".join([*arms, *variants.VARIANTS])
+            listed = ", ".join([*arms, *VARIANTS])
             raise DataError(f"--only {name}: no such arm; there are {listed}")
     return {arm: chosen[arm] for arm in [*arms, *chosen] if arm in chosen}

@@ -39,7 +39,6 @@ from engine.precision import check_device
 from engine.run import check_writable, one_line_errors, read_record
 from eval import normalise, open_run
 from lab.recording import recorded
-from lab.variants import classes_of
 from mma import EXTRA_PAIRS, IMAGE, QUESTION, Role
 from model import MLLM
 
@@ -90,7 +89,7 @@ def trace(model: MLLM, tokenizer: data.Tokenizer, asked: list[data.Example]) -> 
             hook = block.register_forward_hook(lambda block, inputs, output: states.append(output))
             hooks.enter_context(hook)
         model(**batch)
-    mask, _ = model.mask_and_positions(config.mask, batch["role"], batch["turn"])
+    mask = model.context_of(config.mask, batch["role"], batch["turn"]).attention_mask
     weights = torch.stack(weights, 1).cpu()  # [Q, L, H, T, T]
     states = torch.stack(states, 1).float().cpu()  # [Q, L, T, D]
     first = batch["role"][0].cpu() == IMAGE
@@ -245,9 +244,8 @@ def main(argv=None) -> None:
         check_writable(args.out)
         check_asked(args)
         runs, records = [], [read_record(run) for run in args.runs]
-        for run, record_ in zip(args.runs, records):
-            classes = classes_of(record_["args"])
-            runs.append((run.resolve().name, *open_run(run, args.device, args.mask, *classes)))
+        for run in args.runs:
+            runs.append((run.resolve().name, *open_run(run, args.device, args.mask)))
         if args.image:
             if any(record_["args"]["data"] in data.AUDIO_WORLDS for record_ in records):
                 raise data.DataError("of sounds the page shows held-out ones: leave --image out")

@@ -24,15 +24,14 @@ from bridge.chat import TEMPLATES, read_tokenizer
 from bridge.decoders import decoder_sizes
 from bridge.pretrained import PretrainedConfig, load_decoder
 from engine import options as engine_options
+from engine import wings
 from engine.lock import run_lock
 from engine.options import arguments, positive, rate
 from engine.precision import check_device
 from engine.run import check_out, one_line_errors, read_record
 from eval import open_run
-from lab import watch
 from lab.publish import write_json
 from lab.rehearsal import Rehearsal, own_answers
-from lab.variants import classes_of
 from model import MLLM, Config, VisionEncoder
 
 SIGHT = ("image_size", "patch_size", "encoder_width", "encoder_layers", "encoder_heads")
@@ -90,7 +89,7 @@ def options(argv=None) -> argparse.Namespace:
 
 def open_encoder(run: Path) -> MLLM:
     """The model of a finished run whose encoder is that of model.py."""
-    model, _ = open_run(run, "cpu", None, *classes_of(read_record(run)["args"]))
+    model, _ = open_run(run)
     if type(model.encoder) is not VisionEncoder:
         raise data.DataError(f"--encoder {run}: its encoder is not one that train.py trained")
     return model
@@ -102,12 +101,11 @@ def open_llm(run: Path) -> tuple[MLLM, data.Tokenizer]:
         raise data.DataError(
             f"--llm {run}: a Hugging Face folder needs --template; --preset smollm2 has one"
         )
-    classes = classes_of(read_record(run)["args"])
-    if classes != (MLLM, data.Tokenizer):
+    if wings.variant_of(read_record(run)["args"]) is not wings.PLAIN:
         raise data.DataError(
             f"--llm {run}: only the decoder of a plain run of train.py can be taken"
         )
-    model, tokenizer = open_run(run, "cpu", None, *classes)
+    model, tokenizer = open_run(run)
     if len(tokenizer) != model.config.vocab_size:
         raise data.DataError(
             f"--llm {run}: tokenizer.model has {len(tokenizer)} tokens, the model "
@@ -168,23 +166,16 @@ def check_words(source, tokenizer: data.Tokenizer, llm: Path) -> None:
 # --- The mask
 
 
-class LateMask:
+def late_mask(config: Config, start: float, schedule=train.schedule):
     """A schedule of the learning rates that also keeps the model causal, in training and when it
-    answers, up to a share of a stage's steps: the schedule is what a step begins with."""
+    answers, up to a share of a stage's steps: each step begins with the schedule."""
+    mask = config.mask
 
-    def __init__(self, model: MLLM, start: float, schedule=train.schedule):
-        self.start, self.schedule, self.early = start, schedule, False
-        self.of_the_run, model.mask_and_positions = (
-            model.mask_and_positions,
-            self.mask_and_positions,
-        )
+    def of_step(step: int, steps: int) -> float:
+        config.mask = "causal" if step < start * steps else mask
+        return schedule(step, steps)
 
-    def __call__(self, step: int, steps: int) -> float:
-        self.early = step < self.start * steps
-        return self.schedule(step, steps)
-
-    def mask_and_positions(self, kind: str, *rest, **named):
-        return self.of_the_run("causal" if self.early else kind, *rest, **named)
+    return of_step
 
 
 def rehearse(source, model: MLLM, tokenizer: data.Tokenizer, args):
@@ -217,8 +208,8 @@ def main(argv=None) -> None:
             check_words(source, tokenizer, args.llm)
         if args.rehearse:
             source = rehearse(source, model, tokenizer, args)
-        schedule = LateMask(model, args.mask_from) if args.mask_from else train.schedule
-        train.fit(model, tokenizer, source, args, watch, schedule)
+        schedule = late_mask(model.config, args.mask_from) if args.mask_from else train.schedule
+        train.fit(model, tokenizer, source, args, wings.watch(), schedule)
 
 
 if __name__ == "__main__":

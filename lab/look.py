@@ -26,7 +26,6 @@ from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import markdown, pool, spread
 from eval import open_run
 from lab.recording import recorded
-from lab.variants import classes_of
 from mma import IMAGE, PAD, QUESTION
 
 
@@ -64,7 +63,7 @@ def attended(model, tokenizer, example: data.Example, turn: int) -> list[tuple[i
 def measure(run: Path, n: int, device: str) -> dict:
     """Shares over the first n test questions that name something that is there."""
     record = read_record(run)
-    model, tokenizer = open_run(run, device, None, *classes_of(record["args"]))
+    model, tokenizer = open_run(run, device)
     if record["args"]["data"] != "shapes" or model.config.n_image_tokens != shapes.CELLS:
         raise data.DataError(
             f"{run}: this needs runs on --data shapes whose image tokens are its "
@@ -139,7 +138,7 @@ def draw_looks(fig, runs: dict[str, Path], device: str) -> None:
         name = label.partition(" (")[0]  # of one run, whatever the number of seeds
         for ax in axes:
             ax.set_axis_off()
-        model, tokenizer = open_run(run, device, None, *classes_of(read_record(run)["args"]))
+        model, tokenizer = open_run(run, device)
         weights, batch = attention(model, tokenizer, examples)
         looks = to_picture(weights, batch["role"]).mean(0)  # over the layers
         for q, (example, look) in enumerate(zip(examples, looks)):

@@ -110,6 +110,4 @@ class Rehearsal(data.Wrapped):
 
 
 if __name__ == "__main__":
-    import engine.terminal  # noqa: F401 - so that `| head` ends it without a traceback
-
     print("\n".join(PROMPTS))

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from data import Row
-from engine.checks import check
 from mma import IMAGE, PAD, positions
-from model import MLLM, KVCache
+from model import MLLM, AttentionContext, KVCache
 
 PARTS = ("ids", "role", "turn")
 
@@ -59,18 +58,17 @@ class BranchingMLLM(MLLM):
     """Reads rows that `join` made as it would read the rows one by one: a branch reads what is
     shared and its own past, and counts its positions on from what is shared."""
 
-    def mask_and_positions(self, kind: str, role, turn=None, document=None):
-        mask, position = super().mask_and_positions(kind, role, turn)
+    def context_of(self, mask: str, role, turn=None, document=None) -> AttentionContext:
+        context = super().context_of(mask, role, turn)
         if document is None:  # no branches
-            return mask, position
+            return context
         i, j = document[:, None, :, None], document[:, None, None, :]
-        check(
-            ~(mask & (i == 0) & (j > 0)),
-            lambda: f"under {kind!r} a picture reads the question: it cannot be shared",
-        )
+        if (context.attention_mask & (i == 0) & (j > 0)).any():
+            raise ValueError(f"under {mask!r} a picture reads the question: it cannot be shared")
         P = (document == 0).sum(1, keepdim=True)  # [B, 1]
-        position = positions(role, document) + P * (document > 0)
-        return mask & ((i == j) | (j == 0)), position
+        context.position = positions(role, document) + P * (document > 0)
+        context.attention_mask &= (i == j) | (j == 0)
+        return context
 
 
 @torch.inference_mode()
@@ -80,12 +78,14 @@ def prefill(model: MLLM, shared: dict, rest: dict, room: int = 0) -> tuple[Tenso
     batches of what `split` returns, [1, P] and [Q, t]."""
     (_, P), (Q, t), role = shared["ids"].shape, rest["ids"].shape, rest["role"]
     one, cache = KVCache(model, 1, P), KVCache(model, Q, P + t + room)
-    model(**shared, kind="causal", rows=torch.full_like(shared["ids"][:, :1], P - 1), cache=one)
+    first = model.context_of("causal", shared["role"], shared["turn"])
+    first.cache, first.column = one, torch.arange(P, device=role.device)[None]
+    model(**shared, context=first, read_at=torch.full_like(shared["ids"][:, :1], P - 1))
     cache.k[..., :P, :], cache.v[..., :P, :] = one.k, one.v
-    mask, position = model.mask_and_positions("causal", role, rest["turn"])
-    mask = torch.cat([mask.new_ones(Q, 1, t, P), mask], -1)  # what is shared is read by all
-    column = P + torch.arange(t, device=role.device).expand(Q, t)
+    context = model.context_of("causal", role, rest["turn"])
+    past = torch.ones(Q, 1, t, P, dtype=torch.bool, device=role.device)  # is read by all
+    context.attention_mask = torch.cat([past, context.attention_mask], -1)
+    context.position = context.position + P
+    context.cache, context.column = cache, P + torch.arange(t, device=role.device).expand(Q, t)
     last = (role != PAD).sum(1, keepdim=True) - 1
-    x = model.embed_inputs(rest["ids"], role)
-    hidden = model.decode(x, mask, position + P, role == IMAGE, cache, column, last)
-    return hidden[:, 0], cache
+    return model(rest["ids"], role, context=context, read_at=last)[:, 0], cache

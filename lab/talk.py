@@ -22,8 +22,7 @@ from engine.options import Parser
 from engine.precision import check_device, default_device
 from engine.run import one_line_errors, read_record
 from eval import open_run
-from lab.variants import classes_of
-from mma import IMAGE, Role
+from mma import Role
 from model import MLLM, KVCache
 
 END = "an empty line or Ctrl-D ends."
@@ -77,14 +76,15 @@ class Conversation:
     def _read(self, ids, role, turn=None, images=None, image_index=None) -> torch.Tensor:
         """The last hidden state [1, D] after t new tokens, int64 [1, t]."""
         model, t = self.model, ids.shape[1]
-        mask, position = model.mask_and_positions(model.config.mask, role, turn)
-        mask = torch.cat([mask.new_ones(1, 1, t, self.T), mask], -1)  # the past is read by all
-        position = position + self.position
+        context = model.context_of(model.config.mask, role, turn)
+        past = torch.ones(1, 1, t, self.T, dtype=torch.bool, device=ids.device)  # read by all
+        context.attention_mask = torch.cat([past, context.attention_mask], -1)
+        context.position = context.position + self.position
         column = self.T + torch.arange(t, device=ids.device)[None]
+        context.cache, context.column = self.cache, column
         last = torch.full_like(ids[:, :1], t - 1)
-        x = model.embed_inputs(ids, role, images, image_index)
-        hidden = model.decode(x, mask, position, role == IMAGE, self.cache, column, last)
-        self.T, self.position = self.T + t, int(position[0, -1]) + 1
+        hidden = model(ids, role, images, image_index, context=context, read_at=last)
+        self.T, self.position = self.T + t, int(context.position[0, -1]) + 1
         return hidden[:, 0]
 
     @torch.inference_mode()
@@ -203,7 +203,7 @@ def main(argv=None) -> None:
         if args.image and args.audio:
             raise data.DataError("--image and --audio: a conversation begins with one of them")
         trained = read_record(args.run)["args"]
-        model, tokenizer = open_run(args.run, args.device, None, *classes_of(trained))
+        model, tokenizer = open_run(args.run, args.device)
         look = Look(trained, args.run, model.config.image_size)
         images = [look(args.image, args.audio)] if args.image or args.audio else []
         converse(model, tokenizer, look, images)

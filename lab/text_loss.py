@@ -23,7 +23,6 @@ from engine.precision import check_device, default_device
 from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import markdown
 from eval import open_run
-from lab.variants import classes_of
 from mma import Role
 from model import MLLM
 
@@ -46,7 +45,7 @@ def text_loss(model: MLLM, tokenizer: data.Tokenizer, text: str) -> tuple[float,
 
 def open_any(run: Path, device: str):
     """Model and tokenizer of a run."""
-    return open_run(run, device, None, *classes_of(read_record(run)["args"]))
+    return open_run(run, device)
 
 
 def open_before(trained: dict, device: str):

@@ -10,21 +10,16 @@ Shapes:  B rows   T tokens of a row   t queries   H query heads   G key/value he
          D decoder width   n image tokens of a picture
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import data
-from engine.checks import check
-from mma import EXTRA_PAIRS, IMAGE, attention_mask
+from engine.wings import VARIANTS, Variant
+from mma import IMAGE, attention_mask
 from model import MLLM, Attention, AttentionContext, rotate
-
-# A lesson, not a method: image rows read all later text of their turn, the answer too.
-EXTRA_PAIRS["leaky"] = lambda q, k: (q == IMAGE) & (k != IMAGE)
-
 
 # --- CCA: image tokens numbered by rings
 
@@ -41,14 +36,9 @@ def ring_positions(role: Tensor, document: Tensor | None, grid: int) -> Tensor:
     tokens by rings: its first position + ring; the text after it goes on at first position + number
     of rings. Raises ValueError where the image tokens are no such pictures."""
     is_image, ring_of = role == IMAGE, rings(grid, grid, role.device)
-    n = len(ring_of)
-    check(
-        is_image.sum(1) % n == 0,
-        lambda: (
-            f"pictures of {n} image tokens do not fit the rows' image tokens, counted row by "
-            f"row: {is_image.sum(1).tolist()}"
-        ),
-    )
+    n, found = len(ring_of), is_image.sum(1).tolist()
+    if any(tokens % n for tokens in found):
+        raise ValueError(f"pictures of {n} tokens do not fit the rows' image tokens, {found}")
     index = (is_image.cumsum(1) - 1) % n  # of an image token in its picture
     step = torch.where(is_image, (index == n - 1) * (ring_of.max() + 1), 1)
     start = step.cumsum(1) - step
@@ -62,12 +52,19 @@ class ConcentricMLLM(MLLM):
     """CCA, concentric causal attention: an image token reads its own ring and those around it. With
     --mask mma image rows read the question's columns besides."""
 
-    def mask_and_positions(self, kind, role, turn=None, document=None):
+    def context_of(self, mask, role, turn=None, document=None):
         position = ring_positions(role, document, self.config.grid)
-        return attention_mask(kind, role, turn, document, order=position), position
+        return AttentionContext(attention_mask(mask, role, turn, document, position), position)
 
 
 # --- Additions to attention, exactly nothing at the first step
+
+
+@dataclass
+class ImageContext(AttentionContext):
+    """A context that also says which of the new tokens are those of a picture."""
+
+    is_image: Tensor | None = None  # bool [B, s]
 
 
 class WiderAttention(Attention):
@@ -80,19 +77,20 @@ class WiderAttention(Attention):
         super().__init__(config, layer)
         self.key_width = self.head_width + self.bias_dims
 
-    def queries_keys_values(self, x_q: Tensor, x: Tensor, context: AttentionContext):
+    def queries_keys_values(self, x: Tensor, context: AttentionContext):
         q, k, v = (
             y.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
-            for y in (self.q(x_q), self.k(x), self.v(x))
+            for y in (self.q(x), self.k(x), self.v(x))
         )
-        is_image = context.is_image[:, None, :, None].to(k.dtype)  # [B, 1, T, 1]
-        more_q, more_k = self.bias_as_qk(q, k, is_image)
-        q, k = rotate(q, *context.q_rotation), rotate(k, *context.k_rotation)
+        is_image = getattr(context, "is_image", None)  # a generated token belongs to no picture
+        is_image = x.new_zeros(x.shape[:2]) if is_image is None else is_image
+        more_q, more_k = self.bias_as_qk(q, k, is_image[:, None, :, None].to(k.dtype))
+        q, k = rotate(q, *context.rotation), rotate(k, *context.rotation)
         return torch.cat([q, more_q], -1), torch.cat([k, more_k], -1), v
 
     def bias_as_qk(self, q: Tensor, k: Tensor, is_image: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, H, t, bias_dims] and [B, G, T, bias_dims] for q and k before RoPE; the score will be
-        divided by sqrt(d)."""
+        """[B, H, T, bias_dims] and [B, G, T, bias_dims] for q and k before RoPE; the score will be
+        divided by sqrt(d). is_image: 1 for a picture's token, else 0, [B, 1, T, 1]."""
         raise NotImplementedError
 
 
@@ -155,12 +153,12 @@ class LowRankAttention(Attention):
     def init_gate(self) -> None:
         nn.init.normal_(self.gate.down, std=len(self.gate.down) ** -0.5)
 
-    def queries_keys_values(self, x_q, x, context):
+    def queries_keys_values(self, x, context):
         down_q, down_k = self.gate.down.chunk(2, 1)
-        q, k, v = self.q(x_q), self.k(x), self.v(x)
-        q, k = q + x_q @ down_q @ self.gate.up_q, k + x @ down_k @ self.gate.up_k
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        q, k = q + x @ down_q @ self.gate.up_q, k + x @ down_k @ self.gate.up_k
         q, k, v = (y.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for y in (q, k, v))
-        return rotate(q, *context.q_rotation), rotate(k, *context.k_rotation), v
+        return rotate(q, *context.rotation), rotate(k, *context.rotation), v
 
 
 class GatedMLLM(MLLM):
@@ -168,6 +166,10 @@ class GatedMLLM(MLLM):
         super().__init__(config)
         for block in self.blocks:  # last, so that all else is drawn as without a gate
             block.attention.init_gate()
+
+    def context_of(self, mask, role, turn=None, document=None):
+        context = super().context_of(mask, role, turn, document)
+        return ImageContext(**vars(context), is_image=role == IMAGE)
 
 
 class PairGateMLLM(GatedMLLM):
@@ -218,20 +220,7 @@ def text_first(example: data.Example) -> data.Example:
 # ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Variant:
-    """What a method changes. model_class: of the model; tokenizer_class: of the prompt's order;
-    wrap_source(source, args): the data; settings: values of engine.options' DEFAULTS."""
-
-    about: str
-    model_class: type[MLLM] = MLLM
-    tokenizer_class: type[data.Tokenizer] = data.Tokenizer
-    wrap_source: Callable = lambda source, args: source
-    settings: dict = field(default_factory=dict)
-
-
-PLAIN = Variant("the mask alone")
-VARIANTS = {
+VARIANTS |= {
     "cca": Variant("image tokens numbered by rings (arXiv 2410.15926)", ConcentricMLLM),
     "rave": Variant("RAVE-style pair gate on visual keys (after arXiv 2605.18359)", PairGateMLLM),
     "scalar": Variant("control: a number for each head on visual keys", ScalarGateMLLM),
@@ -243,30 +232,6 @@ VARIANTS = {
         settings={"pt_mask": "leaky", "allow_leaks": True},
     ),
 }
-
-
-def find(name: str | None) -> Variant:
-    if name is not None and name not in VARIANTS:
-        raise data.DataError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
-    return VARIANTS[name] if name else PLAIN
-
-
-def get(args) -> Variant:
-    """The variant that train.py's args name; its settings are put into args."""
-    variant = find(args.variant)
-    vars(args).update(variant.settings)
-    return variant
-
-
-def classes_of(trained: dict) -> tuple[type[MLLM], type[data.Tokenizer]]:
-    """Model and tokenizer class of a run, by its arguments (run.json)."""
-    if trained.get("template"):  # a decoder from a folder
-        from bridge.chat import ChatTokenizer
-        from bridge.pretrained import OwnEncoderMLLM, PretrainedMLLM
-
-        return PretrainedMLLM if trained.get("vision") else OwnEncoderMLLM, ChatTokenizer
-    variant = find(trained.get("variant"))
-    return variant.model_class, variant.tokenizer_class
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import data
 from engine.checkpoint import write_file
+from engine.wings import WATCHES
 
 SHOWN = 24  # answers of the sheet
 told = False  # that matplotlib is missing
@@ -58,3 +59,6 @@ def write_example(path: Path, image, size: int) -> None:
     pixels = data.pixels_of(image, size, "")
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     write_file(path, lambda file: picture.save(file, "PNG"))
+
+
+WATCHES.append(sys.modules[__name__])

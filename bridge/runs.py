@@ -1,0 +1,8 @@
+"""Runs that began with a Hugging Face folder: the classes that eval.py opens them with."""
+
+from bridge.chat import ChatTokenizer
+from bridge.pretrained import OwnEncoderMLLM, PretrainedMLLM
+from engine.wings import PRETRAINED, Variant
+
+PRETRAINED[True] = Variant("SigLIP and a decoder from folders", PretrainedMLLM, ChatTokenizer)
+PRETRAINED[False] = Variant("a decoder from a folder", OwnEncoderMLLM, ChatTokenizer)

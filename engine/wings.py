@@ -1,0 +1,72 @@
+"""Where lab/ and bridge/ register what they add: methods by name, and the pictures of a run.
+
+The four files and the engine import neither. A command that is asked for a method, or that draws,
+has `load` import the module that registers it, if that is there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+
+import data
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a method changes. model_class: of the model (default: MLLM); tokenizer_class: of the
+    prompt's order; wrap_source(source, args): the data; settings: values of engine.options'
+    DEFAULTS."""
+
+    about: str
+    model_class: type | None = None
+    tokenizer_class: type[data.Tokenizer] = data.Tokenizer
+    wrap_source: Callable = lambda source, args: source
+    settings: dict = field(default_factory=dict)
+
+
+PLAIN = Variant("the mask alone")
+VARIANTS: dict[str, Variant] = {}  # --variant NAME; lab/variants.py
+PRETRAINED: dict[bool, Variant] = {}  # runs that began with a folder's decoder, by whether they
+# have its vision encoder too; bridge/runs.py
+WATCHES: list = []  # what draws curves.png and sheet.png: lab/watch.py
+
+
+def load(module: str) -> None:
+    """Import a module that registers something, if it is there."""
+    try:
+        import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name not in (module, module.partition(".")[0]):
+            raise  # the module is there; something that it needs is not
+
+
+def watch():
+    """What draws the pictures of a run, or None."""
+    load("lab.watch")
+    return WATCHES[-1] if WATCHES else None
+
+
+def find(name: str | None) -> Variant:
+    """The variant of that name. DataError if nobody has registered it."""
+    if name is None:
+        return PLAIN
+    load("lab.variants")
+    if name not in VARIANTS:
+        raise data.DataError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+def get(args) -> Variant:
+    """The variant that train.py's args name; its settings are put into args."""
+    variant = find(args.variant)
+    vars(args).update(variant.settings)
+    args.origin.update(dict.fromkeys(variant.settings, "variant"))
+    return variant
+
+
+def variant_of(trained: dict) -> Variant:
+    """The variant of a finished run, by its arguments (run.json)."""
+    if trained.get("template"):
+        load("bridge.runs")
+        return PRETRAINED[bool(trained.get("vision"))]
+    return find(trained.get("variant"))
