@@ -22,7 +22,7 @@ heldout(split, limit), split_names(), answers and final_split: see `folder.Folde
 from data.errors import DataError, SkippedEntries, reason
 from data.folder import Folder, Wrapped, read_json, seed_of, unusable
 from data.packing import pack
-from data.pictures import Crop, can_open, pixels_of
+from data.pictures import Crop, can_open, picture_key, pixels_of
 from data.prompt import (
     ANSWER_TOKEN,
     IMAGE_TOKEN,
@@ -38,8 +38,8 @@ from data.prompt import (
 __all__ = [
     "ANSWER_TOKEN", "AUDIO_WORLDS", "IMAGE_TOKEN", "NAMES", "TEXT_WORLDS", "Crop", "DataError",
     "Example", "Folder", "Row", "SkippedEntries", "Tokenizer", "Wrapped", "about_picture",
-    "can_open", "collate", "encode", "load", "pack", "pixels_of", "read_json", "reason",
-    "row_or_empty_prompt", "seed_of", "unusable",
+    "can_open", "collate", "encode", "load", "pack", "picture_key", "pixels_of", "read_json",
+    "reason", "row_or_empty_prompt", "seed_of", "unusable",
 ]  # fmt: skip
 
 BUILT_IN = ("shapes", "shapes-pairs", "shapes-text", "sounds")

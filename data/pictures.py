@@ -34,6 +34,15 @@ class Crop:
     whole: tuple[int, int]
 
 
+def picture_key(image: Tensor | Path | bytes | Crop):
+    """Equal for images that are the same picture. A tensor is known by where its pixels lie and how
+    they are read, so that two views of one memory are two pictures, and by nothing once it is gone:
+    compare keys only while their images are held."""
+    if isinstance(image, Tensor):
+        return image.data_ptr(), image.shape, image.stride(), image.dtype
+    return image
+
+
 def pixels_of(image: Tensor | Path | bytes | Crop, size: int, where: str) -> Tensor:
     """uint8 [3, size, size] of one of an example's images; `where` names the example in an
     error."""

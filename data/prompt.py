@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from data.errors import DataError
-from data.pictures import pixels_of
+from data.pictures import picture_key, pixels_of
 from mma import Role
 
 IMAGE_TOKEN = "<image>"  # a picture's placeholder in a message
@@ -218,7 +218,7 @@ def collate(rows: list[Row], pad: int, image_size: int) -> dict[str, Tensor]:
         batch["document"] = padded("document", -1)
     distinct, image_index = {}, []  # distinct: key of a picture -> (index, pixels)
     for image, row_id in ((image, row.id) for row in rows for image in row.images):
-        key = image.data_ptr() if isinstance(image, Tensor) else image
+        key = picture_key(image)
         if key not in distinct:
             distinct[key] = len(distinct), pixels_of(image, image_size, row_id)
         image_index.append(distinct[key][0])
