@@ -35,8 +35,8 @@ from model import MLLM, KVCache
 def normalise(answer: str) -> str:
     """Answers are compared in this form: lower case, single spaces, no punctuation (signs, and
     points within numbers, stay), no articles; what is nothing but these stays as it is."""
-    words = re.sub(r"[.,;:!?\"'](?!\d)|[()]", " ", answer.lower()).split()
-    return " ".join([w for w in words if w not in ("a", "an", "the")] or words or [answer.lower()])
+    words = re.sub(r"[.,;:!?'](?!\d)|(?<!\w)'|[\"()]", " ", data.fold(answer)).split()
+    return " ".join([w for w in words if w not in ("a", "an", "the")] or words) or data.fold(answer)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
     errors.py       what is wrong with the user's data
     pictures.py     files and parts of files -> pixels
     prompt.py       the prompt format: tokenizer, rows of tokens with roles, batches
+    text.py         what is written in several ways, read as one
     packing.py      rows of different lengths, packed
     folder.py       a finite data set: splits, what cannot be used, what a step draws
     families.py     what the built-in worlds share: questions in families, how much they tell
@@ -22,7 +23,7 @@ heldout(split, limit), split_names(), answers and final_split: see `folder.Folde
 from data.errors import DataError, SkippedEntries, reason
 from data.folder import Folder, Wrapped, read_json, seed_of, unusable
 from data.packing import pack
-from data.pictures import Crop, can_open, pixels_of
+from data.pictures import Crop, can_open, picture_key, pixels_of
 from data.prompt import (
     ANSWER_TOKEN,
     IMAGE_TOKEN,
@@ -34,12 +35,13 @@ from data.prompt import (
     encode,
     row_or_empty_prompt,
 )
+from data.text import fold
 
 __all__ = [
     "ANSWER_TOKEN", "AUDIO_WORLDS", "IMAGE_TOKEN", "NAMES", "TEXT_WORLDS", "Crop", "DataError",
     "Example", "Folder", "Row", "SkippedEntries", "Tokenizer", "Wrapped", "about_picture",
-    "can_open", "collate", "encode", "load", "pack", "pixels_of", "read_json", "reason",
-    "row_or_empty_prompt", "seed_of", "unusable",
+    "can_open", "collate", "encode", "fold", "load", "pack", "picture_key", "pixels_of",
+    "read_json", "reason", "row_or_empty_prompt", "seed_of", "unusable",
 ]  # fmt: skip
 
 BUILT_IN = ("shapes", "shapes-pairs", "shapes-text", "sounds")

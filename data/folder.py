@@ -78,7 +78,7 @@ class Folder:
                 if len(images) <= READ_FIRST:
                     pixels_of(image, size, "")
                 else:
-                    check_head(getattr(image, "path", image))
+                    check_head(image)
             except DataError as error:
                 broken[image] = error
         if broken:
@@ -88,12 +88,15 @@ class Folder:
     def _leave_out(self, broken: dict) -> None:
         """Take out the examples that show one of the broken pictures, and count each once a split;
         broken: image -> what is wrong with it."""
+
+        def shows_broken(example: Example) -> bool:
+            return any(image in broken for image in example.images)
+
         for split, groups in self.splits.items():
             kept, reported = [], {}
             for group in groups:
-                bad = [e for e in group if any(image in broken for image in e.images)]
-                reported |= {e.id: e for e in bad}
-                kept.append([e for e in group if e not in bad] if bad else group)
+                reported |= {e.id: e for e in group if shows_broken(e)}
+                kept.append([e for e in group if not shows_broken(e)])
             for example in reported.values():
                 error = broken[next(image for image in example.images if image in broken)]
                 why = f"{example.id}: {error}".removeprefix(": ")

@@ -34,19 +34,36 @@ class Crop:
     whole: tuple[int, int]
 
 
+def picture_key(image: Tensor | Path | bytes | Crop):
+    """Equal for images that are the same picture. A tensor is known by where its pixels lie and how
+    they are read, so that two views of one memory are two pictures, and by nothing once it is gone:
+    compare keys only while their images are held."""
+    if isinstance(image, Tensor):
+        return image.data_ptr(), image.shape, image.stride(), image.dtype
+    return image
+
+
 def pixels_of(image: Tensor | Path | bytes | Crop, size: int, where: str) -> Tensor:
     """uint8 [3, size, size] of one of an example's images; `where` names the example in an
     error."""
     try:
-        if not isinstance(image, Tensor):
-            return read_picture(image, size)
+        return scaled(image, size) if isinstance(image, Tensor) else read_picture(image, size)
     except DataError as error:
         why = f"{where}: {error}" if where else str(error)
         raise DataError(why, UNREADABLE) from None
-    if image.shape[-1] == size:
+
+
+def scaled(image: Tensor, size: int) -> Tensor:
+    """uint8 [3, size, size] of a picture of any side, uint8 [3, side, side]."""
+    side = image.shape[-1] if image.ndim else 0
+    if image.dtype != torch.uint8 or image.shape != (3, side, side) or side == 0:
+        found = f"{image.dtype} {list(image.shape)}".removeprefix("torch.")
+        expected = f"uint8 [3, side, side], such as [3, {size}, {size}]"
+        raise DataError(f"a tensor that is a picture must be {expected}; got {found}")
+    if side == size:
         return image
-    scaled = F.interpolate(image[None].float(), size=(size, size), mode="area")[0]
-    return scaled.round().to(torch.uint8)
+    pixels = F.interpolate(image[None].float(), size=(size, size), mode="area")[0]
+    return pixels.round().to(torch.uint8)
 
 
 class PictureCache:
@@ -107,9 +124,12 @@ def check_format(file: Image.Image, path) -> None:
         raise DataError(f"{path}: {why}", UNREADABLE)
 
 
-def check_head(path: Path) -> None:
-    """Raises DataError if this is no picture, or one that is refused (check_format). Its pixels are
-    not read."""
+def check_head(image: Tensor | Path | bytes | Crop) -> None:
+    """Raises DataError if the picture's file, if it has one, is not there, is no picture, or is one
+    that is refused (check_format). Its pixels are not read."""
+    path = getattr(image, "path", image)
+    if not isinstance(path, Path):
+        return
     try:
         with Image.open(path) as file:
             check_format(file, path)
@@ -122,11 +142,8 @@ def check_head(path: Path) -> None:
 
 def can_open(image: Tensor | Path | bytes | Crop) -> bool:
     """Is the picture's file, if it has one, there now? What the cache holds does not count."""
-    path = getattr(image, "path", image)
-    if not isinstance(path, Path):
-        return True
     try:
-        check_head(path)
+        check_head(image)
     except DataError:
         return False
     return True

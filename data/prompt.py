@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from data.errors import DataError
-from data.pictures import pixels_of
+from data.pictures import picture_key, pixels_of
 from mma import Role
 
 IMAGE_TOKEN = "<image>"  # a picture's placeholder in a message
@@ -158,12 +158,17 @@ def encode(
     comes before it, true answers of earlier turns included, and the token that opens it.
 
     A row longer than max_tokens is cut at its end, but never inside a picture: then the picture's
-    whole turn goes. Raises DataError if pictures and placeholders disagree.
+    whole turn goes. Raises DataError if pictures and placeholders disagree, or if no row has room
+    for more than its start.
     """
     n_places = sum(message.count(IMAGE_TOKEN) for message, _ in example.turns)
     if n_places != len(example.images):
         found = f"{n_places} {IMAGE_TOKEN} in the messages, but {len(example.images)} pictures"
         raise DataError(f"{example.id}: {found}".removeprefix(": "))
+    n_start = len(tokenizer.start)
+    if max_tokens is not None and n_start >= max_tokens:
+        why = f"every dialogue begins with {n_start} tokens, any system prompt included"
+        raise DataError(f"{why}; raise --max-tokens, {max_tokens} leaves no room for more")
     row, images = Row(id=example.id), iter(example.images)
     row.add(tokenizer.start, Role.TEXT, 0)
     for t, (message, answer) in enumerate(example.turns):
@@ -218,7 +223,7 @@ def collate(rows: list[Row], pad: int, image_size: int) -> dict[str, Tensor]:
         batch["document"] = padded("document", -1)
     distinct, image_index = {}, []  # distinct: key of a picture -> (index, pixels)
     for image, row_id in ((image, row.id) for row in rows for image in row.images):
-        key = image.data_ptr() if isinstance(image, Tensor) else image
+        key = picture_key(image)
         if key not in distinct:
             distinct[key] = len(distinct), pixels_of(image, image_size, row_id)
         image_index.append(distinct[key][0])

@@ -34,6 +34,14 @@ def take(file) -> bool:
     return True
 
 
+def is_at(file, path: Path) -> bool:
+    """Is the open file still the one of this name? On Windows it always is."""
+    try:
+        return not fcntl or os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 def holder(text: str) -> str:
     """Who wrote the lock file."""
     try:
@@ -43,6 +51,29 @@ def holder(text: str) -> str:
         return "another process"
 
 
+def hold(out: Path):
+    """The lock file, locked, and what a killed process left in it. Raises DataError as run_lock.
+
+    Between opening and locking it another run may end and delete it. A deleted file keeps nobody
+    out, so a new one is opened then."""
+    path = out / "lock"
+    while True:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a+", encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"--out {out} cannot be written: {error.strerror}") from None
+        held = take(file)
+        file.seek(0)
+        written = file.read()
+        if held and is_at(file, path):
+            return file, written
+        file.close()
+        if not held:
+            why = f"{holder(written)} is training in {out}"
+            raise DataError(f"{why}; wait for it, or choose another --out")
+
+
 @contextmanager
 def run_lock(out: Path, say=print):
     """Hold the folder `out`; of several processes of one run the first one does. Raises DataError
@@ -50,28 +81,16 @@ def run_lock(out: Path, say=print):
     if int(os.environ.get("RANK", 0)) > 0:
         yield
         return
-    path = out / "lock"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"--out {out} cannot be written: {error.strerror}") from None
+    file, written = hold(out)
     with file:
-        file.seek(0)
-        written = file.read()
-        if not take(file):
-            raise DataError(
-                f"{holder(written)} is training in {out}; wait for it, or choose another --out"
-            )
         if written:
             say(f"{holder(written)} held {out} and is gone without an end")
-        file.seek(0)
-        file.truncate()
+        file.truncate(0)
         file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
         file.flush()
         try:
             yield
         finally:
             file.truncate(0)  # an empty file says that nobody holds it; Windows cannot delete it
-            if fcntl:
-                path.unlink(missing_ok=True)
+            if fcntl and is_at(file, out / "lock"):
+                os.unlink(out / "lock")

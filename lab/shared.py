@@ -12,7 +12,7 @@ Shapes:  Q questions about the same pictures   P tokens that they share   t toke
 import torch
 from torch import Tensor
 
-from data import Row
+from data import Row, picture_key
 from mma import IMAGE, PAD, positions
 from model import MLLM, AttentionContext, KVCache
 
@@ -26,8 +26,7 @@ def shared_length(rows: list[Row]) -> int:
     P = max((i + 1 for i, role in enumerate(first.role) if role == IMAGE), default=0)
 
     def beginning(row: Row):
-        pictures = [x.data_ptr() if isinstance(x, Tensor) else x for x in row.images]
-        return [getattr(row, name)[:P] for name in PARTS], pictures
+        return [getattr(row, name)[:P] for name in PARTS], list(map(picture_key, row.images))
 
     for row in rows:
         if P == 0 or beginning(row) != beginning(first) or IMAGE in row.role[P:]:

@@ -165,6 +165,26 @@ def test_normalise():
         assert normalise(one) != normalise(other)
 
 
+@pytest.mark.parametrize("one, other", [
+    ("“Yes”", "yes"), ("‘yes.’", "yes"), ("„ja“", "ja"), ("« oui »", "oui"), ("‹oui›", "oui"),
+    ("Don’t", "Don't"), ("Donʼt", "Don't"), ("是的。", "是的"), ("yes？", "yes"),
+    ("（红，蓝）！", "红 蓝"),
+    ("red；blue：", "red blue"), ("well…", "well"), ("？", "?"), ("“3”", "3"), ("'3'", "3"),
+    ('"3"', "3"), ("‘1,000’", "1,000"), ("5′10″", "5'10\""), ("1，000", "1,000"),
+    ("3．5", "3.5"),
+    ("caf\u00e9", "cafe\u0301"), ("J\u030c", "\u01f0"), ("\u212b", "\u00e5"),
+    ("가", "\u1100\u1161"),
+])  # fmt: skip
+def test_what_unicode_writes_in_several_ways_is_one_answer(one, other):
+    assert normalise(one) == normalise(other) and normalise(one)
+
+
+def test_numbers_stay_as_they_are_written():
+    for number in "3.5 1,000 -2 .5 12:30 5'10 +1 1/2 50% −2 m² ½".split():
+        for said in (number, f"{number}.", f"“{number}”", f"({number})", f"the {number}…"):
+            assert normalise(said) == number
+
+
 def test_a_question_that_is_not_utf8_is_named(model, tokenizer, pictures):
     with pytest.raises(data.DataError, match=r"^'caf\\udce9\?' is not UTF-8 text$"):
         evaluation.ask(model, tokenizer, pictures[0], ["caf\udce9?"])

@@ -14,7 +14,7 @@ import data
 import eval as evaluation
 import train
 from engine.checkpoint import write_file
-from engine.lock import run_lock
+from engine.lock import run_lock, take
 from engine.run import read_record
 
 QUICK = [
@@ -89,16 +89,22 @@ def test_an_out_that_is_a_file(below, tmp_path):
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_two_trainings_in_one_folder(tmp_path):
-    """The second one is refused, and loses nothing of the first; a killed one is noticed."""
+def start_holder(folder):
+    """A process that tries to hold the folder until it reads a line; and what it says of that."""
     program = "import sys; from pathlib import Path; from engine.lock import run_lock\n"
-    program += f"with run_lock(Path({str(tmp_path)!r})): print('held', flush=True); input()"
+    program += f"with run_lock(Path({str(folder)!r})): print('held', flush=True); input()"
     child = subprocess.Popen(
         [sys.executable, "-c", program],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
     )  # fmt: skip
-    assert child.stdout.readline() == "held\n"
+    return child, child.stdout.readline()
+
+
+def test_two_trainings_in_one_folder(tmp_path):
+    """The second one is refused, and loses nothing of the first; a killed one is noticed."""
+    child, said = start_holder(tmp_path)
+    assert said == "held\n"
     with pytest.raises(SystemExit, match=f"process {child.pid} on .* is training in"):
         train.main([*QUICK, "--out", str(tmp_path)])
     child.kill()
@@ -109,6 +115,34 @@ def test_two_trainings_in_one_folder(tmp_path):
     with run_lock(tmp_path, said.append):  # released: nothing to say
         pass
     assert len(said) == 1 and "is gone without an end" in said[0]
+
+
+def test_a_training_that_begins_while_another_ends_holds_its_folder(tmp_path, monkeypatch):
+    """The first ends after the second has opened the lock's file and before it has locked it: a
+    third must find the second, and nothing must be said of the first, which ended well."""
+    first, said = start_holder(tmp_path)
+    assert said == "held\n"
+
+    def end_first_and_take(file):
+        if first.poll() is None:
+            first.communicate("\n")
+        return take(file)
+
+    monkeypatch.setattr("engine.lock.take", end_first_and_take)
+    reports = []
+    with run_lock(tmp_path, reports.append):
+        assert first.returncode == 0 and (tmp_path / "lock").exists() and not reports
+        third, said = start_holder(tmp_path)
+        third.communicate("\n")
+        assert said != "held\n" and third.returncode == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows deletes no open file")
+def test_a_lock_that_was_deleted_by_hand_is_not_taken_from_its_new_holder(tmp_path):
+    with run_lock(tmp_path):
+        (tmp_path / "lock").unlink()
+        (tmp_path / "lock").write_text("of another training")
+    assert (tmp_path / "lock").read_text() == "of another training"
 
 
 def test_json_and_md_are_checked_before_the_evaluation(tmp_path):

@@ -1,9 +1,12 @@
 """A finite data set: what a step draws, what cannot be used, what is left out and reported."""
 
+import io
 import json
 import re
 
 import pytest
+import torch
+from PIL import Image
 
 import data
 from data import DataError
@@ -60,6 +63,23 @@ def test_only_the_heads_of_very_many_pictures_are_read(llava, monkeypatch):
     (llava.parent / "4.png").write_bytes(good[: len(good) - 20])  # its head is whole
     (llava.parent / "6.png").write_bytes(b"broken")
     assert data.load("llava", llava).read_pictures(32).startswith("1 of 32 entries")
+
+
+@pytest.mark.parametrize("read_first", [0, 8192])
+def test_pictures_may_be_in_memory(read_first, monkeypatch):
+    """Tensors, and bytes of a file: of very many none is opened; else those that are no pictures
+    are left out."""
+    monkeypatch.setattr("data.folder.READ_FIRST", read_first)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    shapes = ((3, 8, 8), (3, 8, 4), (3, 8, 8))
+    images = [*(torch.zeros(shape, dtype=torch.uint8) for shape in shapes), file.getvalue()]
+    group = [data.Example([x], [("<image>?", "a")], id=str(i)) for i, x in enumerate(images)]
+    folder = data.Folder({"train": [group]}, skipped=data.SkippedEntries(strict=False))
+    report = folder.read_pictures(8)
+    assert ("1: a tensor that is a picture must be" in report) == bool(read_first)
+    left = [example.id for example in folder.heldout("train")]
+    assert left == (["0", "2", "3"] if read_first else ["0", "1", "2", "3"])
 
 
 def test_unusable_rows_are_counted_and_left_out(llava, tokenizer):

@@ -1,6 +1,7 @@
 """Pictures from files: read whole, as a viewer shows them, or named."""
 
 import pytest
+import torch
 from PIL import Image
 
 import data
@@ -32,6 +33,26 @@ def test_a_picture_of_another_size_is_scaled(tmp_path):
     example = Shapes().heldout("test", 1)[0]
     assert data.pixels_of(example.images[0], 32, "").shape == (3, 32, 32)
     assert data.pixels_of(example.images[0], 64, "") is example.images[0]
+
+
+@pytest.mark.parametrize("shape", [
+    (3, 32, 64), (3, 64, 32), (64, 64, 3), (1, 64, 64), (4, 64, 64), (64, 64), (1, 3, 64, 64),
+    (3,), (), (3, 0, 0),
+])  # fmt: skip
+def test_a_tensor_of_another_shape_is_named(shape):
+    for size in (32, 64):
+        with pytest.raises(DataError) as found:
+            data.pixels_of(torch.zeros(shape, dtype=torch.uint8), size, "entry 3")
+        expected = f"uint8 [3, side, side], such as [3, {size}, {size}]; got uint8 {list(shape)}"
+        assert str(found.value) == f"entry 3: a tensor that is a picture must be {expected}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.int8, torch.bool])
+def test_a_tensor_of_another_dtype_is_named(dtype):
+    name = str(dtype).removeprefix("torch.")
+    for size in (32, 64):
+        with pytest.raises(DataError, match=rf"got {name} \[3, 64, 64\]$"):
+            data.pixels_of(torch.ones(3, 64, 64, dtype=dtype), size, "")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\x00" * 40])

@@ -7,7 +7,7 @@ import torch
 from helpers import LETTERS
 from PIL import Image
 
-from data import DataError, Example, collate, encode
+from data import DataError, Example, collate, encode, pixels_of
 from data.prompt import Tokenizer
 from mma import Role
 
@@ -116,6 +116,18 @@ def test_collate_pads_on_the_right_and_reads_each_picture_once(tokenizer, tmp_pa
         assert batch["ids"][b, :n].tolist() == row.ids
         assert (batch["ids"][b, n:] == tokenizer.pad).all()
         assert (batch["role"][b, n:] == Role.PAD).all()
+
+
+def test_views_of_one_tensor_are_pictures_of_their_own(tokenizer):
+    """A part of a picture, the picture on its side, the next of a film's: all share its memory."""
+    film = torch.arange(2 * 3 * 16 * 16).view(2, 3, 16, 16).to(torch.uint8)
+    x = film[0]
+    shown = [x, x[:, :8, :8], x.mT, film[1], x[:, 4:, 4:], film[0]]
+    row = encode(Example(shown, [("<image>" * 6 + "which?", "red")]), tokenizer, 2)
+    batch = collate([row, row], tokenizer.pad, 16)
+    assert batch["image_index"].tolist() == [0, 1, 2, 3, 4, 0] * 2
+    for seen, image in zip(batch["images"], shown):
+        assert torch.equal(seen, pixels_of(image, 16, ""))
 
 
 def test_text_that_no_tokenizer_fits_is_one_clear_error():

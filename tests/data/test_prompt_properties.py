@@ -118,6 +118,41 @@ def test_a_dialogue_comes_back_from_its_row(any_tokenizer, n):
     for_all(check, n, turns=written())
 
 
+@tries(15, 500)
+def test_no_row_is_longer_than_it_may_be_and_no_picture_is_cut(any_tokenizer, n):
+    """Of a dialogue and of its prompts, at every number of tokens: as much as fits, or, where that
+    would cut a picture, what comes before its turn. What begins a dialogue must fit."""
+    n_start = len(any_tokenizer.start)
+
+    def check(turns, n_image_tokens):
+        n_images = sum(len(texts) - 1 for texts, _ in turns)
+        messages = [(data.IMAGE_TOKEN.join(texts), answer) for texts, answer in turns]
+        example = data.Example(list(range(n_images)), messages)
+        for upto in (None, *range(len(turns))):
+            whole = data.encode(example, any_tokenizer, n_image_tokens, upto=upto)
+            longest = len(whole.ids) + 1
+            for limit in range(n_start + 1):
+                says = f"with {n_start} tokens, .*; raise --max-tokens, {limit} leaves no room"
+                with pytest.raises(DataError, match=says):
+                    data.encode(example, any_tokenizer, n_image_tokens, limit, upto)
+            for limit in range(n_start + 1, longest + 1):
+                row = data.encode(example, any_tokenizer, n_image_tokens, limit, upto)
+                check_row(row, whole, limit)
+                assert row.role.count(Role.IMAGE) == n_image_tokens * len(row.images)
+
+    def check_row(row, whole, limit):
+        kept = len(row.ids)
+        assert kept <= limit and row.images == whole.images[: len(row.images)]
+        parts = whole.ids[:kept], whole.role[:kept], whole.turn[:kept]
+        assert (row.ids, row.role, row.turn) == parts
+        if kept < min(limit, len(whole.ids)):  # from there on a turn is gone
+            turn = whole.turn[kept]
+            assert turn != whole.turn[kept - 1]
+            assert (int(Role.IMAGE), turn) in zip(whole.role[limit:], whole.turn[limit:])
+
+    for_all(check, n, turns=written(), n_image_tokens=st.integers(1, 5))
+
+
 def test_half_of_a_surrogate_pair_is_one_clear_error(any_tokenizer):
     for text in ("what is \ud800?", b"caf\xe9".decode("utf-8", "surrogateescape")):
         with pytest.raises(DataError, match="is not UTF-8 text"):
