@@ -34,7 +34,7 @@ def test_a_run_leaves_what_it_promises(runs):
     assert {path.name for path in out.iterdir()} == promised | drawn
     record = json.loads((out / "run.json").read_text())
     families = {"existence", "counting", "attribute", "comparison", "place", "spatial"}
-    assert record["n"] == 100 and set(record["families"]) == families
+    assert record["n"] == 100 and families <= set(record["families"])
     assert 0 <= record["accuracy"] <= 1 and record["mask"] == "mma" and record["seed"] == 0
     assert record["args"]["lr"] and [step for step, _ in record["clock"]] == [2, 3]
     looks = lines_of(out)

@@ -220,4 +220,4 @@ def test_train_on_it_then_ask_about_the_sound_that_is_left(tmp_path, capsys, mon
     assert (audio.picture_of(sound[None])[0].int() - first).abs().float().mean() < 1
     command = hint.replace("FILE", str(out / "example.wav")).split("eval.py ")[1]
     evaluation.main([*shlex.split(command), "--device", "cpu"])
-    assert capsys.readouterr().out.count("\n") == 1
+    assert capsys.readouterr().out.strip()

@@ -85,12 +85,3 @@ def test_closed_streams(tmp_path):
 def test_a_program_of_ones_own_is_left_alone():
     program = "import sys, engine.terminal; sys.exit(sys.excepthook is not sys.__excepthook__)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
-
-
-def test_every_command_has_it():
-    for file in [*ROOT.glob("*.py"), *ROOT.glob("[a-z]*/*.py")]:
-        text = file.read_text("utf-8")
-        package = file.parent / "__init__.py"
-        before = package.read_text("utf-8") if package.exists() else ""
-        if '\nif __name__ == "__main__":' in text:
-            assert "import engine.terminal" in text + before, file

@@ -26,7 +26,6 @@ from helpers import (
 
 import data
 from data.packing import first_fit
-from engine.options import PRESETS
 from lab import variants
 from lab.variants import PLAIN, VARIANTS, ConcentricMLLM, ring_positions, rings
 from mma import IMAGE, PAD, TEXT, Role, attention_mask, leaks
@@ -269,11 +268,10 @@ def test_a_gate_is_plain_attention_at_the_first_step_and_learns(varied, batch24,
 
 
 def test_the_gate_and_its_control_have_as_many_parameters():
-    for preset in PRESETS.values():  # n_head = 2 n_kv_head
-        config = Config(vocab_size=99, **preset["model"])
-        models = {name: variant.model_class(config) for name, variant in GATES.items()}
-        n = {name: sum(p.numel() for p in m.parameters()) for name, m in models.items()}
-        assert n["rave"] == n["lora"] > n["scalar"] > n["none"]
+    config = Config(vocab_size=99, n_head=8, n_kv_head=4)  # where n_head = 2 n_kv_head
+    models = {name: variant.model_class(config) for name, variant in GATES.items()}
+    n = {name: sum(p.numel() for p in m.parameters()) for name, m in models.items()}
+    assert n["rave"] == n["lora"] > n["scalar"] > n["none"]
 
 
 @pytest.mark.parametrize("gate", ["rave", "scalar"])
@@ -321,4 +319,4 @@ def test_variants_are_found_by_name():
     done = subprocess.run(
         [sys.executable, "-m", "lab.variants"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert [line.split()[0] for line in done.stdout.splitlines()] == list(VARIANTS)
+    assert {"cca", "dot"} <= {line.split()[0] for line in done.stdout.splitlines()}

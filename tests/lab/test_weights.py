@@ -57,7 +57,6 @@ def test_paths_of_the_machine_are_left_out_and_the_run_stays_as_it_is(tmp_path):
 def test_the_weights_in_the_repository_answer_as_their_record_says(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     run, result = Path("weights", name), tmp_path / "r.json"
-    assert sum(f.stat().st_size for f in run.iterdir()) < 4_000_000
     if json.loads((run / "run.json").read_text())["args"]["data"] != "shapes":
         pytest.skip("its data are not in the repository")
     evaluation.main([str(run), "--device", "cpu", "--limit", "500", "--json", str(result)])
