@@ -252,7 +252,7 @@ def train_and_crash(out, step: int, *options) -> None:
 
 def hidden_of(model, batch, kind):
     with torch.no_grad():
-        return model(**batch, kind=kind)
+        return model(**batch, mask=kind)
 
 
 def without_cache(model, batch, kind, n, eos) -> list[int]:
@@ -262,7 +262,7 @@ def without_cache(model, batch, kind, n, eos) -> list[int]:
     for _ in range(n):
         with torch.no_grad():
             hidden = model(
-                ids, role, batch.get("images"), batch.get("image_index"), turn, kind=kind
+                ids, role, batch.get("images"), batch.get("image_index"), turn, mask=kind
             )
         out.append(int(model.head(hidden[0, -1]).argmax()))
         if out[-1] == eos:
@@ -299,7 +299,7 @@ def leaks_by_gradient(model, pictures, kind, role, turn) -> tuple:
     def learns(targets, later) -> bool:
         """Does predicting `targets` from the rows before them depend on the tokens `later`?"""
         kept.clear()
-        hidden = model(ids, role, pictures[:1], torch.tensor([0]), turn, kind=kind)
+        hidden = model(ids, role, pictures[:1], torch.tensor([0]), turn, mask=kind)
         logits = model.head(hidden[0, [t - 1 for t in targets]])
         F.cross_entropy(logits, ids[0, targets], reduction="sum").backward()
         return bool((kept[0].grad[0, later] != 0).any())

@@ -220,7 +220,7 @@ def test_checkpointing_computes_again_and_changes_nothing(model, batch_of, dialo
     other = deepcopy(model)
     recompute_blocks(other)
     other.blocks[1].norm1.register_forward_hook(lambda *_: calls.append(1))
-    losses = [m.loss(**batch, kind="mma") for m in (model, other)]
+    losses = [m.loss(**batch, mask="mma") for m in (model, other)]
     for loss in losses:
         loss.backward()
     assert losses[0] == losses[1] and len(calls) == 2  # forward, and again for backward

@@ -189,7 +189,7 @@ def test_packed_is_unpacked(method, n):
             torch.testing.assert_close(together[1, :last], alone[-last:], rtol=0, atol=1e-9)
         with torch.no_grad():
             some = (method.batch(x) for x in (rows, first_fit(rows, length)))
-            losses = [model.loss(**x, kind=kind_of_loss) for x in some]
+            losses = [model.loss(**x, mask=kind_of_loss) for x in some]
         torch.testing.assert_close(*losses, rtol=1e-6, atol=1e-6)  # taken in float32
 
     for_all(

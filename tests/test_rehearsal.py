@@ -152,7 +152,7 @@ def lost(model, batch: dict, kind: str) -> None:
     rows, valid_index = batch.pop("rows"), batch.pop("valid_index")
     roles = (batch.get(name) for name in ("role", "turn", "document"))
     assert all(x.is_cuda for x in model.mask_and_positions(kind, *roles))
-    assert answer_loss(model, rows, valid_index, **batch, kind=kind).is_cuda
+    assert answer_loss(model, rows, valid_index, **batch, mask=kind).is_cuda
 
 
 def test_a_step_and_an_answer_stay_on_the_gpu(rehearsed, dialogues, request):

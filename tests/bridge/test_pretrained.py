@@ -78,7 +78,7 @@ def test_mma_through_their_llama(vision, saved):
     expected = theirs(inputs_embeds=x, attention_mask=bias, position_ids=position).logits
     got = ours.head(ours(ids, role, images, picture))
     torch.testing.assert_close(got[role > 0], expected[role > 0], **CLOSE)
-    causal = ours.head(ours(ids, role, images, picture, kind="causal"))
+    causal = ours.head(ours(ids, role, images, picture, mask="causal"))
     assert (causal - got)[role == Role.ANSWER].abs().max() > 0.01
 
 

@@ -123,4 +123,4 @@ def test_its_answers(smol):
     assert said[0] == "The capital of France is Paris."
     states = ours(**batch)
     for kind in EXTRA_PAIRS:
-        assert torch.equal(ours(**batch, kind=kind), states), kind
+        assert torch.equal(ours(**batch, mask=kind), states), kind

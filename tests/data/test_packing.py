@@ -42,7 +42,7 @@ def test_packed_is_unpacked_in_loss_and_gradient(kind, model, tokenizer, dialogu
     assert len(packed) < len(rows) and any(row.document[-1] for row in packed)
     for some in (rows, packed):
         batch = data.collate(some, tokenizer.pad, model.config.image_size)
-        both.append(loss_and_gradients(model, model.loss, **batch, kind=kind))
+        both.append(loss_and_gradients(model, model.loss, **batch, mask=kind))
     for alone, together in zip(*both):  # the loss is taken in float32
         torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
 

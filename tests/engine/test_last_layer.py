@@ -65,7 +65,7 @@ def test_the_loss_at_the_rows_that_count_is_the_plain_loss(varied, tokenizer, ki
     for batch in batches_of(model, rows, tokenizer):
         rows_index, valid_index = find_loss_positions(batch["role"], batch.get("document"))
         assert rows_index.numel() > len(valid_index) > 0
-        plain = loss_and_gradients(model, model.loss, **batch, kind=kind)
+        plain = loss_and_gradients(model, model.loss, **batch, mask=kind)
         fast = loss_and_gradients(
             model, answer_loss, model, rows_index, valid_index, **batch, kind=kind
         )

@@ -66,7 +66,7 @@ def test_a_step_in_bfloat16_is_that_of_float32_up_to_rounding(model, batch_of, d
     model, batch, found = MLLM(model.config), batch_of(dialogues), {}  # weights as training begins
     for precision in ("float32", "bfloat16"):
         model.zero_grad()
-        loss = autocast_of(format_args(precision))(model.loss)(**batch, kind=mask)
+        loss = autocast_of(format_args(precision))(model.loss)(**batch, mask=mask)
         loss.backward()
         found[precision] = loss, torch.cat([p.grad.flatten() for p in model.parameters()])
     (loss, gradient), (half_loss, half_gradient) = found["float32"], found["bfloat16"]

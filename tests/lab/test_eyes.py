@@ -114,12 +114,12 @@ def test_the_late_mask_is_causal_before_and_the_runs_own_after(runs):
     model, tokenizer = eyes.put_together(args)
     rows = [data.encode(e, tokenizer, 16) for e in Shapes().draw("sft", 0, 2, 1, 0)]
     batch = data.collate(rows, tokenizer.pad, 64)
-    causal, mma = (model.loss(**batch, kind=kind).item() for kind in ("causal", "mma"))
+    causal, mma = (model.loss(**batch, mask=kind).item() for kind in ("causal", "mma"))
     assert causal != mma
     late = eyes.LateMask(model, 0.5)
     for step, loss in ((0, causal), (4, causal), (5, mma), (9, mma)):
         assert late(step, 10) == train.schedule(step, 10)
-        assert model.loss(**batch, kind="mma").item() == loss
+        assert model.loss(**batch, mask="mma").item() == loss
 
 
 def test_a_run_switches_at_half_of_stage_2_and_answers_under_the_mask_of_its_step(

@@ -46,10 +46,10 @@ def test_loss_and_every_gradient(branching, rows_about, collated, pictures, kind
     joined = collated([join(rows) for rows in groups])
     apart = collated([row for rows in groups for row in rows])
     assert joined["role"].shape[0] == 2 and (joined["role"] == PAD).any()
-    expected = loss_and_gradients(branching, branching.loss, **apart, kind=kind)
-    assert close(loss_and_gradients(branching, branching.loss, **joined, kind=kind), expected)
+    expected = loss_and_gradients(branching, branching.loss, **apart, mask=kind)
+    assert close(loss_and_gradients(branching, branching.loss, **joined, mask=kind), expected)
     found = find_loss_positions(joined["role"], joined["document"])
-    seen = loss_and_gradients(branching, answer_loss, branching, *found, **joined, kind=kind)
+    seen = loss_and_gradients(branching, answer_loss, branching, *found, **joined, mask=kind)
     assert close(seen, expected)
 
 
@@ -57,8 +57,8 @@ def test_every_logit(branching, rows_about, collated, pictures):
     rows = rows_about(pictures[0])
     P = len(split(rows)[0].ids)
     with torch.no_grad():
-        joined = branching.head(branching(**collated([join(rows)]), kind="causal"))[0]
-        apart = branching.head(branching(**collated(rows), kind="causal"))
+        joined = branching.head(branching(**collated([join(rows)]), mask="causal"))[0]
+        apart = branching.head(branching(**collated(rows), mask="causal"))
     start = P
     for row, logits in zip(rows, apart):
         end = start + len(row.ids) - P
@@ -73,7 +73,7 @@ def test_a_picture_that_reads_the_question_cannot_be_shared(
     branching, rows_about, collated, pictures, kind
 ):
     with pytest.raises(ValueError, match="it cannot be shared"):
-        branching.loss(**collated([join(rows_about(pictures[0]))]), kind=kind)
+        branching.loss(**collated([join(rows_about(pictures[0]))]), mask=kind)
 
 
 def test_rows_without_branches_are_read_as_ever(branching, rows_about, collated, pictures):

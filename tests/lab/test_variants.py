@@ -222,7 +222,7 @@ def test_packed_is_unpacked_in_loss_and_gradient(varied, tokenizer, dialogues, k
     rows, both = [data.encode(e, tokenizer, 9) for e in dialogues], []
     for some in (rows, first_fit(rows, 80)):
         batch = data.collate(some, tokenizer.pad, 24)
-        both.append(loss_and_gradients(model, model.loss, **batch, kind=kind))
+        both.append(loss_and_gradients(model, model.loss, **batch, mask=kind))
     assert "document" in batch
     for alone, together in zip(*both):  # the loss is taken in float32
         torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
