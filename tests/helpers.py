@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from PIL import Image
 
 import data
-import lab.variants  # noqa: F401 - registers the kind "leaky"
 import train
 from data import shapes
 from data.nlvr import BOXES
@@ -96,12 +95,24 @@ def slow_mask(kind, role, turn, document) -> list[list[bool]]:
     return [[may(i, j) for j in range(len(role))] for i in range(len(role))]
 
 
+def has_several_questions(role, document) -> bool:
+    """Does a question come after an answer of its document? role, document: lists."""
+    pairs = itertools.combinations(zip(role, document), 2)
+    return any(a == (Role.ANSWER, d) and r == QUESTION for a, (r, d) in pairs)
+
+
 def assert_slow(kind, role, turn=None, document=None):
-    """attention_mask of a batch is the double loop."""
+    """attention_mask of a batch is the double loop; without `turn` a row that needs it is
+    refused."""
+    zeros = torch.zeros_like(role)
+    documents = (zeros if document is None else document).tolist()
+    if turn is None and any(map(has_several_questions, role.tolist(), documents)):
+        with pytest.raises(ValueError, match="a row has several questions"):
+            attention_mask(kind, role, turn, document)
+        turn = zeros
     mask, (B, T) = attention_mask(kind, role, turn, document), role.shape
     assert mask.shape == (B, 1, T, T) and mask.dtype == torch.bool
-    zeros = [[0] * T] * B
-    turns, documents = (zeros if x is None else x.tolist() for x in (turn, document))
+    turns = (zeros if turn is None else turn).tolist()
     for b, lists in enumerate(zip(role.tolist(), turns, documents)):
         assert mask[b, 0].tolist() == slow_mask(kind, *lists), (kind, lists)
 
@@ -135,7 +146,7 @@ def leak_layout(kind: str, reach: str, monkeypatch):
     """role and turn of a row of the leak table; its kind is registered."""
     role, turn = row(DIALOGUE, TURNS)
     if reach == "every user turn":
-        turn = None
+        turn = torch.zeros_like(role)
         role[:, list(Q2)] = QUESTION
     if kind == "all later text":
         later = lambda q, k: (q == IMAGE) & (k != IMAGE) & (k != PAD)
@@ -226,17 +237,14 @@ def crash(*args, **kwargs):
 def at_steps(monkeypatch, which, what) -> None:
     """Call what(model) before the forward pass of those of the process's training steps, counted
     from 1 over both stages, for which which(step) is true."""
-    steps, train_stage = itertools.count(1), train.train_stage
+    steps, forward_backward = itertools.count(1), train.forward_backward
 
-    def counted(model, loss_function, *rest, **options):
-        def loss(**batch):
-            if which(next(steps)):
-                what(model)
-            return loss_function(**batch)
+    def counted(loss_of, *rest):
+        if which(next(steps)):
+            what(loss_of.__self__)
+        return forward_backward(loss_of, *rest)
 
-        return train_stage(model, loss, *rest, **options)
-
-    monkeypatch.setattr(train, "train_stage", counted)
+    monkeypatch.setattr(train, "forward_backward", counted)
 
 
 def train_and_crash(out, step: int, *options) -> None:
@@ -286,8 +294,7 @@ def leaks_by_gradient(model, pictures, kind, role, turn) -> tuple:
     """A line of the leak table: what an answer's loss does to later tokens is exactly zero, or is
     not. The model's pictures have 4 tokens, those of role and turn (leak_layout) 2."""
     role = torch.cat([role[:, :1], torch.full((1, 2), IMAGE), role[:, 1:]], 1)
-    if turn is not None:
-        turn = torch.cat([turn[:, :1], turn[:, 1:2].repeat(1, 2), turn[:, 1:]], 1)
+    turn = torch.cat([turn[:, :1], turn[:, 1:2].repeat(1, 2), turn[:, 1:]], 1)
     q1, a1, q2, a2 = ([t + 2 for t in group] for group in (Q1, A1, Q2, A2))
     ids = torch.randint(300, (1, role.shape[1]), generator=torch.Generator().manual_seed(0))
     kept = []
