@@ -308,7 +308,7 @@ def one_line_errors(out: Path | None = None):
             stream.reconfigure(errors=errors)
     try:
         yield
-        sys.stdout.flush()
+        print(end="", flush=True)  # also where there is no stdout
     except DataError as error:
         raise SystemExit(f"error: {error}") from None
     except torch.OutOfMemoryError as error:
