@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from mma import EXTRA_PAIRS, IMAGE, PAD, attention_mask, positions, supervised
 
 LOGITS_AT_ONCE = 4096  # answer tokens; more are computed in parts, to bound memory
-DIVISORS = dict(image_size="patch_size", encoder_width="encoder_heads", d_model="n_head",
-                n_head="n_kv_head")  # fmt: skip
+DIVISORS = {"image_size": "patch_size", "encoder_width": "encoder_heads", "d_model": "n_head",
+            "n_head": "n_kv_head"}  # fmt: skip
 
 
 @dataclass
@@ -135,7 +135,8 @@ class KVCache:
     def __init__(self, model: "MLLM", B: int, T_max: int):
         a, like = model.blocks[0].attention, model.embed.weight
         shape = (len(model.blocks), B, a.n_kv_head, T_max)
-        self.k, self.v = (like.new_zeros(*shape, d) for d in (a.key_width, a.head_width))
+        zeros = partial(torch.zeros, *shape, dtype=like.dtype, device=like.device)
+        self.k, self.v = zeros(a.key_width), zeros(a.head_width)
 
     def write(self, layer: int, k: Tensor, v: Tensor, column: Tensor, T: int):
         """Store k, v [B, G, s, d] at column [B, s]; return the first T keys and values."""

@@ -28,7 +28,7 @@ def make_optimizers(model: nn.Module, args, stage: str) -> list[torch.optim.Opti
 
     first, second = ([p for n, p in trained.items() if is_first(n) == w] for w in (True, False))
     # fused: one pass over the numbers of a parameter; a CPU has it, too
-    fused = args.device.startswith(("cuda", "cpu")) and not args.fsdp
+    fused = args.device.startswith(("cuda", "cpu"))
     options = dict(betas=(0.9, 0.95), weight_decay=1e-4 if adamw else 0.0, fused=fused)
     optimizers = []
     if first:

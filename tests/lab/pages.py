@@ -8,10 +8,10 @@ import shutil
 import torch
 
 import eval as evaluation
+from engine import wings
 from engine.checkpoint import save_model
 from lab import explore
-from lab.variants import classes_of
-from model import Config
+from model import MLLM, Config
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -32,7 +32,8 @@ def make_run(folder, tokenizer, name="shapes", source=None, variant=None, **sett
         n_head=H,
         d_ff=48,
     )
-    model = classes_of(args)[0](Config(vocab_size=len(tokenizer), **{**sizes, **settings}))
+    model_class = wings.variant_of(args).model_class or MLLM
+    model = model_class(Config(vocab_size=len(tokenizer), **{**sizes, **settings}))
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(2)

@@ -260,13 +260,24 @@ def test_runs_of_other_settings_are_not_mixed_into_the_published_table(made, pub
 # --- Step times
 
 
-def test_step_times_are_those_of_train_stage(monkeypatch):
-    steps, train_stage = [], bench_arms.train_stage
-    spy = lambda model, *a, **k: steps.append(type(model)) or train_stage(model, *a, **k)
-    monkeypatch.setattr(bench_arms, "train_stage", spy)
+def test_step_times_are_those_of_a_step_of_train(monkeypatch):
+    """Forward and backward pass under the arm's mask, then the update."""
+    done, forward_backward = [], bench_arms.forward_backward
+    clip_and_step = bench_arms.clip_and_step
+
+    def forward(loss_of, batches, mask, *rest):
+        done.append(mask)
+        return forward_backward(loss_of, batches, mask, *rest)
+
+    def update(model, *rest):
+        done.append(type(model))
+        return clip_and_step(model, *rest)
+
+    monkeypatch.setattr(bench_arms, "forward_backward", forward)
+    monkeypatch.setattr(bench_arms, "clip_and_step", update)
     small = "--preset tiny --pictures 2 --questions 2"
-    lines = {"mma": f"--mask mma {small}", "rave": f"--variant rave {small}"}
+    lines = {"mma": f"--mask mma {small}", "rave": f"--mask causal --variant rave {small}"}
     times = bench_arms.step_times(lines, repeats=1)
     assert set(times) == {"mma", "rave"} and all(ms > 0 for ms in times.values())
-    rave = variants.PairGateMLLM
-    assert steps == [MLLM, rave, rave, MLLM, MLLM, rave]  # every other round backwards
+    mma, rave = ["mma", MLLM], ["causal", variants.PairGateMLLM]
+    assert done == [*mma, *rave, *rave, *mma, *mma, *rave]  # every other round backwards

@@ -11,7 +11,6 @@ import torch.nn.attention
 import torch.utils.flop_counter
 
 from data import DataError
-from engine import last_layer
 from lab import (
     bench,
     bench_job,
@@ -24,7 +23,7 @@ from lab import (
     tables,
 )
 from mma import attention_mask
-from model import MLLM, attention
+from model import MLLM, DecoderBlock, attention
 
 
 @pytest.fixture(autouse=True)
@@ -54,18 +53,19 @@ def test_turns_are_taken_and_the_warm_up_does_not_count(monkeypatch):
     assert calls == ["a", "b", "b", "a"] * 2 and times == {"a": 1, "b": 7}
 
 
-def test_a_timed_step_is_one_of_train_stage_at_a_constant_rate(monkeypatch):
+def test_a_timed_step_is_one_of_train_at_a_constant_rate(monkeypatch):
+    """Forward and backward pass under the mask that is named, then the update."""
     config = bench_timing.tiny()
     model, optimizers = bench_timing.trained(config)
     batch = bench_timing.batch_of(config, bench_timing.rows_of(config, [(3, 4)] * 2))
-    calls, train_stage = [], bench_timing.train_stage
-    spy = lambda *a, **k: calls.append(a) or train_stage(*a, **k)
-    monkeypatch.setattr(bench_timing, "train_stage", spy)
+    masks, loss = [], model.loss
+    spy = lambda mask, **batch: masks.append(mask) or loss(mask=mask, **batch)
+    monkeypatch.setattr(model, "loss", spy)
     before = [p.clone() for p in model.parameters() if p.requires_grad]
     step = bench_timing.training_step(model, optimizers, "mma", batch)
     for _ in range(3):
         step()
-    assert [len(call[4]) for call in calls] == [1, 1, 1] and calls[0][7] == "mma"
+    assert masks == ["mma"] * 3 and all(p.grad is None for p in model.parameters())
     assert all(o.param_groups[0]["lr"] == bench_timing.RATE for o in optimizers)
     after = [p for p in model.parameters() if p.requires_grad]
     assert all(not torch.equal(a, b) for a, b in zip(after, before))
@@ -124,26 +124,25 @@ def test_attention_in_blocks_is_that_of_the_dense_mask():
             assert torch.allclose(*results, atol=1e-5)
 
 
-def test_last_layer_times_the_trick_against_the_plain_loss(no_clock, monkeypatch):
-    losses, calls, answer_loss = [], [], last_layer.answer_loss
-    train_stage = bench_timing.train_stage
+def test_last_layer_times_where_it_is_read_against_everywhere(no_clock, monkeypatch):
+    losses, columns, forward = [], [], DecoderBlock.forward
 
-    def spy(model, loss_function, *rest, **options):
-        def loss(**batch):
-            losses.append(loss_function(**batch))
-            return losses[-1]
+    def spy(loss_of, batches, mask, autocast, scaler):
+        losses.append(forward_backward(loss_of, batches, mask, autocast, scaler))
 
-        train_stage(model, loss, *rest, **options)
+    def count(self, x, context, read_at=None):
+        columns.append(read_at is not None)
+        return forward(self, x, context, read_at)
 
-    monkeypatch.setattr(bench_timing, "train_stage", spy)
-    monkeypatch.setattr(
-        bench_timing, "answer_loss", lambda *a, **k: calls.append(1) or answer_loss(*a, **k)
-    )
-    monkeypatch.setattr(bench_timing, "RATE", 0.0)  # both arms then see the same weights
+    forward_backward = bench_timing.forward_backward
+    monkeypatch.setattr(bench_timing, "forward_backward", spy)
+    monkeypatch.setattr(DecoderBlock, "forward", count)
     table = bench_model.last_layer(no_clock)
+    assert [row[0] for row in table[1:]] == ["everywhere", "read_at"]
     assert [row[2] for row in table[1:]] == ["1.00", "2.00"] and "96 rows of 34" in table[0][0]
-    assert len(losses) == 2 and len(calls) == 1
-    assert torch.allclose(*losses, rtol=1e-5)
+    layers = bench_timing.tiny().n_layer
+    assert columns == [False] * (2 * layers - 1) + [True]  # the last layer, of read_at alone
+    assert len(losses) == 2 and torch.allclose(*losses, rtol=1e-5)
 
 
 @pytest.mark.parametrize("topic", [bench_theirs.generate, bench_theirs.train_step])
@@ -285,11 +284,10 @@ def test_flops_are_those_that_torch_counts():
     model, _ = bench_timing.trained(config)
     lengths = [(question, answer)] * rows
     batch = bench_timing.batch_of(config, bench_timing.rows_of(config, lengths))
-    positions = last_layer.find_loss_positions(batch["role"])
     # torch 2.11 does not count the CPU's flash kernel
     plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     with plain, torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
-        last_layer.answer_loss(model, *positions, **batch).backward()
+        model.loss(**batch).backward()
     expected = bench_size.flops(config, rows, batch["ids"].shape[1], answer)
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.1)
 

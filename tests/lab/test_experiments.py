@@ -8,7 +8,8 @@ import torch
 import data
 from engine.batches import StepBatches
 from engine.options import arguments as train_arguments
-from lab import arms, experiments, variants
+from engine.wings import VARIANTS, Variant
+from lab import arms, experiments
 from mma import EXTRA_PAIRS, attention_mask
 from model import Config
 
@@ -51,7 +52,7 @@ def test_every_kind_and_every_variant_is_an_arm_by_its_name():
     table = experiments.arms_of_the_table()
     for kind in EXTRA_PAIRS:
         assert kind in table or kind in experiments.NO_ARM
-    for name in variants.VARIANTS:
+    for name in VARIANTS:
         (line,) = experiments.choose(table, [name]).values()
         assert f"--variant {name}" in line
     assert experiments.choose(table, ["rave"]) == {"rave-style": table["rave-style"]}
@@ -71,7 +72,7 @@ def test_every_kind_and_every_variant_is_an_arm_by_its_name():
 def test_a_line_that_a_fork_adds_is_an_arm(monkeypatch):
     before = experiments.arms_of("shapes")  # a fork's own copy may have some already
     monkeypatch.setitem(EXTRA_PAIRS, "mine", EXTRA_PAIRS["mma"])
-    monkeypatch.setitem(variants.VARIANTS, "method", variants.Variant("a method"))
+    monkeypatch.setitem(VARIANTS, "method", Variant("a method"))
     added = {"mine": "--mask mine", "method": "--mask causal --variant method"}
     table = experiments.arms_of("shapes")
     assert table == {**before, **added}
@@ -84,6 +85,6 @@ def test_a_line_that_a_fork_adds_is_an_arm(monkeypatch):
 def test_mutual_needs_no_run_of_its_own(tokenizer):
     args = train_arguments(["--preset", "tiny"])
     source, config = data.load("shapes"), Config(vocab_size=len(tokenizer))
-    batch = StepBatches(source, tokenizer, config, "sft", args)[0]
+    batch = StepBatches(source, tokenizer, config, "sft", args)[0][0]
     kinds = (attention_mask(kind, batch["role"], batch["turn"]) for kind in ("mma", "mutual"))
     assert torch.equal(*kinds)

@@ -12,9 +12,9 @@ import data
 import eval as evaluation
 import train
 from data import Example, encode
+from engine import wings
 from engine.batches import StepBatches
 from engine.options import arguments
-from lab import variants
 from lab.variants import DualOrder, TextFirstTokenizer, text_first
 from mma import Role
 from model import Config
@@ -72,13 +72,13 @@ def test_both_orders_change_over_half_way(tokenizer):
     """DOT: the first half of each stage is [question, picture], the second half [picture,
     question]; it answers the latter."""
     args = arguments([*TINY, "--variant", "dot", "--steps", "4"])
-    variant = variants.get(args)
+    variant = wings.get(args)
     source = variant.wrap_source(data.load("shapes"), args)
     config = Config(vocab_size=len(tokenizer))
     batches = StepBatches(source, tokenizer, config, "sft", args)
     plain = StepBatches(data.load("shapes"), tokenizer, config, "sft", args)
     for step, expected in enumerate((True, True, False, False)):
-        batch, same = batches[step], plain[step]
+        (batch,), (same,) = batches[step], plain[step]
         assert {is_text_first(role) for role in batch["role"]} == {expected}
         assert torch.equal(batch["images"], same["images"])
         assert torch.equal(batch["ids"].sort().values, same["ids"].sort().values)
@@ -105,9 +105,7 @@ def test_both_orders_of_your_own_folder_are_checked_as_any(llava, tmp_path, caps
 def test_text_first_is_asked_as_it_was_trained(tmp_path):
     out = tmp_path / "run"
     train.main([*TINY, "--mask", "causal", "--variant", "text-first", "--out", str(out)])
-    record = json.loads((out / "run.json").read_text())
-    classes = variants.classes_of(record["args"])
-    model, tokenizer = evaluation.open_run(out, "cpu", None, *classes)
+    model, tokenizer = evaluation.open_run(out)
     roles, generate = [], model.generate
     model.generate = lambda **batch: (roles.append(batch["role"]), generate(**batch))[1]
     evaluation.answer_all(model, tokenizer, data.load("shapes").heldout("test", 3))
@@ -123,8 +121,7 @@ def test_a_variant_trains_and_its_run_is_opened_by_its_class(tmp_path, name, cap
     record = json.loads((out / "run.json").read_text())
     result = json.loads((tmp_path / "run.json").read_text())["runs"][0]
     assert record["args"]["variant"] == name and result["accuracy"] == record["accuracy"]
-    model, _ = evaluation.open_run(out, "cpu", None, *variants.classes_of(record["args"]))
-    assert type(model) is variants.VARIANTS[name].model_class
+    assert type(evaluation.open_run(out)[0]) is wings.VARIANTS[name].model_class
 
 
 def test_a_leak_can_be_watched_as_a_lesson(tmp_path, capsys):

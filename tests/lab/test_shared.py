@@ -5,7 +5,6 @@ import torch
 from helpers import loss_and_gradients
 
 import data
-from engine.last_layer import answer_loss, find_loss_positions
 from lab.shared import BranchingMLLM, join, prefill, split
 from mma import PAD, Role
 from model import KVCache
@@ -48,9 +47,6 @@ def test_loss_and_every_gradient(branching, rows_about, collated, pictures, kind
     assert joined["role"].shape[0] == 2 and (joined["role"] == PAD).any()
     expected = loss_and_gradients(branching, branching.loss, **apart, mask=kind)
     assert close(loss_and_gradients(branching, branching.loss, **joined, mask=kind), expected)
-    found = find_loss_positions(joined["role"], joined["document"])
-    seen = loss_and_gradients(branching, answer_loss, branching, *found, **joined, mask=kind)
-    assert close(seen, expected)
 
 
 def test_every_logit(branching, rows_about, collated, pictures):
@@ -78,11 +74,10 @@ def test_a_picture_that_reads_the_question_cannot_be_shared(
 
 def test_rows_without_branches_are_read_as_ever(branching, rows_about, collated, pictures):
     batch = collated(rows_about(pictures[0]))
-    mask, position = branching.mask_and_positions("mma", batch["role"], batch["turn"])
-    plain, plain_position = super(BranchingMLLM, branching).mask_and_positions(
-        "mma", batch["role"], batch["turn"]
-    )
-    assert torch.equal(mask, plain) and torch.equal(position, plain_position)
+    asked = "mma", batch["role"], batch["turn"]
+    seen, plain = branching.context_of(*asked), super(BranchingMLLM, branching).context_of(*asked)
+    assert torch.equal(seen.attention_mask, plain.attention_mask)
+    assert torch.equal(seen.position, plain.position)
 
 
 def test_prefill(branching, rows_about, collated, pictures):
@@ -91,9 +86,11 @@ def test_prefill(branching, rows_about, collated, pictures):
     whole, (beginning, rest) = collated(rows), split(rows)
     Q, T = whole["ids"].shape
     length = (whole["role"] != PAD).sum(1, keepdim=True)
-    cache = KVCache(branching, Q, T + 2)
+    context = branching.context_of("causal", whole["role"], whole["turn"])
+    context.cache = cache = KVCache(branching, Q, T + 2)
+    context.column = torch.arange(T).expand(Q, T)
     with torch.inference_mode():
-        expected = branching(**whole, kind="causal", rows=length - 1, cache=cache)[:, 0]
+        expected = branching(**whole, context=context, read_at=length - 1)[:, 0]
     hidden, seen = prefill(branching, collated([beginning]), collated(rest), room=2)
     assert torch.allclose(hidden, expected, atol=1e-9) and seen.k.shape == cache.k.shape
     for q in range(Q):

@@ -26,13 +26,14 @@ from helpers import (
 
 import data
 from data.packing import first_fit
-from lab import variants
-from lab.variants import PLAIN, VARIANTS, ConcentricMLLM, ring_positions, rings
+from engine import wings
+from engine.wings import PLAIN, VARIANTS
+from lab.variants import ConcentricMLLM, TextFirstTokenizer, ring_positions, rings
 from mma import IMAGE, PAD, TEXT, Role, attention_mask, leaks
 from model import MLLM, Config, rotate
 
 GATES = {"none": PLAIN, **{name: VARIANTS[name] for name in ("rave", "scalar", "lora")}}
-OTHER_MODELS = [name for name, variant in VARIANTS.items() if variant.model_class is not MLLM]
+OTHER_MODELS = [name for name, variant in VARIANTS.items() if variant.model_class]
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def varied(model):
     def make(name, moved=True):
         torch.manual_seed(0)
         config, variant = replace(model.config, image_size=24), {**VARIANTS, **GATES}[name]
-        other = variant.model_class(config).double().eval()
+        other = (variant.model_class or MLLM)(config).double().eval()
         if not moved:
             return other
         for key, p in enlarge(other).named_parameters():
@@ -156,7 +157,7 @@ def test_positions_are_those_of_the_paper():
 
 def test_a_grid_that_does_not_fit_is_refused():
     role, _ = row("tVVVQ")
-    with pytest.raises(ValueError, match=r"pictures of 4 image tokens do not fit .*\[3\]"):
+    with pytest.raises(ValueError, match=r"pictures of 4 tokens do not fit .*\[3\]"):
         ring_positions(role, None, 2)
 
 
@@ -269,7 +270,7 @@ def test_a_gate_is_plain_attention_at_the_first_step_and_learns(varied, batch24,
 
 def test_the_gate_and_its_control_have_as_many_parameters():
     config = Config(vocab_size=99, n_head=8, n_kv_head=4)  # where n_head = 2 n_kv_head
-    models = {name: variant.model_class(config) for name, variant in GATES.items()}
+    models = {name: (variant.model_class or MLLM)(config) for name, variant in GATES.items()}
     n = {name: sum(p.numel() for p in m.parameters()) for name, m in models.items()}
     assert n["rave"] == n["lora"] > n["scalar"] > n["none"]
 
@@ -293,6 +294,7 @@ def test_a_gate_is_the_formula(varied, batch24, dialogues, gate):
     k = k.repeat_interleave(2, 1)
     frequencies = model.config.rope_theta ** (-torch.arange(0, d, 2) / d)
     angle = torch.arange(T)[:, None] * frequencies
+    angle = torch.cat([-angle, angle], -1)
     cos, sin = angle.cos().double(), angle.sin().double()
     scores = rotate(q, cos, sin) @ rotate(k, cos, sin).mT / d**0.5
     if gate == "rave":
@@ -310,12 +312,11 @@ def test_a_gate_is_the_formula(varied, batch24, dialogues, gate):
 
 
 def test_variants_are_found_by_name():
-    assert variants.find(None) is PLAIN and variants.find("cca").model_class is ConcentricMLLM
+    assert wings.find(None) is PLAIN and wings.find("cca").model_class is ConcentricMLLM
     with pytest.raises(data.DataError, match="no variant 'nope'; there are cca, rave"):
-        variants.find("nope")
-    assert variants.classes_of({}) == (MLLM, data.Tokenizer)
-    classes = variants.classes_of({"variant": "text-first"})
-    assert classes == (MLLM, variants.TextFirstTokenizer)
+        wings.find("nope")
+    assert wings.variant_of({}) is PLAIN
+    assert wings.variant_of({"variant": "text-first"}).tokenizer_class is TextFirstTokenizer
     done = subprocess.run(
         [sys.executable, "-m", "lab.variants"], cwd=ROOT, capture_output=True, text=True, check=True
     )
