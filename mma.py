@@ -52,9 +52,7 @@ def attention_mask(mask, role, turn=None, document=None, order=None) -> Tensor:
 def mask_mod(mask, role, turn=None, document=None, order=None):
     """The rule of attention_mask as a closure for torch.nn.attention.flex_attention: may the query
     at column q of row b read the key at column k? Head h does not matter. For long rows on a GPU:
-
-        block_mask = create_block_mask(mask_mod("mma", role, turn), B, None, T, T)
-    """
+    block_mask = create_block_mask(mask_mod("mma", role, turn), B, None, T, T)"""
     _check(mask, role=role, turn=turn, document=document, order=order)
     if turn is None and _answered_before(role, document)[role == QUESTION].any():
         raise ValueError("a row has several questions, and no `turn` that tells them apart: its "
@@ -183,8 +181,8 @@ def draw(attention_mask: Tensor) -> str:
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
+    if hasattr(signal, "SIGPIPE"):  # so that `| head` ends it without a traceback
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     print("rows = queries, columns = keys    t text  V image  Q question  A answer  - pad")
     print("# reads the past    O opened: reads a later token    . blocked\n")
     for mask in EXTRA_PAIRS:

@@ -100,10 +100,9 @@ class VisionEncoder(nn.Module):
             nn.init.normal_(p, std=1.0)
 
     def forward(self, images: Tensor) -> Tensor:
-        size, p, g = self.size, self.patch_size, self.grid
-        if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
-            got = f"{images.dtype} {list(images.shape)}"
-            raise ValueError(f"images must be uint8 [N, 3, {size}, {size}], got {got}")
+        S, p, g = self.size, self.patch_size, self.grid
+        if images.dtype != torch.uint8 or images.shape[1:] != (3, S, S):
+            raise ValueError(f"images {images.dtype} {[*images.shape]}, not uint8 [N, 3, {S}, {S}]")
         x = images.to(self.pixel_mean.dtype) - self.pixel_mean[:, None, None]
         x = x / self.pixel_std[:, None, None]
         x = x.view(-1, 3, g, p, g, p).permute(0, 2, 4, 1, 3, 5).reshape(-1, g * g, 3 * p * p)
@@ -124,7 +123,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor) -> Tensor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE on x [B, heads, T, d]: the pair (i, i + d/2) turns by an angle. cos, sin: see decode."""
+    """RoPE on x [B, heads, T, d]: each pair (a, b) of i and i + d/2 becomes (a cos - b sin, b cos +
+    a sin). cos, sin [B or 1, 1, T, d]; the first half of sin has the minus."""
     return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
 
 
@@ -248,9 +248,8 @@ class MLLM(nn.Module):
         index = [] if images is None else image_index.tolist()
         fits = all(tokens % n == 0 for tokens in found) and sum(found) == n * len(index)
         if not (fits and all(0 <= i < len(images) for i in index)):
-            N = 0 if images is None else len(images)
-            raise ValueError(f"image_index {index} of {N} images does not fit the rows' image "
-                             f"tokens, {found}: {n} a picture")  # fmt: skip
+            raise ValueError(f"image_index {index} does not fit the pictures, or the rows' image "
+                             f"tokens, {found} by row: {n} a picture")  # fmt: skip
         if images is None:
             return x
         features = self.projector(self.encoder(images)).to(x.dtype)  # [N, n, D]
@@ -259,7 +258,6 @@ class MLLM(nn.Module):
     def forward(self, ids, role, images=None, image_index=None, turn=None, document=None,
                 mask=None, read_at=None, context=None) -> Tensor:  # fmt: skip
         """The decoder's last hidden states [B, T, D]; `head` turns them into logits.
-
         ids, role, turn, document: int64 [B, T], as in mma.py. images: uint8 [N, 3, size, size].
         image_index: int64 [P], the image of each run of image tokens. mask: a name of mma.py, else
         config.mask. read_at: int64 [B, K], the columns that are wanted -> [B, K, D]. context: in
@@ -270,7 +268,7 @@ class MLLM(nn.Module):
     def decode(self, x: Tensor, context: AttentionContext, read_at: Tensor | None = None) -> Tensor:
         """Embeddings x [B, s, D] -> last hidden states [B, s, D], or [B, K, D] at read_at."""
         angle = context.position[:, None, :, None] * self.frequencies(context.position)
-        angle = torch.cat([-angle, angle], -1)  # [B or 1, 1, s, d]: a - b in one half, a + b in one
+        angle = torch.cat([-angle, angle], -1)  # [B or 1, 1, s, d]; the minus: see rotate
         context.rotation = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         for block in self.blocks:
             again = self.checkpointing and torch.is_grad_enabled()
@@ -292,7 +290,6 @@ class MLLM(nn.Module):
         hidden = self(ids, role, images, image_index, turn, document, mask, read_at)
         wanted = target.gather(1, read_at)
         hidden, label = hidden[wanted], ids[:, 1:].gather(1, read_at)[wanted]
-
         loss_of = lambda h, y: F.cross_entropy(self.head(h).float(), y, reduction="sum")
         if len(label) > LOGITS_AT_ONCE:
             loss_of = partial(checkpoint, loss_of, use_reentrant=False)
@@ -359,6 +356,5 @@ def init_weights(module: nn.Module) -> None:
 
 if __name__ == "__main__":
     model = MLLM(Config(vocab_size=512))
-    print(model.config)
     for name, part in [*model.named_children(), ("in all", model)]:
         print(f"{name:>10} {sum(p.numel() for p in part.parameters()):>10,} parameters")

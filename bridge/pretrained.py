@@ -58,6 +58,8 @@ class PretrainedConfig(Config):
         self.grid = self.patches // self.pool  # image tokens along one side of a picture
         self.n_image_tokens = self.grid**2
         self.head_width = self.d_head or self.head_width
+        if self.head_width % 2:
+            raise ValueError(f"RoPE needs an even width of a head, not {self.head_width}")
 
 
 class NormedLinear(nn.Linear):

@@ -17,9 +17,8 @@ from helpers import (
 )
 
 import data
-from engine.sampling import sample
 from mma import Role, attention_mask
-from model import MLLM, Config, attention
+from model import MLLM, Config, attention, sample
 
 
 @pytest.mark.parametrize("kind,reach", list(LEAK_TABLE))

@@ -202,7 +202,8 @@ def test_a_run_from_such_a_folder(vision, llava, tmp_path, capsys):
     finetune.main([*line.split(), "Be brief."])
     evaluation.main([str(tmp_path / "run"), "--device", "cpu", "--limit", "2"])
     assert "overall" in capsys.readouterr().out
-    _, tokenizer = evaluation.open_run(tmp_path / "run", "cpu", None, PretrainedMLLM, ChatTokenizer)
+    model, tokenizer = evaluation.open_run(tmp_path / "run")
+    assert (type(model), type(tokenizer)) == (PretrainedMLLM, ChatTokenizer)
     assert tokenizer.sp.byte_level and tokenizer.system == "Be brief."
 
 

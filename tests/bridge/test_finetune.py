@@ -112,6 +112,7 @@ def test_a_tied_decoder_has_no_head_to_freeze(saved, chat, vision, llava, tmp_pa
     (["--pool", "3"], "patches=4 must be a multiple of pool=3"),
     (["--template", "phi-3"], None),
     (["--freeze", "decoder"], "no parameter's name begins so"),
+    (["--pt-freeze", *finetune.PT_FREEZE, "projector"], "--pt-freeze .* leaves no parameter"),
     (["--scenes", "5"], "--scenes belongs to --data shapes, not to llava"),
     (["--llm", "nowhere"], "tokenizer.model: no such file"),
 ])  # fmt: skip
@@ -145,7 +146,7 @@ def test_a_checked_source_reaches_workers(command, chat, vision):
     assert not hasattr(checked, "read_pictures") and checked.final_split == "test"
     batches = StepBatches(checked, tokenizer, config, "sft", args)
     again = pickle.loads(pickle.dumps(batches))
-    assert torch.equal(again[0]["ids"], batches[0]["ids"])
+    assert torch.equal(again[0][0]["ids"], batches[0][0]["ids"])
 
 
 SIZES = ["--n-layer", "--image-size", "--patch-size", "--vocab-size"]

@@ -3,6 +3,9 @@ and answers; and that every tensor and setting of a folder is accounted for. Lon
 length is 32 tokens here (conftest.py)."""
 
 import json
+import pickle
+from copy import deepcopy
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -31,6 +34,9 @@ def test_the_encoder(vision, saved):
     ours, images = load(folder, saved("llama")[0]), some_pictures(2)
     expected = theirs(pixel_values=(images.float() - 127.5) / 127.5).last_hidden_state
     torch.testing.assert_close(ours.encoder(images), expected, **CLOSE)
+    for wrong in (images[..., 1:], images.float()):
+        with pytest.raises(ValueError, match=r"images must be uint8 \[N, 3, 33, 33\], got"):
+            ours.encoder(wrong)
     pooled = load(folder, saved("llama")[0], pool=2)
     assert pooled.config.n_image_tokens == 4
     last = expected.view(2, 4, 4, 32)[:, 2:, 2:].mean((1, 2))
@@ -267,13 +273,26 @@ def test_sizes_that_do_not_fit_are_refused():
     for change, says in (
         ({"pool": 3}, "patches=4 must be a multiple of pool=3"),
         ({"pool": 0}, "pool=0"),
-        ({"patch_size": 0}, "patch_size=0"),
-        ({"image_size": 7}, "image_size=0"),
+        ({"patch_size": 0}, "patch_size must be above 0, not 0"),
+        ({"image_size": 7}, "image_size must be above 0, not 0"),
+        ({"d_head": 7}, "even width of a head, not 7"),
         ({"encoder_heads": 3}, "encoder_width=128 must be a multiple of encoder_heads=3"),
         ({"mask": "no"}, "unknown mask 'no'"),
     ):
         with pytest.raises(ValueError, match=says):
             PretrainedConfig(**{**sizes, **change})
+
+
+def test_a_copy_of_a_config_has_its_derived_sizes():
+    config = PretrainedConfig(vocab_size=9, image_size=33, patch_size=8, pool=2, d_head=12)
+    sizes = dict(image_size=33, patches=4, grid=2, n_image_tokens=4, head_width=12)
+    assert vars(config) == asdict(config) | sizes
+    pickled = pickle.loads(pickle.dumps(config))
+    for again in (replace(config), PretrainedConfig(**asdict(config)), deepcopy(config), pickled):
+        assert vars(again) == vars(config)
+    other = replace(config, image_size=65, pool=1, d_head=0)
+    sizes = dict(image_size=65, patches=8, grid=8, n_image_tokens=64, head_width=32)
+    assert vars(other) == asdict(other) | sizes
 
 
 def test_damaged_folders_are_named(vision, saved, tmp_path):

@@ -12,6 +12,7 @@ import train
 from bridge.chat import ChatTokenizer
 from bridge.pretrained import OwnEncoderMLLM
 from engine.optimizers import freeze, make_optimizers
+from eval import open_run
 from lab import eyes, talk, text_loss
 from mma import EXTRA_PAIRS, Role
 
@@ -95,7 +96,7 @@ def test_a_stopped_run_goes_on(llm, run, tmp_path):
 
 def test_talk_over_the_cache_says_what_the_dialogue_read_anew_gives(run):
     """A picture first, then questions without one, in the template's form."""
-    model, tokenizer = text_loss.open_any(run, "cpu")
+    model, tokenizer = open_run(run)
     conversation, whole, pending = talk.Conversation(model, tokenizer), data.Row(), []
     for turn, question in enumerate(("is there a red circle?", "What is red?", "And blue?"), 1):
         images = [] if turn > 1 else [SEEING / "example.png"]
@@ -129,7 +130,7 @@ def test_the_loss_on_plain_text_before_and_after(llm, run, capsys, tmp_path):
     (file := tmp_path / "text.txt").write_text("it is red.\n\nwhich colour is this? it is blue.\n")
     before, after = text_loss.measure([run], file.read_text(), "cpu")
     total = 0.0
-    _, tokenizer = text_loss.open_any(run, "cpu")
+    _, tokenizer = open_run(run)
     for text in ("it is red.", "which colour is this? it is blue."):
         ids = torch.tensor([tokenizer.encode(text)])
         with torch.no_grad():  # theirs has no row for <image>: add ours, the mean of the others
@@ -146,7 +147,8 @@ def test_the_loss_on_plain_text_before_and_after(llm, run, capsys, tmp_path):
 
 
 def test_no_mask_changes_what_a_text_without_a_picture_costs(run):
-    model, tokenizer = text_loss.open_any(run, "cpu")
+    model, tokenizer = open_run(run)
+    assert (type(model), type(tokenizer)) == (OwnEncoderMLLM, ChatTokenizer)
     losses = set()
     for kind in EXTRA_PAIRS:
         model.config.mask = kind
@@ -157,18 +159,17 @@ def test_no_mask_changes_what_a_text_without_a_picture_costs(run):
 def test_it_rehearses_what_it_said(llm, monkeypatch, tmp_path):
     said = [data.Example([], [("what is red?", "it is red.")])]
     monkeypatch.setattr(eyes, "own_answers", lambda model, tokenizer: said)
-    seen, original = [], train.train_stage
+    seen, original = [], train.forward_backward
 
-    def watch(model, loss_function, optimizers, scaler, batches, *rest, **options):
-        batches = list(batches)
+    def watch(loss_of, batches, *rest):
         seen.extend(batches)
-        return original(model, loss_function, optimizers, scaler, iter(batches), *rest, **options)
+        return original(loss_of, batches, *rest)
 
-    monkeypatch.setattr(train, "train_stage", watch)
+    monkeypatch.setattr(train, "forward_backward", watch)
     for name, more in (("plain", []), ("rehearsed", ["--rehearse", "2"])):
         eyes.main(line_of(llm, *more, "--out", str(tmp_path / name)))
     plain, rehearsed = seen[:4], seen[4:]
-    tokenizer = text_loss.open_any(tmp_path / "plain", "cpu")[1]
+    tokenizer = open_run(tmp_path / "plain")[1]
     words = data.encode(said[0], tokenizer, 16).ids
     for before, after in zip(plain, rehearsed, strict=True):
         told = [data_of(batch) for batch in (before, after)]

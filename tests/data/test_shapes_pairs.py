@@ -23,7 +23,7 @@ from data.shapes_pairs import (
 )
 from data.shapes_questions import NAMES
 from data.shapes_scenes import COLOUR, EMPTY, SHAPE, SPLITS, split_of
-from mma import Role, leaks
+from mma import Role, attention_mask, leaks
 
 
 def oracle(pair, question):
@@ -181,12 +181,12 @@ def test_pictures_stand_in_their_order():
 
 
 @pytest.mark.parametrize("kind", ["causal", "mma", "prefix"])
-def test_both_pictures_read_the_question_under_mma(kind, model, tokenizer):
+def test_both_pictures_read_the_question_under_mma(kind, tokenizer):
     for example in Pairs().draw("sft", 0, 3, 4, 0):
         row = data.encode(example, tokenizer, 4)
         assert row.role.count(Role.IMAGE) == 8 and len(row.images) == 2
         role, turn = torch.tensor([row.role]), torch.tensor([row.turn])
-        mask, _ = model.mask_and_positions(kind, role, turn)
+        mask = attention_mask(kind, role, turn)
         assert not leaks(mask, role).any()
         shown = (role[0] == Role.IMAGE).nonzero()[:, 0]
         asked = (role[0] == Role.QUESTION) & (torch.arange(len(row.ids)) > shown.max())

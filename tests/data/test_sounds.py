@@ -16,7 +16,7 @@ from data.shapes_scenes import EMPTY, SPLITS, scenes, split_of
 from data.sounds import FAMILIES, QUESTIONS, Sounds, caption, question_only, questions
 from data.sounds_notes import BEATS, INSTRUMENT, NAMES, PITCH, layouts, render
 from lab import watch
-from mma import Role, leaks
+from mma import Role, attention_mask, leaks
 
 COLUMNS = audio.SIZE // BEATS  # of a beat
 
@@ -194,7 +194,7 @@ def test_held_out_questions_are_about_their_sounds_and_are_the_same_every_time()
 
 
 @pytest.mark.parametrize("kind", ["causal", "mma", "prefix"])
-def test_roles_and_mask_are_those_of_pictures(kind, model, tokenizer):
+def test_roles_and_mask_are_those_of_pictures(kind, tokenizer):
     """A row of sounds and one of shapes, word for word, have the same roles; no label leaks."""
     picture = data.load("shapes").draw("sft", 0, 1, 1, 0)[0].images[0]
     for example in Sounds().draw("sft", 0, 4, 5, 0):
@@ -202,7 +202,7 @@ def test_roles_and_mask_are_those_of_pictures(kind, model, tokenizer):
         a, b = (data.encode(e, tokenizer, 16) for e in (example, shown))
         assert (a.ids, a.role, a.turn) == (b.ids, b.role, b.turn)
         role, turn = torch.tensor([a.role]), torch.tensor([a.turn])
-        mask, _ = model.mask_and_positions(kind, role, turn)
+        mask = attention_mask(kind, role, turn)
         assert not leaks(mask, role).any()
         reads = mask[0, 0][role[0] == Role.IMAGE][:, role[0] == Role.QUESTION]
         assert reads.all() if kind != "causal" else not reads.any()

@@ -93,8 +93,8 @@ def test_training_leaves_the_encoder_and_moves_the_rest_in_both_stages(runs, tmp
 def test_the_same_batches_in_all_arms(runs, monkeypatch, tmp_path):
     seen = []
 
-    def keep(model, loss_function, optimizers, scaler, batches, *rest, **options):
-        seen[-1] += [batch["ids"] for batch in batches]
+    def keep(model, batches, *rest):
+        seen[-1] += [batch["ids"] for step in range(len(batches)) for batch in batches[step]]
 
     monkeypatch.setattr(train, "train_stage", keep)
     for more in ([], ["--fresh"], ["--mask", "causal"], ["--mask-from", "0.5"]):
@@ -116,32 +116,32 @@ def test_the_late_mask_is_causal_before_and_the_runs_own_after(runs):
     batch = data.collate(rows, tokenizer.pad, 64)
     causal, mma = (model.loss(**batch, mask=kind).item() for kind in ("causal", "mma"))
     assert causal != mma
-    late = eyes.LateMask(model, 0.5)
+    late = eyes.late_mask(model.config, 0.5)
     for step, loss in ((0, causal), (4, causal), (5, mma), (9, mma)):
         assert late(step, 10) == train.schedule(step, 10)
-        assert model.loss(**batch, mask="mma").item() == loss
+        assert model.loss(**batch).item() == loss
 
 
 def test_a_run_switches_at_half_of_stage_2_and_answers_under_the_mask_of_its_step(
     runs, tmp_path, monkeypatch, no_drawing
 ):
     trained, looked = [], []
-    mask_and_positions, generate = MLLM.mask_and_positions, MLLM.generate
+    context_of, generate = MLLM.context_of, MLLM.generate
 
-    def keep(self, kind, *rest, **named):
+    def keep(self, mask, *rest):
         if self.training:
-            trained.append(kind)
-        return mask_and_positions(self, kind, *rest, **named)
+            trained.append(mask)
+        return context_of(self, mask, *rest)
 
     def look(self, ids, role, *rest, **named):
         four = role.new_tensor([[TEXT, IMAGE, QUESTION, QUESTION]])
-        looked.append(bool(self.mask_and_positions(self.config.mask, four)[0][0, 0, 1, 2]))
+        looked.append(bool(self.context_of(self.config.mask, four).attention_mask[0, 0, 1, 2]))
         return generate(self, ids, role, *rest, **named)
 
-    monkeypatch.setattr(MLLM, "mask_and_positions", keep)
+    monkeypatch.setattr(MLLM, "context_of", keep)
     monkeypatch.setattr(MLLM, "generate", look)
     eyes.main(line_of(runs, "--mask-from", "0.5", "--out", str(tmp_path / "late")))
-    assert trained[-4:] == ["causal", "causal", "mma", "mma"]  # those before are of checks
+    assert trained[-6:] == ["causal"] * 4 + ["mma"] * 2  # those before are of checks
     assert looked == [False, True, True]  # at step 2, at step 4, at the end
     assert json.loads((tmp_path / "late" / "run.json").read_text())["mask"] == "mma"
 
