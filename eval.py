@@ -1,12 +1,10 @@
 """Evaluate runs of train.py: answers are generated, then compared after normalisation.
 
     python eval.py RUN [RUN ...]                        accuracy by family; seeds are pooled
-    python eval.py RUN --json FILE --md FILE            the same as files
     python eval.py RUN --data llava --source FILE.json  other data than the run was trained on
     python eval.py RUN --split dev                      another split: train, val, test, all, ...
     python eval.py RUN --mask v2v                       another mask at test time than in training
     python eval.py RUN --image FILE --question "..."    one answer; a conversation: lab/talk.py
-    python eval.py RUN --audio FILE --question "..."    the same of a WAV file (--data sounds)
 
 Decoding is greedy. "unparsed" counts answers that cannot be right whatever the question: outside
 the data set's closed list of answers, or, where it has none, empty or without an end.
@@ -17,15 +15,13 @@ import json
 import re
 from pathlib import Path
 
-import torch
-
 import data
 from engine import wings
 from engine.answering import asked_picture, check_asked, encode_prompts, row_batches, say_unread
 from engine.batches import examples_of
 from engine.checkpoint import load_model
 from engine.options import Parser, add_run_options, positive
-from engine.precision import check_device
+from engine.precision import check_device, in_tf32
 from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import pool, table
 from mma import EXTRA_PAIRS
@@ -39,11 +35,10 @@ def normalise(answer: str) -> str:
     return " ".join([w for w in words if w not in ("a", "an", "the")] or words) or data.fold(answer)
 
 
-@torch.no_grad()
-def answer_all(
-    model: MLLM, tokenizer: data.Tokenizer, examples: list[data.Example], known=None,
-    batch_size: int = 256, progress: bool = False, max_new_tokens: int | None = None,
-) -> list[dict]:  # fmt: skip
+@in_tf32()
+def answer_all(model: MLLM, tokenizer, examples: list[data.Example], known=None,
+               batch_size: int = 256, progress: bool = False,
+               max_new_tokens: int | None = None) -> list[dict]:  # fmt: skip
     """The model's answer to every turn of every example, earlier turns given with true answers.
     Returns a dict for each: id, group, family, question, answer (the true one), given, correct,
     unparsed, prompt (example, turn), unread: why its picture could not be read and no answer is
@@ -57,11 +52,11 @@ def answer_all(
     was_training, todo, one_token = model.training, iter(prompts), KVCache(model, 1, 1)
     results, rows = [], encode_prompts(prompts, tokenizer, model.config, progress)
     model.eval()
-    for some in row_batches(rows, limit, batch_size, one_token.k.nbytes + one_token.v.nbytes):
-        batch = data.collate(some, tokenizer.pad, model.config.image_size)
+    for encoded in row_batches(rows, limit, batch_size, one_token.k.nbytes + one_token.v.nbytes):
+        batch = data.collate(encoded, tokenizer.pad, model.config.image_size)
         batch = {name: x.to(one_token.k.device) for name, x in batch.items()}
         answers = model.generate(**batch, eos=tokenizer.eos, max_new_tokens=limit)
-        for row, ids in zip(some, answers):
+        for row, ids in zip(encoded, answers):
             result = score(*next(todo), [] if row.unread else ids, tokenizer, known)
             results.append({**result, "unread": row.unread})
     model.train(was_training)
@@ -86,13 +81,11 @@ def summarise(results: list[dict]) -> dict:
     examples have groups, also "consistency", the share of groups answered all correctly; where
     pictures could not be read, "unanswered", the number of questions about them."""
 
-    def accuracy(some):
-        return {"accuracy": sum(r["correct"] for r in some) / max(1, len(some)), "n": len(some)}
-
-    families = sorted({r["family"] for r in results})
-    by_family = {f: accuracy([r for r in results if r["family"] == f]) for f in families}
-    summary = {**accuracy(results), "families": by_family}
-    summary["unparsed"], groups = sum(r["unparsed"] for r in results), {}
+    mean = lambda of: {"accuracy": sum(r["correct"] for r in of) / max(1, len(of)), "n": len(of)}
+    families, groups = sorted({r["family"] for r in results}), {}
+    by_family = {f: mean([r for r in results if r["family"] == f]) for f in families}
+    summary = {**mean(results), "families": by_family}
+    summary["unparsed"] = sum(r["unparsed"] for r in results)
     for r in (r for r in results if r["group"]):
         groups[r["group"]] = groups.get(r["group"], True) and r["correct"]
     if unanswered := sum(bool(r.get("unread")) for r in results):
@@ -164,9 +157,8 @@ def main(argv=None) -> None:
             say_unread(answers, print)
             now = {"run": str(run), "mask": model.config.mask, "evaluated": what}
             results.append({**record, **summarise(answers), **now})
-        if args.question:
-            return
-        print(text := table(pool(results)))
+        if results:
+            print(text := table(pool(results)))
         if args.md:
             args.md.write_text(text + "\n", encoding="utf-8")
         if args.json:

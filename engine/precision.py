@@ -1,6 +1,6 @@
 """Number formats, memory and compilation. Weights are float32 always. The matrix products of
 training are in --precision: on GPUs bfloat16, or float16 with a loss scaler on older ones, else
-float32. Answering is in float32, on GPUs that have it in TF32 (10 bits of mantissa)."""
+float32. Answers are in float32, and on GPUs that have it in TF32 (10 bits of mantissa)."""
 
 import contextlib
 
@@ -26,7 +26,6 @@ def check_device(name: str) -> None:
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= found:
             raise RuntimeError(f"torch {torch.__version__} sees {found} GPUs, counted from 0")
-        torch.backends.cuda.matmul.allow_tf32 = True  # of float32 products: answering's
     except (RuntimeError, AssertionError) as error:
         raise DataError(f"--device {name} cannot be used here: {reason(error)}") from None
 
@@ -59,6 +58,17 @@ def autocast_of(args) -> torch.autocast:
     if on and kind == "cpu":
         attend_in_float32()
     return torch.autocast(kind, dtype if on else torch.bfloat16, enabled=on, cache_enabled=False)
+
+
+@contextlib.contextmanager
+def in_tf32():
+    """A context, or decorator, in which a GPU's float32 products are in TF32, if it has it."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def attend_in_float32() -> None:
