@@ -31,7 +31,7 @@ ARMS = {
 # How many seeds an arm of the table has, where more than one
 SEEDS = {"causal": 5, "mma": 5, "prefix": 5, "v2v": 3, "cca": 3, "t&i": 3, "dot": 3}
 # Kinds and methods without an arm: where the picture comes before the question, mutual is mma pair
-# by pair (tests/lab/test_arms.py); leaky and leaky-captions are lessons.
+# by pair (tests/lab/test_experiments.py); leaky and leaky-captions are lessons.
 NO_ARM = ("mutual", "leaky", "leaky-captions")
 TIMES = ("1x", "2x", "4x")  # as many times the experiment's steps
 

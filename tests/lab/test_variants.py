@@ -1,8 +1,7 @@
 """Methods beside a mask: rings against a slow double loop, gates against their formula."""
 
 import itertools
-import subprocess
-import sys
+import runpy
 from dataclasses import replace
 
 import pytest
@@ -311,13 +310,13 @@ def test_a_gate_is_the_formula(varied, batch24, dialogues, gate):
 # --- The list
 
 
-def test_variants_are_found_by_name():
+def test_variants_are_found_by_name(monkeypatch, capsys):
     assert wings.find(None) is PLAIN and wings.find("cca").model_class is ConcentricMLLM
     with pytest.raises(data.DataError, match="no variant 'nope'; there are cca, rave"):
         wings.find("nope")
     assert wings.variant_of({}) is PLAIN
     assert wings.variant_of({"variant": "text-first"}).tokenizer_class is TextFirstTokenizer
-    done = subprocess.run(
-        [sys.executable, "-m", "lab.variants"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert {"cca", "dot"} <= {line.split()[0] for line in done.stdout.splitlines()}
+    monkeypatch.setattr(wings, "VARIANTS", {})  # the command registers them anew
+    runpy.run_path(str(ROOT / "lab" / "variants.py"), run_name="__main__")
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said] == list(wings.VARIANTS) and "cca" in wings.VARIANTS

@@ -1,6 +1,7 @@
 """Runs that are given away, and those that lie in weights/."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,15 @@ from lab import weights
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_run_in_half_precision_answers_as_before(tmp_path, capsys):
-    run, out = tmp_path / "run", tmp_path / "weights" / "mine"
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run = tmp_path_factory.mktemp("weights") / "run"
     train.main([*TINY, "--out", str(run)])
+    return run
+
+
+def test_a_run_in_half_precision_answers_as_before(run, tmp_path, capsys):
+    out = tmp_path / "weights" / "mine"
     weights.main([str(run), str(out)])
     assert "mine:" in capsys.readouterr().out
     assert {f.name for f in out.iterdir()} == {
@@ -35,9 +42,8 @@ def test_a_run_in_half_precision_answers_as_before(tmp_path, capsys):
         weights.main([str(tmp_path), str(out)])
 
 
-def test_paths_of_the_machine_are_left_out_and_the_run_stays_as_it_is(tmp_path):
-    run, out = tmp_path / "run", tmp_path / "out"
-    train.main([*TINY, "--out", str(run)])
+def test_paths_of_the_machine_are_left_out_and_the_run_stays_as_it_is(run, tmp_path):
+    run, out = shutil.copytree(run, tmp_path / "run"), tmp_path / "out"
     before = (run / "model.pt").read_bytes()
     with pytest.raises(SystemExit, match="is the run itself; name another folder"):
         weights.main([str(run), str(tmp_path / "." / "run")])
