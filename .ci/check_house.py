@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PARTS = ["mma", "data", "model", "engine", "eval", "train", "bridge", "lab"]  # from the ground up
-WINGS = ["bridge", "lab"]
+PARTS = ["mma", "data", "engine", "model", "eval", "train", "bridge", "lab"]  # from the ground up
 ALONE = {"mma": [], "model": ["mma"]}  # who reads or copies them needs nothing else of ours
 BUDGETS = {"mma.py": 190, "model.py": 360, "eval.py": 170, "train.py": 230}
 # Not kept yet, so that they only inform; what is kept moves up to the line above
@@ -52,31 +51,11 @@ def imported(node) -> list[str]:
     return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
 
 
-def commands_of(tree) -> list:
-    """What runs only when a file is a command: `main`, and below `if __name__ == "__main__"`."""
-    run = ast.dump(ast.parse('__name__ == "__main__"', mode="eval").body)
-    mains = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "main"]
-    return mains + [n for n in tree.body if isinstance(n, ast.If) and ast.dump(n.test) == run]
-
-
-def may_import(part: str, command: bool) -> list[str]:
-    """Parts of ours. A command may look up too, but from below never into the wings."""
-    if part in ALONE:
-        return [part, *ALONE[part]]
-    if not command:
-        return PARTS[: PARTS.index(part) + 1]
-    return PARTS if part in WINGS else PARTS[: -len(WINGS)]
-
-
 def upward(source: str, part: str) -> list[str]:
-    """What a file of `part` imports and may not."""
-    tree = ast.parse(source)
-    in_commands = {id(node) for command in commands_of(tree) for node in ast.walk(command)}
-    wrong = []
-    for node in ast.walk(tree):
-        may = may_import(part, id(node) in in_commands)
-        wrong += [n for n in imported(node) if part_of(n) in PARTS and part_of(n) not in may]
-    return wrong
+    """What a file of `part` imports and may not: parts above it, wherever the import stands."""
+    may = [part, *ALONE[part]] if part in ALONE else PARTS[: PARTS.index(part) + 1]
+    names = [name for node in ast.walk(ast.parse(source)) for name in imported(node)]
+    return [name for name in names if part_of(name) in PARTS and part_of(name) not in may]
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -86,19 +65,16 @@ def test_imports_point_down(part):
 
 
 def test_the_check_of_imports_can_fail():
-    main, run = "def main():\n    import {}", f"{MAIN}\n    import {{}}"
     for part, source in (
         ("data", "import model"),
-        ("train", main.format("lab.watch")),
-        ("data", run.format("bridge.chat")),
-        ("mma", run.format("engine.terminal")),
+        ("train", "def main():\n    import lab.watch"),
+        ("engine", "from model import MLLM"),
+        ("mma", 'if __name__ == "__main__":\n    import engine.run'),
         ("model", "from mma import PAD\nimport data"),
         ("bridge", "def other():\n    import lab"),
     ):
         assert len(upward(source, part)) == 1, source
     assert not upward("from engine.run import Run", "train")
-    assert not upward(run.format("engine.terminal"), "data")
-    assert not upward(main.format("lab.watch"), "bridge")
 
 
 FIRST = """
@@ -114,15 +90,6 @@ def test_no_circles_within_a_floor():
     """A module of each floor can be imported first."""
     first = ("engine.run", "data.shapes", "lab.variants", "eval")
     subprocess.run([sys.executable, "-c", FIRST, " ".join(PARTS), *first], cwd=ROOT, check=True)
-
-
-def test_every_command_ends_without_a_traceback():
-    """engine.terminal sees to it: Ctrl-C while torch loads, a reader that has gone."""
-    for name in files("*.py"):
-        package = Path(name).with_name("__init__.py").as_posix()
-        before = read(package) if (ROOT / package).exists() else ""
-        if MAIN in read(name) and part_of(name) not in ALONE:
-            assert "import engine.terminal" in read(name) + before, name
 
 
 # --- Sizes
@@ -177,7 +144,7 @@ def test_help_of_train_fits_one_screen():
     command = [sys.executable, "train.py", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = done.stdout.splitlines()
-    assert "--mask" in done.stdout and len(lines) <= 55
+    assert "--mask" in done.stdout and len(lines) <= 56
     assert max(map(len, lines)) <= 100
 
 

@@ -62,6 +62,7 @@ DEFAULTS = dict(
     optimizer="muon", schedule="linear", pt_mask="causal", allow_leaks=False, vocab_size=4096,
     pt_freeze=[], freeze=["encoder"], checkpointing=False, pt_adam_lr=None, pt_lr_times=1,
 )  # fmt: skip
+WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}
 PATHS = ("source", "images", "pt_source", "pt_images")
 
 
@@ -224,17 +225,17 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
         type=positive,
         default=100,
         metavar="N",
-        help="steps between looks at validation (default: 100)",
+        help="steps between validations (default: 100)",
     )
     g.add_argument(
         "--val-limit",
         type=positive,
         default=500,
         metavar="N",
-        help="validation questions of a look (default: 500)",
+        help="questions of a validation (default: 500)",
     )
     g.add_argument("--limit", type=positive, metavar="N", help="test questions (default: all)")
-    g.add_argument("--keep-best", action="store_true", help="end with the weights of the best look")
+    g.add_argument("--keep-best", action="store_true", help="end with the weights of the best validation")
     g.add_argument(
         "--save-every",
         type=positive,
@@ -326,7 +327,7 @@ def settings_table(args) -> str:
         words = [f"{name} {shown(value)}" for name, value in pairs if value is not None]
         if words:
             indent = {"initial_indent": f"{origin:9}", "subsequent_indent": 9 * " "}
-            rows.append(textwrap.fill(", ".join(words), 100, break_long_words=False, **indent))
+            rows.append(textwrap.fill(", ".join(words), 100, **WHOLE_WORDS, **indent))
     return "\n".join(rows)
 
 

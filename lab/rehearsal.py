@@ -14,6 +14,7 @@ import re
 import torch
 
 import data
+from engine.run import one_line_errors
 from eval import answer_all
 from model import MLLM
 
@@ -110,4 +111,5 @@ class Rehearsal(data.Wrapped):
 
 
 if __name__ == "__main__":
-    print("\n".join(PROMPTS))
+    with one_line_errors():  # `| head` ends it, too
+        print("\n".join(PROMPTS))

@@ -1,0 +1,216 @@
+"""What a run is made with, held to numbers: the losses of its first steps, and those parts of the
+recipe that so few steps do not show. A change of one of these is another recipe: then the new
+numbers belong here."""
+
+import json
+
+import pytest
+import torch
+from helpers import TINY, weights_of
+from PIL import Image
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+import data
+import eval as evaluation
+import train
+from data.shapes import Shapes
+from engine.optimizers import Muon, make_optimizers
+from engine.options import RECIPES, arguments
+from model import MLLM, Config
+
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
+# Of the command below, stage 1 and then stage 2. The rates are large, so that five steps show them
+GOLDEN = {
+    "mma": [6.6501, 5.7904, 4.7977, 3.8311, 3.2330, 7.0347, 6.3711, 5.1824, 3.7813, 2.7870],
+    "causal": [6.6501, 5.7904, 4.7977, 3.8311, 3.2330, 7.0236, 6.3943, 5.3002, 3.9009, 2.8183],
+}
+FIVE_STEPS = (
+    "--preset tiny --device cpu --workers 0 --pt-steps 5 --steps 5 --lr 0.1 --adam-lr 0.02 "
+    "--limit 1 --val-limit 1"
+)
+
+
+@pytest.mark.parametrize("mask", GOLDEN)
+def test_the_first_losses(mask, tmp_path, monkeypatch):
+    """Both masks have the same stage 1, which is causal; in stage 2 mma reads the question."""
+    losses, forward_backward = [], train.forward_backward
+
+    def noted(*args):
+        losses.append(forward_backward(*args))
+        return losses[-1]
+
+    monkeypatch.setattr(train, "forward_backward", noted)
+    train.main([*FIVE_STEPS.split(), "--mask", mask, "--out", str(tmp_path / "run")])
+    assert torch.tensor(losses).tolist() == pytest.approx(GOLDEN[mask], abs=1e-3)
+
+
+def test_the_masks_differ_in_stage_2_alone():
+    mma, causal = GOLDEN.values()
+    assert mma[:5] == causal[:5] and min(abs(a - b) for a, b in zip(mma[5:], causal[5:])) > 0.01
+
+
+# --- Rates, clipping, optimizers
+
+
+def test_the_schedule():
+    """Warm-up over 30 steps, then the peak, then down to zero over the last 0.4 of the steps."""
+    shares = [train.schedule(step, 200) for step in (0, 14, 29, 100, 120, 160, 199)]
+    assert shares == pytest.approx([1 / 30, 0.5, 1, 1, 1, 0.5, 1 / 80])
+
+
+def test_each_step_has_the_rate_of_the_schedule(tmp_path):
+    """Of both optimizers in both stages; stage 1 of the world of shapes has twice the rate --lr."""
+    args, seen = arguments(TINY), []
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: seen.append([group["lr"] for group in optimizer.param_groups])
+    )
+    train.main([*TINY, "--pt-steps", "3", "--steps", "4", "--out", str(tmp_path / "run")])
+    hook.remove()
+    muon = [2 * args.lr * train.schedule(s, 3) for s in range(3)]
+    muon += [args.lr * train.schedule(s, 4) for s in range(4)]
+    adam = [args.adam_lr * train.schedule(s, 3) for s in range(3)]
+    adam += [args.adam_lr * train.schedule(s, 4) for s in range(4)]
+    expected = [[rate] for pair in zip(muon, adam) for rate in pair]
+    assert torch.allclose(torch.tensor(seen), torch.tensor(expected))
+    assert RECIPES["shapes"]["pt_lr_times"] == 2 and (args.lr, args.adam_lr) == (0.004, 0.002)
+
+
+@pytest.mark.parametrize("size, step", [(30.0, 1.0), (0.5, 0.5)])
+def test_gradients_are_clipped_to_a_norm_of_one(size, step):
+    """All together, once; and the norm that is reported is that of before."""
+    model = nn.ParameterList([torch.zeros(3), torch.zeros(2, 2)])
+    for p in model:
+        p.grad = torch.full_like(p, size / 7**0.5)
+    optimizers = [torch.optim.SGD([p], lr=1.0) for p in model]
+    norm = train.clip_and_step(model, optimizers, torch.amp.GradScaler("cpu", enabled=False))
+    moved = torch.cat([p.detach().flatten() for p in model]).norm()
+    assert norm.item() == pytest.approx(size) and moved.item() == pytest.approx(step)
+    assert all(p.grad is None for p in model)
+
+
+def adamw(gradients: list[float], lr: float, decay: float) -> float:
+    """Where AdamW (arXiv 1711.05101) takes a number that is 1, by hand."""
+    x, m, v = 1.0, 0.0, 0.0
+    for t, g in enumerate(gradients, 1):
+        m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g * g
+        x -= lr * decay * x
+        x -= lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.95**t)) ** 0.5 + 1e-8)
+    return x
+
+
+@pytest.mark.parametrize("optimizer, decay", [("muon", 0.0), ("adamw", 1e-4)])
+def test_adamw_is_that_of_the_recipe(optimizer, decay):
+    model = MLLM(Config(vocab_size=300, n_layer=1))
+    args = arguments([*TINY, "--optimizer", optimizer, "--lr", "0.3", "--adam-lr", "0.2"])
+    last, p = make_optimizers(model, args, "sft")[-1], model.projector[0].bias
+    p.data.fill_(1.0)
+    for g in (1.0, -2.0, 0.5):
+        p.grad = torch.full_like(p, g)
+        last.step()
+    assert p[0].item() == pytest.approx(adamw([1.0, -2.0, 0.5], 0.2, decay), abs=1e-6)
+
+
+def test_muon_has_the_weight_matrices_and_adamw_the_rest():
+    model = MLLM(Config(vocab_size=300, n_layer=1, tied=False))
+    muon, rest = make_optimizers(model, arguments(TINY), "sft")
+    name_of = {p: name for name, p in model.named_parameters()}
+    names = [{name_of[p] for p in o.param_groups[0]["params"]} for o in (muon, rest)]
+    assert isinstance(muon, Muon) and muon.defaults["momentum"] == 0.95
+    assert isinstance(rest, torch.optim.AdamW) and names[0] | names[1] == {*name_of.values()}
+    small = {n for n in name_of.values() if n.endswith(("bias", "row", "column")) or "norm" in n}
+    assert names[1] == small | {"embed.weight", "unembed.weight"}
+
+
+# --- The model at its start
+
+
+def test_how_the_parameters_are_drawn():
+    """Matrices and embeddings by 1 / sqrt(fan-in), positions of patches as large as a patch, what
+    is added to the residual stream 1 / sqrt(2 layers) of that; no bias."""
+    torch.manual_seed(0)
+    model = MLLM(Config(vocab_size=600))
+    for name, p in model.named_parameters():
+        if name in ("encoder.row", "encoder.column"):
+            expected = 1.0
+        elif name.endswith("bias"):
+            expected = 0.0
+        elif p.dim() == 2:
+            layers = len(model.encoder.blocks if name.startswith("encoder") else model.blocks)
+            added = name.endswith(("out.weight", "down.weight"))
+            expected = p.shape[1] ** -0.5 / ((2 * layers) ** 0.5 if added else 1)
+        else:
+            assert (p == 1).all(), name  # norms
+            continue
+        assert p.square().mean().sqrt().item() == pytest.approx(expected, rel=0.1), name
+
+
+def test_a_patch_has_the_position_of_its_row_and_its_column():
+    model = MLLM(Config(vocab_size=300))
+    encoder, seen = model.encoder, []
+    encoder.patch.weight.data.zero_()
+    encoder.blocks[0].register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0]))
+    encoder(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    for r in range(4):
+        for c in range(4):
+            assert torch.equal(seen[0][0, 4 * r + c], encoder.row[r] + encoder.column[c])
+
+
+def test_the_frequencies_of_rope():
+    """theta^(-2 i / d), from 1 down to almost 1 / 10,000 (arXiv 2104.09864)."""
+    model = MLLM(Config(vocab_size=300))  # d = 32
+    expected = torch.tensor([10_000 ** (-2 * i / 32) for i in range(16)])
+    torch.testing.assert_close(model.frequencies(torch.zeros(1)), expected)
+
+
+def test_norms_add_a_millionth():
+    block = MLLM(Config(vocab_size=300)).blocks[0]
+    for norm in (block.norm1, block.norm2):
+        assert norm(torch.full((1, 128), 1e-3))[0, 0].item() == pytest.approx(0.5**0.5, abs=1e-4)
+
+
+# --- Pictures and answers
+
+
+def test_pixels_are_measured_on_the_first_pictures(tmp_path):
+    train.main([*TINY, "--pt-steps", "1", "--steps", "0", "--out", str(tmp_path / "run")])
+    weights, args = weights_of(tmp_path / "run"), arguments(TINY)
+    examples = Shapes().draw("pt", 0, args.pt_pictures, args.questions, args.seed)
+    pixels = torch.stack([e.images[0] for e in examples]).float()
+    torch.testing.assert_close(weights["encoder.pixel_mean"], pixels.mean((0, 2, 3)))
+    torch.testing.assert_close(weights["encoder.pixel_std"], pixels.std((0, 2, 3)))
+
+
+@pytest.mark.parametrize("size", [128, 24])
+def test_pictures_are_scaled_bicubically(size, tmp_path):
+    """Down and up; a square one fills the model's picture."""
+    noise = torch.randint(256, (size, size, 3), generator=torch.Generator().manual_seed(0))
+    picture = Image.fromarray(noise.to(torch.uint8).numpy())
+    picture.save(tmp_path / "x.png")
+    scaled = picture.resize((64, 64), Image.BICUBIC)
+    pixels = data.pixels_of(tmp_path / "x.png", 64, "").permute(1, 2, 0)
+    assert pixels.flatten().tolist() == [*scaled.tobytes()]
+
+
+def test_an_answer_is_cut_at_twice_the_longest_true_one_and_four_tokens(tokenizer, monkeypatch):
+    """A model that never ends answers so many tokens, and not one more."""
+    asked = []
+    examples = [data.Example([], [("is it red?", word)]) for word in ("yes", "blue circle")]
+    longest = max(len(tokenizer.encode(e.turns[0][1])) for e in examples)
+    model, decode = MLLM(Config(vocab_size=len(tokenizer))), tokenizer.decode
+    model.embed.weight.data[tokenizer.eos] = 0  # its logit is 0, never the largest
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: asked.append(len(ids)) or decode(ids))
+    evaluation.answer_all(model, tokenizer, examples)
+    assert asked == [2 * longest + 4] * 2
+
+
+def test_what_a_run_reports_is_of_the_test_split(tmp_path):
+    """Validation, whose examples are others, is asked at each validation alone."""
+    asked, heldout = [], Shapes.heldout
+    with pytest.MonkeyPatch.context() as patch:
+        spy = lambda self, *which: asked.append(which) or heldout(self, *which)
+        patch.setattr(Shapes, "heldout", spy)
+        train.main([*TINY, "--limit", "7", "--out", str(tmp_path / "run")])
+    assert asked == [("val", 40), ("test", 7)]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["n"] == 7
