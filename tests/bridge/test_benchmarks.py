@@ -5,14 +5,12 @@ import io
 import json
 
 import pytest
+from helpers import ROOT
 from PIL import Image
 
-import train
 from bridge import benchmarks
 from bridge.benchmarks import letter_of, read, score, soft, yes_or_no
 from data import DataError
-
-pytestmark = pytest.mark.usefixtures("nothing_drawn")
 
 OPTIONS = {"A": "a cat", "B": "two dogs", "C": "A", "D": "blue"}
 
@@ -201,11 +199,7 @@ def test_a_folder_is_no_benchmark_file(tmp_path, name):
 
 
 def test_a_run_is_scored_and_says_how(choice, tmp_path, capsys):
-    line = "--preset tiny --device cpu --workers 0 --pt-pictures 2 --pictures 2 --pt-steps 1"
-    line += " --steps 1 --limit 5 --val-limit 5"
-    run = str(tmp_path / "run")
-    train.main([*line.split(), "--out", run])
-    capsys.readouterr()
+    run = str(ROOT / "weights" / "shapes-mma")
     benchmarks.main([run, str(choice), "--json", str(tmp_path / "out.json"), "--device", "cpu"])
     out, record = capsys.readouterr().out, json.loads((tmp_path / "out.json").read_text())
     shown = (
