@@ -24,7 +24,7 @@ from engine import wings
 from engine.answering import say_unread
 from engine.batches import StepBatches, check_source, loader_of, measure_pixels
 from engine.checkpoint import StopRequest, fingerprint
-from engine.distributed import Distributed, full_tensor
+from engine.distributed import Distributed, full_tensor, share_gradients
 from engine.lock import run_lock
 from engine.optimizers import freeze, make_optimizers, set_rates
 from engine.options import PRESETS, arguments, settings_table
@@ -47,7 +47,8 @@ def forward_backward(loss_of, batches: list[dict], mask: str, autocast, scaler) 
     """Add up the gradients of the batches of one step (--accumulate makes several); returns the
     sum of their losses."""
     total = 0
-    for batch in batches:
+    for k, batch in enumerate(batches, 1):
+        share_gradients(loss_of, k == len(batches))
         with autocast:
             loss = loss_of(**batch, mask=mask)  # MLLM.loss
         scaler.scale(loss).backward()

@@ -235,7 +235,7 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
         help="questions of a validation (default: 500)",
     )
     g.add_argument("--limit", type=positive, metavar="N", help="test questions (default: all)")
-    g.add_argument("--keep-best", action="store_true", help="end with the weights of the best validation")
+    g.add_argument("--keep-best", action="store_true", help="end with those of the best validation")
     g.add_argument(
         "--save-every",
         type=positive,

@@ -172,7 +172,8 @@ def late_mask(config: Config, start: float, schedule=train.schedule):
     mask = config.mask
 
     def of_step(step: int, steps: int) -> float:
-        config.mask = "causal" if step < start * steps else mask
+        early = step < min(start * steps, steps - 1)  # the last step is never: answers follow it
+        config.mask = "causal" if early else mask
         return schedule(step, steps)
 
     return of_step
