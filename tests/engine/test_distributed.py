@@ -18,7 +18,6 @@ import data
 import train
 from engine import checkpoint
 from engine.batches import StepBatches
-from engine.last_layer import answer_loss
 from engine.options import arguments
 from model import MLLM, Config
 
@@ -118,10 +117,10 @@ def test_parts_of_a_step_are_the_step(tokenizer):
     batches = StepBatches(data.load("shapes"), tokenizer, config, "sft", args)
     torch.manual_seed(0)
     model, losses = MLLM(config).double(), []
-    whole = answer_loss(model, **batches[0])
+    whole = model.loss(**batches[0][0])
     for rank in range(4):
         batches.rank, batches.world_size = rank, 4
-        losses.append(answer_loss(model, **batches[0]))
+        losses.append(model.loss(**batches[0][0]))
     assert torch.allclose(sum(losses) / 4, whole, atol=1e-9)
     batches.world_size = 10
     assert "9 rows for 10 processes" in str(batches[0])
