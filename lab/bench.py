@@ -187,11 +187,12 @@ MARKS = (0.8, 0.95, 0.97)  # of validation
 def job(args) -> list[list[str]]:
     """A row a seed, one after the other, and their mean; needs the machine to itself."""
     runs = [run_job(seed) for seed in range(args.seeds)]
-    rows = [[f"{x:.1f}" if x is not None else "never" for x in run.values()] for run in runs]
+    table = [["seed", *runs[0]]]
+    for seed, run in enumerate(runs):
+        table.append([str(seed), *("never" if x is None else f"{x:.1f}" for x in run.values())])
     columns = [list(values) for values in zip(*(run.values() for run in runs))]
     means = ["never by all" if None in column else spread(column) for column in columns]
-    named = [[str(seed), *row] for seed, row in enumerate(rows)]
-    return [["seed", *runs[0]], *named, ["mean", *means]]
+    return [*table, ["mean", *means]]
 
 
 def run_job(seed: int) -> dict[str, float | None]:
@@ -214,8 +215,7 @@ def run_job(seed: int) -> dict[str, float | None]:
 def code(args=None) -> list[list[str]]:
     """Lines of the Python files, as wc counts them."""
     table = [["", "lines", "files"]]
-    for name in ("mma.py", "model.py", "train.py", "eval.py", "data", "engine", "lab", "bridge",
-                 "tests"):  # fmt: skip
+    for name in "mma.py model.py train.py eval.py data engine lab bridge tests".split():
         files = sorted((tables.ROOT / name).rglob("*.py")) or [tables.ROOT / name]
         lines = sum(len(file.read_text("utf-8").splitlines()) for file in files)
         table.append([name, f"{lines:,}", str(len(files))])
@@ -240,10 +240,12 @@ OF_NO_MACHINE = ("size", "code")
 
 def report(record: dict) -> str:
     """The Markdown of a topic's JSON."""
-    turns = f"; medians of {record['repeats']}, the arms taking turns"
-    place = f"{record['where']}{turns if record['topic'] in IN_TURNS else ''}."
-    parts = [markdown(record["table"])] + [place] * (record["topic"] not in OF_NO_MACHINE)
-    return "\n\n".join(parts)
+    table, place = markdown(record["table"]), record["where"]
+    if record["topic"] in OF_NO_MACHINE:
+        return table
+    if record["topic"] in IN_TURNS:
+        place += f"; medians of {record['repeats']}, the arms taking turns"
+    return f"{table}\n\n{place}."
 
 
 def write(folder: Path, record: dict) -> None:
