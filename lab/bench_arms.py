@@ -16,8 +16,8 @@ from engine.precision import autocast_of, scaler_of
 from engine.tables import markdown
 from lab import publish, tables
 from lab.arms import command_line
-from lab.bench_timing import build, optimizers_of, wait, where
 from lab.experiments import ARMS
+from lab.timing import build, optimizers_of, wait, where
 from train import clip_and_step, forward_backward
 
 

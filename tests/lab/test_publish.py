@@ -4,7 +4,7 @@ import pytest
 from trials import contents, read, result_of, run_of
 
 import data
-from lab import arms, bench_arms, bench_timing, experiments, publish, tables
+from lab import arms, bench_arms, experiments, publish, tables, timing
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,7 @@ def test_times_are_published_with_those_of_other_arms(published, tmp_path, monke
         bench_arms, "step_times", lambda a, extra: asked.append(list(a)) or dict.fromkeys(a, 50.0)
     )
     publish.write_json(published / "shapes.json", {"arms": {"mma": [{"step_at_80": 900}]}})
-    old = {"where": bench_timing.WHERE, "torch": "2", "ms": {"causal": 100.0, "lora": 120.0}}
+    old = {"where": timing.where("float32"), "torch": "2", "ms": {"causal": 100.0, "lora": 120.0}}
     publish.write_json(published / "time.json", old)
     call = ["time", "--only", "mma", "--results", str(tmp_path)]
     before = contents(published)
