@@ -220,6 +220,7 @@ def test_a_reader_that_has_read_enough_sees_no_traceback():
     """| head -1: of what the masks look like, and of an evaluation that prints line by line."""
     drawing, evaluating = "mma.py", "-u eval.py weights/shapes-mma --limit 20 --device cpu"
     pipes = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes["env"] = {**os.environ, "OMP_NUM_THREADS": "1"}
     jobs = [
         subprocess.Popen([sys.executable, *line.split()], **pipes) for line in (drawing, evaluating)
     ]
