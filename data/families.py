@@ -16,6 +16,28 @@ from torch import Tensor
 from data.prompt import IMAGE_TOKEN, Example
 
 QA = tuple[str, str]  # a question and its answer
+EMPTY = -1  # what is in a cell of a layout that holds nothing
+# By the hash of a scene's layout modulo 10: no layout of val or test is ever trained on
+SPLITS = {"train": range(0, 8), "val": range(8, 9), "test": range(9, 10)}
+
+
+def split_of(layout: Tensor) -> Tensor:
+    """Layout hash modulo 10, int64 [S]: the scene's split (see SPLITS)."""
+    h = torch.zeros(len(layout), dtype=torch.int64)
+    for cell in (layout + 1).unbind(1):
+        h = (h * 31 + cell) % 1_000_003
+    return h * 7919 % 1_000_003 % 10
+
+
+def scenes(S: int, split: str, g: torch.Generator, draw) -> Tensor:
+    """S layouts of the split, int64 [S, CELLS]. draw(S, g): makes those it chooses from."""
+    kept, n, wanted = [], 0, SPLITS[split]
+    while n < S:
+        layout = draw(max(64, int(1.5 * S * 10 / len(wanted))), g)
+        found = split_of(layout)
+        kept.append(layout[(found >= wanted.start) & (found < wanted.stop)])
+        n += len(kept[-1])
+    return torch.cat(kept)[:S]
 
 
 @dataclass

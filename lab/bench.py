@@ -45,9 +45,9 @@ def code(args) -> list[list[str]]:
     """Lines of every Python file, by folder; of the tests their number."""
     table = []
     for folder in ("", "data", "engine", "lab", "bridge", "tests"):
-        pattern = "**/*.py" if folder == "tests" else "*.py"
-        files = sorted((tables.ROOT / folder).glob(pattern))
-        lines = [(f.name, len(f.read_text(encoding="utf-8").splitlines())) for f in files]
+        root, pattern = tables.ROOT / folder, "**/*.py" if folder else "*.py"
+        files = {f.relative_to(root).as_posix(): f for f in sorted(root.glob(pattern))}
+        lines = [(name, len(f.read_text("utf-8").splitlines())) for name, f in files.items()]
         listed = ", ".join(f"{name} {n}" for name, n in lines if n)
         names = f"{len(files)} files" if folder == "tests" else listed
         total = f"{sum(n for _, n in lines):,}"

@@ -15,7 +15,7 @@ import eval as evaluation
 import train
 from data import IMAGE_TOKEN, Crop, DataError, Example
 from data.nlvr import BOXES, ORDERS, asks, picture_kind, plain
-from data.nlvr_world import FAMILIES
+from data.nlvr.world import FAMILIES
 from data.pictures import read_picture
 from lab import weights
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data import IMAGE_TOKEN
-from data.nlvr_scenes import (
+from data.nlvr.scenes import (
     COLOUR,
     SHAPE,
     SIZE,
@@ -21,8 +21,8 @@ from data.nlvr_scenes import (
     tower,
     twin,
 )
-from data.nlvr_sentences import NUMBER, Speaker
-from data.nlvr_world import CYCLE, FAMILIES, WHY, World
+from data.nlvr.sentences import NUMBER, Speaker
+from data.nlvr.world import CYCLE, FAMILIES, WHY, World
 
 
 def blocks(*colours):

@@ -10,21 +10,10 @@ import torch
 from helpers import ROOT
 
 from data.errors import DataError
+from data.families import EMPTY, SPLITS, scenes, split_of
 from data.shapes import STEPS_WITHOUT_PLACES, Shapes, question_only
-from data.shapes_questions import FAMILIES, caption_of_places, name_of, questions
-from data.shapes_scenes import (
-    CELLS,
-    COLOUR,
-    EMPTY,
-    GRID,
-    KINDS,
-    PALETTE,
-    SHAPE,
-    SPLITS,
-    render,
-    scenes,
-    split_of,
-)
+from data.shapes.questions import FAMILIES, caption_of_places, name_of, questions
+from data.shapes.scenes import CELLS, COLOUR, GRID, KINDS, PALETTE, SHAPE, layouts, render
 
 
 def oracle(cells, question):
@@ -68,7 +57,7 @@ def oracle(cells, question):
 
 def test_every_answer_of_the_world_is_exact():
     g = torch.Generator().manual_seed(5)
-    layout = scenes(400, "train", g)
+    layout = scenes(400, "train", g, layouts)
     seen = set()
     for cells, asked in zip(layout.tolist(), questions(layout, 12, g)):
         assert [f for f, *_ in asked[:6]] == [f for f, *_ in asked[6:]]
@@ -86,7 +75,7 @@ def test_every_answer_of_the_world_is_exact():
 
 def test_places_often_need_both_words_of_a_name():
     g = torch.Generator().manual_seed(3)
-    layout = scenes(2000, "train", g)
+    layout = scenes(2000, "train", g, layouts)
     needed = []
     for cells, asked in zip(layout.tolist(), questions(layout, 1, g, ("place",))):
         colour, shape = re.fullmatch(r"in which \w+ is the (\w+) (\w+)\?", asked[0][1]).groups()
@@ -124,7 +113,7 @@ def test_pictures_show_their_layout_and_captions_say_it():
 
 def test_captions_of_places_name_what_is_the_only_one_of_its_kind():
     g = torch.Generator().manual_seed(0)
-    for cells in scenes(50, "train", g).tolist():
+    for cells in scenes(50, "train", g, layouts).tolist():
         words, named = caption_of_places(cells, g).split(), {}
         for i in range(0, len(words), 6):
             colour, shape, *sides = words[i : i + 6]
@@ -152,12 +141,12 @@ def test_the_shapes_look_different():
 
 def test_splits_are_disjoint_by_construction():
     g = torch.Generator().manual_seed(0)
-    layouts = {}
+    found = {}
     for split, residues in SPLITS.items():
-        some = scenes(2000, split, g)
+        some = scenes(2000, split, g, layouts)
         assert len(some) == 2000 and set(split_of(some).tolist()) == set(residues)
-        layouts[split] = {tuple(row) for row in some.tolist()}
-    assert sum(map(len, layouts.values())) == len(set().union(*layouts.values()))
+        found[split] = {tuple(row) for row in some.tolist()}
+    assert sum(map(len, found.values())) == len(set().union(*found.values()))
 
 
 def test_draws_follow_stage_step_and_seed_alone():
@@ -240,7 +229,7 @@ def test_the_questions_of_a_scene_share_one_picture():
     assert len(asked) == 24 and len({id(e.images[0]) for e in asked}) == 4
 
 
-@pytest.mark.parametrize("name", ["shapes", "shapes_pairs", "sounds"])
+@pytest.mark.parametrize("name", ["shapes/__init__", "shapes/pairs", "sounds/__init__"])
 def test_a_world_prints_questions_as_they_are_read(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name])
     runpy.run_path(str(ROOT / "data" / f"{name}.py"), run_name="__main__")

@@ -10,8 +10,9 @@ from helpers import TINY
 import data
 import train
 from data import families
+from data.families import EMPTY, SPLITS, split_of
 from data.shapes import STEPS_WITHOUT_PLACES
-from data.shapes_pairs import (
+from data.shapes.pairs import (
     FAMILIES,
     QUESTIONS,
     WHICH,
@@ -21,8 +22,8 @@ from data.shapes_pairs import (
     pairs,
     question_only,
 )
-from data.shapes_questions import NAMES
-from data.shapes_scenes import COLOUR, EMPTY, SHAPE, SPLITS, split_of
+from data.shapes.questions import NAMES
+from data.shapes.scenes import COLOUR, SHAPE
 from mma import Role, attention_mask, leaks
 
 

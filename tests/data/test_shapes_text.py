@@ -10,10 +10,11 @@ from test_shapes import oracle
 import data
 import eval as evaluation
 import train
+from data.families import EMPTY, SPLITS, scenes, split_of
 from data.shapes import Shapes
-from data.shapes_questions import name_of
-from data.shapes_scenes import CELLS, COLOUR, EMPTY, GRID, SHAPE, SPLITS, scenes, split_of
-from data.shapes_text import BOTH_WAYS_FROM, ONE_WAY_UNTIL, ShapesText, one_way, scene_text
+from data.shapes.questions import name_of
+from data.shapes.scenes import CELLS, COLOUR, GRID, SHAPE, layouts
+from data.shapes.text import BOTH_WAYS_FROM, ONE_WAY_UNTIL, ShapesText, one_way, scene_text
 from mma import Role
 
 OBJECT = re.compile(r"([1-4]) ([1-4]) ([a-z]+) ([a-z]+) ?")
@@ -34,7 +35,7 @@ def read(text: str) -> tuple[list[int], str]:
 
 
 def test_a_scene_in_words_is_the_scene():
-    for cells in scenes(50, "train", torch.Generator().manual_seed(0)).tolist():
+    for cells in scenes(50, "train", torch.Generator().manual_seed(0), layouts).tolist():
         assert read(scene_text(cells)) == (cells, "")
 
 

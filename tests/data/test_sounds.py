@@ -12,9 +12,9 @@ import data
 import eval as evaluation
 import train
 from data import audio
-from data.shapes_scenes import EMPTY, SPLITS, scenes, split_of
+from data.families import EMPTY, SPLITS, scenes, split_of
 from data.sounds import FAMILIES, QUESTIONS, Sounds, caption, question_only, questions
-from data.sounds_notes import BEATS, INSTRUMENT, NAMES, PITCH, layouts, render
+from data.sounds.notes import BEATS, INSTRUMENT, NAMES, PITCH, layouts, render
 from lab import watch
 from mma import Role, attention_mask, leaks
 

@@ -30,8 +30,8 @@ import torch
 
 from data.errors import DataError, SkippedEntries
 from data.folder import Folder, seed_of
-from data.nlvr_phrases import NUMBER
-from data.nlvr_world import World
+from data.nlvr.phrases import NUMBER
+from data.nlvr.world import World
 from data.pictures import Crop
 from data.prompt import IMAGE_TOKEN, Example
 
@@ -189,6 +189,10 @@ def in_all_orders(example: Example) -> list[Example]:
         return [in_order(example, order) for order in ORDERS]
     crops = [[replace(crop, path=picture) for crop in example.images] for picture in pictures]
     return [replace(example, images=images) for images in crops]
+
+
+def with_world(source: Path) -> "NLVR":
+    return NLVR(source, World())
 
 
 class NLVR(Folder):

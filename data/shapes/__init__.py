@@ -21,7 +21,7 @@ from data import families
 from data.errors import DataError
 from data.folder import seed_of
 from data.prompt import IMAGE_TOKEN, Example
-from data.shapes_questions import (
+from data.shapes.questions import (
     FAMILIES,
     asked_about,
     caption,
@@ -30,7 +30,7 @@ from data.shapes_questions import (
     name_of,
     questions,
 )
-from data.shapes_scenes import CELLS, COLOUR, GRID, KINDS, SHAPE, SPLITS, render, scenes
+from data.shapes.scenes import CELLS, COLOUR, GRID, KINDS, SHAPE, layouts, render
 
 __all__ = ["CELLS", "GRID", "Shapes", "asked_about", "question_only"]
 
@@ -68,18 +68,18 @@ class Shapes:
     final_split = "test"
     seed = 0  # of the run whose n_scenes heldout("train") asks about
 
-    def __init__(self, n_scenes: int | None = None):
-        if n_scenes and n_scenes % BLOCK:
-            raise DataError(f"--scenes {n_scenes}: must be a multiple of {BLOCK}")
-        self.n_blocks = n_scenes and n_scenes // BLOCK
+    def __init__(self, scenes: int | None = None):
+        if scenes and scenes % BLOCK:
+            raise DataError(f"--scenes {scenes}: must be a multiple of {BLOCK}")
+        self.n_blocks = scenes and scenes // BLOCK
 
     def split_names(self) -> list[str]:
-        return list(SPLITS)
+        return list(families.SPLITS)
 
     def _scenes(self, split: str, S: int, *key: int) -> tuple[Tensor, Tensor, torch.Generator]:
         """S scenes drawn for the key: layout, pictures, the generator to go on with."""
         g = torch.Generator().manual_seed(seed_of(split, *key))
-        layout = scenes(S, split, g)
+        layout = families.scenes(S, split, g, layouts)
         return layout, render(layout, g), g
 
     def texts(self):
@@ -147,7 +147,7 @@ class Shapes:
 def question_only(n_scenes: int = 20_000) -> dict[str, tuple[float, float]]:
     """What the question alone tells of its answer, by family; see families.question_only."""
     g = torch.Generator().manual_seed(1)
-    asked = questions(scenes(n_scenes, "train", g), QUESTIONS, g)
+    asked = questions(families.scenes(n_scenes, "train", g, layouts), QUESTIONS, g)
     return families.question_only(asked, known_answers, FAMILIES)
 
 

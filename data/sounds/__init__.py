@@ -23,11 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data import audio, families
-from data.families import QA, existence, rows
+from data.families import EMPTY, QA, SPLITS, existence, rows, scenes
 from data.folder import seed_of
 from data.prompt import IMAGE_TOKEN, Example
-from data.shapes_scenes import EMPTY, SPLITS, scenes
-from data.sounds_notes import (
+from data.sounds.notes import (
     BEATS,
     BLOCK,
     INSTRUMENT,

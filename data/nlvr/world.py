@@ -1,7 +1,7 @@
 """A world drawn in NLVR's manner: three grey boxes, and sentences that are true or false.
 
-    python -m data.nlvr_world               sentences of every family; how fast they are made
-    python -m data.nlvr_world --png FILE    a sheet of pictures, one line each
+    python -m data.nlvr.world               sentences of every family; how fast they are made
+    python -m data.nlvr.world --png FILE    a sheet of pictures, one line each
 
 Scenes: nlvr_scenes.py; sentences: nlvr_sentences.py, made of the phrases of nlvr_phrases.py. A
 sentence is asked twice: of a scene where it is true and of one where it is false. So the words of a
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from data.folder import seed_of
-from data.nlvr_phrases import NUMBER
-from data.nlvr_scenes import Scenes, caption, scatter, tower, twin
-from data.nlvr_sentences import Speaker
+from data.nlvr.phrases import NUMBER
+from data.nlvr.scenes import Scenes, caption, scatter, tower, twin
+from data.nlvr.sentences import Speaker
 from data.prompt import IMAGE_TOKEN, Example
 
 WHY = "in each box?"  # the second turn of a dialogue

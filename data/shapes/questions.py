@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.families import QA, Facts, ask, counting, existence, rows, yes_no
-from data.shapes_scenes import CELLS, COLOUR, EMPTY, GRID, KINDS, SHAPE
+from data.families import EMPTY, QA, Facts, ask, counting, existence, rows, yes_no
+from data.shapes.scenes import CELLS, COLOUR, GRID, KINDS, SHAPE
 
 
 def caption(cells: list[int]) -> str:

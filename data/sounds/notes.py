@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data import audio
-from data.shapes_scenes import EMPTY
+from data.families import EMPTY
 
 PITCH, INSTRUMENT = ["low", "middle", "high"], ["drum", "bell", "flute", "horn"]
 LOUDNESS = ["quiet", "loud"]

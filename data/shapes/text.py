@@ -15,10 +15,11 @@ from itertools import zip_longest
 
 import torch
 
+from data.families import EMPTY
 from data.prompt import IMAGE_TOKEN, Example
 from data.shapes import FIRST_FAMILIES, QUESTIONS, Shapes, families_of
-from data.shapes_questions import RELATIONS, known_answers, name_of, questions
-from data.shapes_scenes import EMPTY, GRID
+from data.shapes.questions import RELATIONS, known_answers, name_of, questions
+from data.shapes.scenes import GRID
 
 FAMILIES_OF_STAGE_1 = (*FIRST_FAMILIES, "spatial", "counting")
 # Relations are asked one way in stage 1 and up to the first of these steps of stage 2, then more

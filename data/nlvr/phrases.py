@@ -1,6 +1,6 @@
 """The phrases of the world in NLVR's manner, and what they mean in a scene.
 
-    python -m data.nlvr_world     sentences made of them
+    python -m data.nlvr.world     sentences made of them
 
 A phrase is drawn from a grammar written after reading NLVR's training sentences. A Thing is a noun
 phrase and the items it means; a Count is "exactly two" and what that asks of a number. Whatever
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from data.nlvr_scenes import COLOUR, SHAPE, Scenes
+from data.nlvr.scenes import COLOUR, SHAPE, Scenes
 
 NUMBER = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"]
 KINDS_OF_COUNT = (

@@ -1,6 +1,6 @@
 """The sentences of the world in NLVR's manner, in families, and whether they are true of a scene.
 
-    python -m data.nlvr_world     sentences of every family
+    python -m data.nlvr.world     sentences of every family
 
 A sentence is made of phrases (nlvr_phrases.py), and its truth is computed on the scene.
 
@@ -9,8 +9,8 @@ Shapes:  S scenes   3 boxes of a scene
 
 from torch import Tensor
 
-from data.nlvr_phrases import NUMBER, Phrases, Thing, at_least_one
-from data.nlvr_scenes import COLOUR
+from data.nlvr.phrases import NUMBER, Phrases, Thing, at_least_one
+from data.nlvr.scenes import COLOUR
 
 
 class Speaker(Phrases):

@@ -1,6 +1,6 @@
 """Two pictures of the built-in world a row, and questions about both or about one of them.
 
-    python -m data.shapes_pairs          what the question alone can tell, by family
+    python -m data.shapes.pairs          what the question alone can tell, by family
 
 The scenes and their splits are those of shapes.py: a scene of val or test is in no pair that is
 trained on. The pictures of a row are announced: "first <image> second <image> which picture has
@@ -21,9 +21,9 @@ from data.families import QA, rows, yes_no
 from data.folder import seed_of
 from data.prompt import IMAGE_TOKEN, Example
 from data.shapes import STEPS_WITHOUT_PLACES, Shapes
-from data.shapes_questions import NAMES, SceneFacts, caption, caption_of_places
-from data.shapes_questions import counting as counting_in_one
-from data.shapes_scenes import CELLS, COLOUR, KINDS, SHAPE, render, scenes
+from data.shapes.questions import NAMES, SceneFacts, caption, caption_of_places
+from data.shapes.questions import counting as counting_in_one
+from data.shapes.scenes import CELLS, COLOUR, KINDS, SHAPE, layouts, render
 
 WHICH = ("first", "second")
 # Before every question. Without the two words one seed of mma never told the pictures apart
@@ -45,7 +45,7 @@ def pairs(S: int, split: str, g: torch.Generator) -> Tensor:
     a kind of its own in each, so that all families have all answers."""
     kept, n = [], 0
     while n < S:
-        some = scenes(4 * S, split, g).view(-1, 2, CELLS)
+        some = families.scenes(4 * S, split, g, layouts).view(-1, 2, CELLS)
         a, b = contents(some).unbind(1)
         kept.append(some[(a & b).any(1) & (a & ~b).any(1) & (b & ~a).any(1)])
         n += len(kept[-1])
