@@ -1,7 +1,5 @@
 """The phrases of the world in NLVR's manner, and what they mean in a scene.
 
-    python -m data.nlvr.world     sentences made of them
-
 A phrase is drawn from a grammar written after reading NLVR's training sentences. A Thing is a noun
 phrase and the items it means; a Count is "exactly two" and what that asks of a number. Whatever
 words a method of Phrases returns come with where they are true: for every box, [S, 3], or for every

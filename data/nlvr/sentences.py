@@ -1,8 +1,6 @@
 """The sentences of the world in NLVR's manner, in families, and whether they are true of a scene.
 
-    python -m data.nlvr.world     sentences of every family
-
-A sentence is made of phrases (nlvr_phrases.py), and its truth is computed on the scene.
+A sentence is made of phrases (phrases.py), and its truth is computed on the scene.
 
 Shapes:  S scenes   3 boxes of a scene
 """
@@ -14,7 +12,7 @@ from data.nlvr.scenes import COLOUR
 
 
 class Speaker(Phrases):
-    """Draws sentences about scenes with the random numbers of r. A family (nlvr_world.FAMILIES) is
+    """Draws sentences about scenes with the random numbers of r. A family (world.FAMILIES) is
     a method. It returns the words, their truth (bool [S]), and what that rests on, of every box
     [S, 3]: how many there are (int64), or whether there is one (bool)."""
 

@@ -4,8 +4,6 @@ Answers are balanced by construction: for each question the answer is drawn firs
 question about the scene that has it (families.py). The rules are symmetric in colours, shapes and
 places, so the words of a question tell nothing about its answer.
 
-    python -m data.shapes      some questions, and what the question alone tells of its answer
-
 A new family is a function of SceneFacts and its name in FAMILIES; what answers it may have is added
 to `known_answers`, and to Shapes.answers if they are new.
 
@@ -13,13 +11,12 @@ Shapes:  S scenes   CELLS = 16 cells in reading order   KINDS = 24 kinds (colour
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from data.families import EMPTY, QA, Facts, ask, counting, existence, rows, yes_no
+from data.families import EMPTY, QA, Facts, counting, existence, rows, yes_no
 from data.shapes.scenes import CELLS, COLOUR, GRID, KINDS, SHAPE
 
 
@@ -58,7 +55,7 @@ class SceneFacts(Facts):
 
     @classmethod
     def of(cls, layout: Tensor, generator: torch.Generator) -> "SceneFacts":
-        """layout: int64 [S, CELLS], see shapes_scenes.layouts."""
+        """layout: int64 [S, CELLS], see scenes.layouts."""
         S = len(layout)
         stands = layout[:, :, None] == torch.arange(KINDS)  # [S, CELLS, KINDS]
         count = stands.sum(1)
@@ -66,7 +63,7 @@ class SceneFacts(Facts):
         of_colour, of_shape = table.sum(2), table.sum(1)
         possible = (of_colour > 0)[:, :, None] & (of_shape > 0)[:, None, :]
         cell = torch.where(stands, torch.arange(CELLS)[:, None], 0).sum(1)
-        counted = generator, NAMES, count, possible.view(S, KINDS)
+        counted = generator, layout, NAMES, count, possible.view(S, KINDS)
         return cls(*counted, table, of_colour, of_shape, cell // GRID, cell % GRID)
 
 
@@ -140,20 +137,10 @@ def spatial(facts: SceneFacts) -> list[QA]:
 
 AXES = ("row", "column")
 RELATIONS = (("further left", "further right"), ("higher up", "lower down"))
-FAMILIES: dict[str, Callable[[SceneFacts], list[QA]]] = {
-    "existence": existence,
-    "counting": counting,
-    "attribute": attribute,
-    "comparison": comparison,
-    "place": place,
-    "spatial": spatial,
+FAMILIES = {
+    family.__name__: family
+    for family in (existence, counting, attribute, comparison, place, spatial)
 }
-
-
-def questions(layout: Tensor, per_scene: int, g: torch.Generator, families=tuple(FAMILIES)):
-    """[(family, question, answer), ...], per_scene for each scene: the families in turn, starting
-    at a random one."""
-    return ask(SceneFacts.of(layout, g), FAMILIES, families, per_scene)
 
 
 def known_answers(question: str):

@@ -1,6 +1,4 @@
-"""The scenes of the built-in world: layouts, the splits they belong to, and their pictures.
-
-    python -m data.shapes --png FILE      a sheet of pictures
+"""The scenes of the built-in world: layouts and their pictures.
 
 Shapes:  S scenes   CELLS = 16 cells in reading order   KINDS = 24 kinds (colour x shape)
 """

@@ -1,21 +1,14 @@
 """The built-in world of sound: captions of eight beats of notes and rests, and questions with exact
 answers.
 
-    python -m data.sounds                what the question alone can tell, by family, and the speed
-    python -m data.sounds --wav FILE     one sound, to hear; its notes are printed
-    python -m data.sounds --png FILE     a sheet of spectrograms
-
-A sound (sounds_notes.py) reaches the model as a picture of 64 x 64 (audio.py): the encoder, the
+A sound (notes.py) reaches the model as a picture of 64 x 64 (audio.py): the encoder, the
 roles, the mask and the prompts are those of pictures. A beat is 8 columns of it, half of a patch.
 
-Like shapes.py: the sounds of a step are a function of (seed, stage, step), and the notes decide the
-split. Answers are drawn first, and all rules are the same for every pitch and instrument.
+All rules are the same for every pitch and instrument.
 
 Shapes:  S sounds   BEATS = 8   KINDS = 12
 """
 
-import argparse
-import time
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data import audio, families
-from data.families import EMPTY, QA, SPLITS, existence, rows, scenes
-from data.folder import seed_of
-from data.prompt import IMAGE_TOKEN, Example
+from data.families import EMPTY, QA, World, existence, layouts_in, rows
+from data.prompt import Example
 from data.sounds.notes import (
     BEATS,
     BLOCK,
@@ -72,7 +64,7 @@ class SoundFacts(families.Facts):
             for kinds in (around[:, :-2], around[:, 2:])
         ]
         facts = count == 1, heard[:, BEATS // 2 :].any(1), loud, torch.stack(beside, 1)
-        return cls(generator, NAMES, count, possible.flatten(1), *facts)
+        return cls(generator, layout, NAMES, count, possible.flatten(1), *facts)
 
 
 def counting(facts: SoundFacts) -> list[QA]:
@@ -119,11 +111,6 @@ TRAINING_FAMILIES = (*FAMILIES, "order")
 QUESTIONS = len(FAMILIES)  # about each sound of val and test
 
 
-def questions(layout: Tensor, per_sound: int, g: torch.Generator, names=tuple(FAMILIES)):
-    """[(family, question, answer), ...], per_sound for each sound; see families.ask."""
-    return families.ask(SoundFacts.of(layout, g), FAMILIES, names, per_sound)
-
-
 def known_answers(question: str):
     """The answers that make sense for a question."""
     named = [name for name in NAMES if name in question]
@@ -136,81 +123,39 @@ def known_answers(question: str):
     return ("0", "1", "2") if question.startswith("how many") else ("yes", "no")
 
 
-class Sounds:
-    """The world as a data set (the interface of data.Folder). Training sounds never run out."""
+class Sounds(World):
+    """The world as a data set."""
 
+    key = ("sounds",)
+    facts, families, known_answers = SoundFacts, FAMILIES, staticmethod(known_answers)
     answers = {"yes", "no", *"012", *HALF, *NAMES}
-    final_split = "test"
 
-    def split_names(self) -> list[str]:
-        return list(SPLITS)
+    def new_layouts(self, split, S, g):
+        return layouts_in(split, S, g, layouts)
 
-    def layouts(self, split: str, S: int, *key) -> tuple[Tensor, torch.Generator]:
-        """The notes of S sounds drawn for the key, and the generator to go on with."""
-        g = torch.Generator().manual_seed(seed_of("sounds", split, *key))
-        return scenes(S, split, g, layouts), g
+    def render(self, layout, g):
+        """Nothing yet: a thousand sounds take seconds, so only what is asked about is played."""
 
-    def texts(self):
-        layout, g = self.layouts("train", 2000, 0)
-        for notes, asked in zip(layout.tolist(), questions(layout, 2 * QUESTIONS, g)):
-            yield caption(notes)
-            for _, question, answer in asked:
-                yield question
-                yield answer
+    def captions(self, scene, g):
+        return [caption(scene)]
 
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
-        layout, g = self.layouts("train", pictures, stage, step, seed)
-        images = pictures_of(layout, g)
+        facts, _ = self.drawn("train", pictures, stage, step, seed)
+        heard = pictures_of(facts.layout, facts.generator)[:, None]
         if stage == "pt":
-            return [
-                Example([image], [(IMAGE_TOKEN, caption(notes))], "caption")
-                for image, notes in zip(images, layout.tolist())
-            ]
-        asked = questions(layout, per_picture, g, TRAINING_FAMILIES)
-        return families.examples(images[:, None], asked)
+            return self.captioned(heard, map(caption, facts.layout.tolist()))
+        return self.asked(facts, heard, per_picture, TRAINING_FAMILIES)
 
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
-        """The same 1,000 sounds with QUESTIONS questions each, whatever the run's seed."""
-        layout, asked, g = self._heldout(split)
-        blocks = layout.split(BLOCK)[: limit and -(-limit // (BLOCK * QUESTIONS))]
-        images = pictures_of(torch.cat(blocks), g)  # of those alone that are asked about
-        return families.examples(images[:, None], asked, split)[:limit]
+        facts, _ = self.held_out(split)
+        asked, per_block = self.questions(facts, QUESTIONS), BLOCK * QUESTIONS
+        blocks = facts.layout.split(BLOCK)[: limit and -(-limit // per_block)]
+        heard = pictures_of(torch.cat(blocks), facts.generator)[:, None]
+        return self.examples(heard, asked, split)[:limit]
 
-    def _heldout(self, split: str) -> tuple[Tensor, list, torch.Generator]:
-        layout, g = self.layouts(split, 1000, 0)
-        return layout, questions(layout, QUESTIONS, g), g
-
-    def write_example(self, file) -> list[int]:
-        """Write the first test sound as a WAV file; returns its notes."""
-        layout, _, g = self._heldout("test")
-        audio.write(file, render(layout[:BLOCK], g)[0])
-        return layout[0].tolist()
-
-
-def question_only(n_sounds: int = 20_000) -> dict[str, tuple[float, float]]:
-    """What the question alone tells of its answer, by family; see families.question_only."""
-    g = torch.Generator().manual_seed(1)
-    asked = questions(scenes(n_sounds, "train", g, layouts), QUESTIONS, g)
-    return families.question_only(asked, known_answers, FAMILIES)
-
-
-if __name__ == "__main__":
-    about = "The built-in world of sound: question-only ceilings, speed, a sound, a sheet."
-    parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--wav", metavar="FILE", help="write the first test sound here")
-    parser.add_argument("--png", metavar="FILE", help="write 32 spectrograms here")
-    args = parser.parse_args()
-    families.show(question_only())
-    world, start = Sounds(), time.perf_counter()
-    made = sum(len(world.draw("sft", step, 64, 4, 0)) for step in range(20))
-    print(f"{made / (time.perf_counter() - start):,.0f} questions with sounds a second")
-    for example in world.heldout("test", 5):
-        question, answer = example.turns[0]
-        print(f"  {question.replace(IMAGE_TOKEN, '')} -> {answer}")
-    if args.wav:
-        print(f"{args.wav}: {caption(world.write_example(args.wav))}")
-    if args.png:
-        from torchvision.utils import save_image
-
-        pictures = torch.stack([e.images[0] for e in world.heldout("test")[::QUESTIONS][:32]])
-        save_image(pictures.float() / 255, args.png, nrow=8)
+    def write_example(self, file) -> str:
+        """Write the first test sound as a WAV file; returns its caption."""
+        facts, _ = self.held_out("test")
+        self.questions(facts, QUESTIONS)  # drawn before the sounds are, as in heldout
+        audio.write(file, render(facts.layout[:BLOCK], facts.generator)[0])
+        return caption(facts.layout[0].tolist())
