@@ -52,7 +52,7 @@ class Facts:
     layout: Tensor  # int64 [S, ...]
     names: list[str]  # of the kinds
     count: Tensor  # int64 [S, K]: objects of each kind
-    possible: Tensor  # bool [S, K]: both words of the kind's name fit something that is there
+    possible: Tensor  # bool [S, K]: see `possible`
 
     def pick(self, allowed: Tensor) -> Tensor:
         """int64 [S]: the index of a random True in each row of allowed [S, X]; each has one."""
@@ -61,6 +61,12 @@ class Facts:
     def coin(self) -> Tensor:
         """bool [S]: a fair coin for each scene."""
         return torch.rand(len(self.count), generator=self.generator) < 0.5
+
+
+def possible(table: Tensor) -> Tensor:
+    """bool [S, K]: is there something that each word of the kind's name fits? table: the count of
+    the kinds, int64 [S, first words, second words]."""
+    return ((table.sum(2) > 0)[:, :, None] & (table.sum(1) > 0)[:, None, :]).flatten(1)
 
 
 def yes_no(yes: bool) -> str:

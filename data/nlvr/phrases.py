@@ -60,8 +60,7 @@ def at_least_one(words: str = "a") -> Count:
     return Count(words, lambda x: x >= 1, True)
 
 
-def two() -> Count:
-    return Count("two", lambda x: x == 2, False)
+TWO = Count("two", lambda x: x == 2, False)
 
 
 class Phrases:
@@ -140,7 +139,7 @@ class Phrases:
         if not self.towers and self.chance(0.08):
             return f"many {noun}s", self.n_items >= MANY
         count = self.count(4 if self.towers else 7, no=False)
-        count = two() if count.words == "a" else count
+        count = TWO if count.words == "a" else count
         return count.of(Thing(noun, self.s.there)) + within, count.holds(self.n_items)
 
     def colours(self) -> tuple[str, Tensor]:
@@ -151,7 +150,7 @@ class Phrases:
         kinds, both = sum(h.int() for h in has), has[a] & has[b] & ~has[3 - a - b]
         names, exactly = f"{COLOUR[a]} and {COLOUR[b]}", self.n_items == n
         how = self.count(4, no=False)
-        how = two() if how.singular else how
+        how = TWO if how.singular else how
         number, these = NUMBER[n], how.holds(self.n_items)
         some = f"{how.words} {noun}"
         return self.pick(
@@ -269,21 +268,13 @@ class Phrases:
         """Anything that a box may have."""
         count, thing, form = self.count(3), self.item(), self.r.randrange(12)
         if form < 8:
-            some = (
-                self.height,
-                self.height,
-                self.colours,
-                self.of_which,
-                self.several,
-                self.several,
-                self.shared,
-                self.one_colour,
-            )
-            return some[form]()
+            kinds = (self.height, self.height, self.colours, self.of_which)
+            kinds += (self.several, self.several, self.shared, self.one_colour)
+            return kinds[form]()
         if self.towers and form == 8:
             words, holds = self.ends()
             height, fits = self.height()
             return f"{height} and {words}", holds & fits
         if thing.mask is self.s.there and count.words in ("a", "no"):
-            count = two()
+            count = TWO
         return count.of(thing), count.holds(thing.mask.sum(2))

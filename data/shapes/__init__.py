@@ -19,9 +19,8 @@ from data.shapes.questions import (
     caption,
     caption_of_places,
     known_answers,
-    name_of,
 )
-from data.shapes.scenes import CELLS, COLOUR, GRID, KINDS, SHAPE, layouts, render
+from data.shapes.scenes import CELLS, COLOUR, GRID, NAMES, SHAPE, layouts, render
 
 __all__ = ["CELLS", "GRID", "Shapes", "asked_about"]
 
@@ -32,13 +31,9 @@ STEPS_WITHOUT_PLACES = 120
 # seeds never learn to find a thing by both words of its name (docs/log.md). Then twice what is
 # learned last. Val and test ask each family once.
 STEPS_OF_PLACES = 400
-FIRST_FAMILIES = (
-    *("place", "existence", "place", "counting"),
-    *("place", "attribute", "place", "comparison"),
-)
-TRAINING_FAMILIES = (
-    *("existence", "counting", "counting", "attribute"),
-    *("comparison", "place", "spatial", "spatial"),
+FIRST_FAMILIES = tuple("place existence place counting place attribute place comparison".split())
+TRAINING_FAMILIES = tuple(
+    "existence counting counting attribute comparison place spatial spatial".split()
 )
 BLOCK = 16  # scenes that are drawn together where training has a number of them
 QUESTIONS = len(FAMILIES)  # about each scene of val and test
@@ -55,7 +50,7 @@ class Shapes(World):
     seed."""
 
     facts, families, known_answers = SceneFacts, FAMILIES, staticmethod(known_answers)
-    answers = {"yes", "no", *"01234", *COLOUR, *SHAPE, *map(name_of, range(KINDS))}
+    answers = {"yes", "no", *"01234", *COLOUR, *SHAPE, *NAMES}
     seed = 0  # of the run whose scenes heldout("train") asks about
 
     def __init__(self, scenes: int | None = None):

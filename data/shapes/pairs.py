@@ -17,9 +17,9 @@ from torch import Tensor
 from data.families import QA, Facts, World, layouts_in, rows, yes_no
 from data.prompt import IMAGE_TOKEN, Example
 from data.shapes import STEPS_WITHOUT_PLACES, Shapes
-from data.shapes.questions import NAMES, SceneFacts
+from data.shapes.questions import SceneFacts
 from data.shapes.questions import counting as counting_in_one
-from data.shapes.scenes import CELLS, COLOUR, KINDS, SHAPE, layouts, render
+from data.shapes.scenes import CELLS, COLOUR, KINDS, NAMES, SHAPE, layouts, render
 
 WHICH = ("first", "second")
 # Before every question. Without the two words one seed of mma never told the pictures apart

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.families import EMPTY, QA, Facts, counting, existence, rows, yes_no
-from data.shapes.scenes import CELLS, COLOUR, GRID, KINDS, SHAPE
+from data.families import EMPTY, QA, Facts, counting, existence, possible, rows, yes_no
+from data.shapes.scenes import CELLS, COLOUR, GRID, KINDS, NAMES, SHAPE
 
 
 def caption(cells: list[int]) -> str:
     """Every cell in reading order."""
-    return " ".join("nothing" if kind == EMPTY else name_of(kind) for kind in cells)
+    return " ".join("nothing" if kind == EMPTY else NAMES[kind] for kind in cells)
 
 
 def caption_of_places(cells: list[int], g: torch.Generator) -> str:
@@ -32,15 +32,8 @@ def caption_of_places(cells: list[int], g: torch.Generator) -> str:
     for n in torch.randperm(len(only), generator=g).tolist():
         row, column = (f"{name} {n + 1}" for name, n in zip(AXES, divmod(only[n], GRID)))
         row_first = torch.rand(1, generator=g) < 0.5
-        words += [name_of(cells[only[n]]), *((row, column) if row_first else (column, row))]
+        words += [NAMES[cells[only[n]]], *((row, column) if row_first else (column, row))]
     return " ".join(words)
-
-
-def name_of(kind: int) -> str:
-    return NAMES[kind]
-
-
-NAMES = [f"{colour} {shape}" for colour in COLOUR for shape in SHAPE]
 
 
 @dataclass
@@ -61,9 +54,8 @@ class SceneFacts(Facts):
         count = stands.sum(1)
         table = count.view(S, len(COLOUR), len(SHAPE))
         of_colour, of_shape = table.sum(2), table.sum(1)
-        possible = (of_colour > 0)[:, :, None] & (of_shape > 0)[:, None, :]
         cell = torch.where(stands, torch.arange(CELLS)[:, None], 0).sum(1)
-        counted = generator, layout, NAMES, count, possible.view(S, KINDS)
+        counted = generator, layout, NAMES, count, possible(table)
         return cls(*counted, table, of_colour, of_shape, cell // GRID, cell % GRID)
 
 
@@ -111,7 +103,7 @@ def place(facts: SceneFacts) -> list[QA]:
     scene = torch.arange(len(kind))
     columns = (kind, by_column, facts.row[scene, kind], facts.column[scene, kind])
     return [
-        (f"in which {AXES[c]} is the {name_of(k)}?", str((across if c else down) + 1))
+        (f"in which {AXES[c]} is the {NAMES[k]}?", str((across if c else down) + 1))
         for k, c, down, across in rows(*columns)
     ]
 
@@ -128,7 +120,7 @@ def spatial(facts: SceneFacts) -> list[QA]:
     pair = facts.pick(torch.where(vertical[:, None, None], above, left_of).flatten(1))
     asked = []
     for pair_index, last, down, turned in rows(pair, facts.coin(), vertical, facts.coin()):
-        first, second = (name_of(kind) for kind in divmod(pair_index, KINDS))
+        first, second = (NAMES[kind] for kind in divmod(pair_index, KINDS))
         a, b = (second, first) if turned else (first, second)
         question = f"which is {RELATIONS[down][last]}, the {a} or the {b}?"
         asked.append((question, second if last else first))

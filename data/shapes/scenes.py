@@ -18,7 +18,8 @@ COLOURS = {
 }
 COLOUR, SHAPE = list(COLOURS), ["circle", "square", "triangle", "diamond"]
 GRID, CELL = 4, 16  # cells along a side, pixels along a cell
-KINDS = len(COLOUR) * len(SHAPE)
+NAMES = [f"{colour} {shape}" for colour in COLOUR for shape in SHAPE]  # of the kinds
+KINDS = len(NAMES)
 CELLS = GRID * GRID
 
 # How many objects of each kind a scene holds. Every scene has a kind three times, one twice and one

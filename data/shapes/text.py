@@ -18,8 +18,8 @@ import torch
 from data.families import EMPTY
 from data.prompt import IMAGE_TOKEN, Example
 from data.shapes import FIRST_FAMILIES, QUESTIONS, Shapes, families_of
-from data.shapes.questions import RELATIONS, known_answers, name_of
-from data.shapes.scenes import GRID
+from data.shapes.questions import RELATIONS, known_answers
+from data.shapes.scenes import GRID, NAMES
 
 FAMILIES_OF_STAGE_1 = (*FIRST_FAMILIES, "spatial", "counting")
 # Relations are asked one way in stage 1 and up to the first of these steps of stage 2, then more
@@ -31,7 +31,7 @@ def objects(cells: list[int]) -> list[tuple[str, str]]:
     """Place, as row and column in the words of answers, and name of all that stands there, in
     reading order."""
     return [
-        (f"{i // GRID + 1} {i % GRID + 1}", name_of(kind))
+        (f"{i // GRID + 1} {i % GRID + 1}", NAMES[kind])
         for i, kind in enumerate(cells)
         if kind != EMPTY
     ]

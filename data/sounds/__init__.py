@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data import audio, families
-from data.families import EMPTY, QA, World, existence, layouts_in, rows
+from data.families import EMPTY, QA, World, existence, layouts_in, possible, rows
 from data.prompt import Example
 from data.sounds.notes import (
     BEATS,
@@ -53,8 +53,7 @@ class SoundFacts(families.Facts):
         kind = torch.where(layout == EMPTY, EMPTY, layout // 2)
         heard = kind[:, :, None] == torch.arange(KINDS)  # [S, BEATS, KINDS]
         count = heard.sum(1)
-        table = count.view(-1, len(PITCH), len(INSTRUMENT))
-        possible = (table.sum(2) > 0)[:, :, None] & (table.sum(1) > 0)[:, None, :]
+        of_two_words = possible(count.view(-1, len(PITCH), len(INSTRUMENT)))
         loud = (heard & (layout % 2 == 1)[:, :, None]).any(1)
         rests_last = (kind == EMPTY).int().argsort(dim=1, stable=True)
         around = F.pad(kind.gather(1, rests_last), (1, 1), value=EMPTY)  # [S, 1 + BEATS + 1]
@@ -64,7 +63,7 @@ class SoundFacts(families.Facts):
             for kinds in (around[:, :-2], around[:, 2:])
         ]
         facts = count == 1, heard[:, BEATS // 2 :].any(1), loud, torch.stack(beside, 1)
-        return cls(generator, layout, NAMES, count, possible.flatten(1), *facts)
+        return cls(generator, layout, NAMES, count, of_two_words, *facts)
 
 
 def counting(facts: SoundFacts) -> list[QA]:

@@ -8,8 +8,8 @@ import torch
 from data.errors import DataError
 from data.families import EMPTY, layouts_in
 from data.shapes import STEPS_WITHOUT_PLACES, Shapes
-from data.shapes.questions import FAMILIES, SceneFacts, caption_of_places, name_of
-from data.shapes.scenes import CELLS, COLOUR, GRID, KINDS, PALETTE, SHAPE, layouts, render
+from data.shapes.questions import FAMILIES, SceneFacts, caption_of_places
+from data.shapes.scenes import CELLS, COLOUR, GRID, NAMES, PALETTE, SHAPE, layouts, render
 
 
 def oracle(cells, question):
@@ -65,7 +65,7 @@ def test_every_answer_is_exact():
             seen.add((family, answer))
     assert {a for f, a in seen if f == "counting"} == set("0123")
     assert {a for f, a in seen if f == "place"} == set("1234")
-    assert {a for f, a in seen if f == "spatial"} == {name_of(kind) for kind in range(KINDS)}
+    assert {a for f, a in seen if f == "spatial"} == set(NAMES)
     assert {a for f, a in seen if f == "attribute"} == set(COLOUR + SHAPE)
 
 

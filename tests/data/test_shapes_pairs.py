@@ -12,8 +12,7 @@ from data import families
 from data.families import EMPTY
 from data.shapes import STEPS_WITHOUT_PLACES
 from data.shapes.pairs import FAMILIES, WHICH, PairFacts, Pairs, captions, pairs
-from data.shapes.questions import NAMES
-from data.shapes.scenes import SHAPE
+from data.shapes.scenes import NAMES, SHAPE
 
 
 def oracle(pair, question):

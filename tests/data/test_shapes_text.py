@@ -12,8 +12,7 @@ import eval as evaluation
 import train
 from data.families import EMPTY, SPLITS, split_of
 from data.shapes import Shapes
-from data.shapes.questions import name_of
-from data.shapes.scenes import CELLS, COLOUR, GRID, SHAPE, layouts
+from data.shapes.scenes import CELLS, COLOUR, GRID, NAMES, SHAPE, layouts
 from data.shapes.text import BOTH_WAYS_FROM, ONE_WAY_UNTIL, ShapesText, one_way, scene_text
 
 OBJECT = re.compile(r"([1-4]) ([1-4]) ([a-z]+) ([a-z]+) ?")
@@ -88,7 +87,7 @@ def test_a_question_asked_one_way_is_about_the_same_pair():
 def test_stage_1_looks_up_names_and_places_and_asks():
     for example in ShapesText().draw("pt", 3, 40, 6, 0):
         cells, turns = dialogue(example)
-        names = [name_of(kind) for kind in cells if kind != EMPTY]
+        names = [NAMES[kind] for kind in cells if kind != EMPTY]
         once = [name for name in names if names.count(name) == 1]
         places = [turn for turn in turns if re.fullmatch("[1-4] [1-4]", turn[0])]
         things = [turn for turn in turns if turn[0] in names]
@@ -96,9 +95,9 @@ def test_stage_1_looks_up_names_and_places_and_asks():
         assert len({*places}) == 6 and len({*things}) == min(6, len(once)) and len(asked) == 3
         assert len(turns) == len(places) + len(things) + len(asked)
         for place, answer in places:
-            assert name_of(cells[cell(*place.split())]) == answer
+            assert NAMES[cells[cell(*place.split())]] == answer
         for name, answer in things:
-            assert name in once and name_of(cells[cell(*answer.split())]) == name
+            assert name in once and NAMES[cells[cell(*answer.split())]] == name
         for question, answer in asked:
             assert oracle(cells, question) == answer
         assert turns[:3] == [places[0], *things[:1], asked[0]][: len(turns[:3])]  # in turn
