@@ -148,8 +148,8 @@ def test_captions_of_their_own_for_stage_1(llava, tokenizer):
     assert "a caption of" in " ".join(folder.texts())
     with pytest.raises(DataError, match="no training row keeps an answer"):
         folder.drop_unusable(tokenizer, 16, 18)
-    with pytest.raises(DataError, match="--pt-source belongs to --data llava"):
-        data.load("shapes", pt_source=captions)
+    with pytest.raises(DataError, match="--pt-images belongs to --pt-source FILE"):
+        data.load("llava", llava, pt_images=llava.parent)
 
 
 @pytest.mark.parametrize("prefix", ["", "pt_"])
