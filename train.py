@@ -177,10 +177,7 @@ def main(argv=None) -> None:
         check_device(args.device)
         variant = wings.get(args)
         torch.manual_seed(args.seed)
-        source = data.load(
-            args.data, args.source, args.images, args.strict, args.pt_source, args.pt_images,
-            args.scenes,
-        )  # fmt: skip
+        source = data.load(args.data, **data.options_of(args))
         source = variant.wrap_source(source, args)
         tokenizer = variant.tokenizer_class.train(source.texts(), args.vocab_size)
         sizes = {**PRESETS[args.preset]["model"], "n_layer": args.n_layer, "mask": args.mask}

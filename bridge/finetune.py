@@ -147,10 +147,7 @@ def main(argv=None) -> None:
         check_device(args.device)
         tokenizer = read_tokenizer(args.llm, args.template, args.system)
         config = model_config(args, tokenizer)
-        source = data.load(
-            args.data, args.source, args.images, args.strict, args.pt_source, args.pt_images,
-            args.scenes,
-        )  # fmt: skip
+        source = data.load(args.data, **data.options_of(args))
         source = check_data(source, tokenizer, config, args)
         model = load(args.vision, args.llm, config, seed=args.seed)
         train.fit(model, tokenizer, source, args, wings.watch(), SCHEDULES[args.schedule])

@@ -201,10 +201,7 @@ def main(argv=None) -> None:
         if args.mask_from and args.keep_best:
             raise data.DataError("--mask-from and --keep-best: the best look may be a causal one")
         model, tokenizer = put_together(args)
-        source = data.load(
-            args.data, args.source, args.images, args.strict, args.pt_source, args.pt_images,
-            args.scenes,
-        )  # fmt: skip
+        source = data.load(args.data, **data.options_of(args))
         if not args.template:
             check_words(source, tokenizer, args.llm)
         if args.rehearse:

@@ -14,7 +14,7 @@ from PIL import Image
 
 import data
 import train
-from data.nlvr_world import World
+from data.nlvr.world import World
 from data.shapes import Shapes
 from model import MLLM, Config
 

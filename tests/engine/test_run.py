@@ -15,7 +15,7 @@ from helpers import ROOT, RUN, at_steps, result_of, same, train_and_crash
 
 import data
 import train
-from data import shapes_scenes
+from data.shapes import scenes as shapes_scenes
 from engine import checkpoint
 from engine.lock import run_lock
 from engine.run import Run, one_line_errors

@@ -1,8 +1,6 @@
 """The scenes of the world in NLVR's manner: three grey boxes with towers of blocks or scattered
 shapes, distributed as NLVR's own are.
 
-    python -m data.nlvr_world --png FILE    a sheet of pictures
-
 Shapes:  S scenes   3 boxes of a scene   8 items of a box at most
 """
 

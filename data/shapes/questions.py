@@ -4,8 +4,6 @@ Answers are balanced by construction: for each question the answer is drawn firs
 question about the scene that has it (families.py). The rules are symmetric in colours, shapes and
 places, so the words of a question tell nothing about its answer.
 
-    python -m data.shapes      some questions, and what the question alone tells of its answer
-
 A new family is a function of SceneFacts and its name in FAMILIES; what answers it may have is added
 to `known_answers`, and to Shapes.answers if they are new.
 
@@ -13,19 +11,18 @@ Shapes:  S scenes   CELLS = 16 cells in reading order   KINDS = 24 kinds (colour
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from data.families import QA, Facts, ask, counting, existence, rows, yes_no
-from data.shapes_scenes import CELLS, COLOUR, EMPTY, GRID, KINDS, SHAPE
+from data.families import EMPTY, QA, Facts, counting, existence, possible, rows, yes_no
+from data.shapes.scenes import CELLS, COLOUR, GRID, KINDS, NAMES, SHAPE
 
 
 def caption(cells: list[int]) -> str:
     """Every cell in reading order."""
-    return " ".join("nothing" if kind == EMPTY else name_of(kind) for kind in cells)
+    return " ".join("nothing" if kind == EMPTY else NAMES[kind] for kind in cells)
 
 
 def caption_of_places(cells: list[int], g: torch.Generator) -> str:
@@ -35,15 +32,8 @@ def caption_of_places(cells: list[int], g: torch.Generator) -> str:
     for n in torch.randperm(len(only), generator=g).tolist():
         row, column = (f"{name} {n + 1}" for name, n in zip(AXES, divmod(only[n], GRID)))
         row_first = torch.rand(1, generator=g) < 0.5
-        words += [name_of(cells[only[n]]), *((row, column) if row_first else (column, row))]
+        words += [NAMES[cells[only[n]]], *((row, column) if row_first else (column, row))]
     return " ".join(words)
-
-
-def name_of(kind: int) -> str:
-    return NAMES[kind]
-
-
-NAMES = [f"{colour} {shape}" for colour in COLOUR for shape in SHAPE]
 
 
 @dataclass
@@ -58,15 +48,14 @@ class SceneFacts(Facts):
 
     @classmethod
     def of(cls, layout: Tensor, generator: torch.Generator) -> "SceneFacts":
-        """layout: int64 [S, CELLS], see shapes_scenes.layouts."""
+        """layout: int64 [S, CELLS], see scenes.layouts."""
         S = len(layout)
         stands = layout[:, :, None] == torch.arange(KINDS)  # [S, CELLS, KINDS]
         count = stands.sum(1)
         table = count.view(S, len(COLOUR), len(SHAPE))
         of_colour, of_shape = table.sum(2), table.sum(1)
-        possible = (of_colour > 0)[:, :, None] & (of_shape > 0)[:, None, :]
         cell = torch.where(stands, torch.arange(CELLS)[:, None], 0).sum(1)
-        counted = generator, NAMES, count, possible.view(S, KINDS)
+        counted = generator, layout, NAMES, count, possible(table)
         return cls(*counted, table, of_colour, of_shape, cell // GRID, cell % GRID)
 
 
@@ -114,7 +103,7 @@ def place(facts: SceneFacts) -> list[QA]:
     scene = torch.arange(len(kind))
     columns = (kind, by_column, facts.row[scene, kind], facts.column[scene, kind])
     return [
-        (f"in which {AXES[c]} is the {name_of(k)}?", str((across if c else down) + 1))
+        (f"in which {AXES[c]} is the {NAMES[k]}?", str((across if c else down) + 1))
         for k, c, down, across in rows(*columns)
     ]
 
@@ -131,7 +120,7 @@ def spatial(facts: SceneFacts) -> list[QA]:
     pair = facts.pick(torch.where(vertical[:, None, None], above, left_of).flatten(1))
     asked = []
     for pair_index, last, down, turned in rows(pair, facts.coin(), vertical, facts.coin()):
-        first, second = (name_of(kind) for kind in divmod(pair_index, KINDS))
+        first, second = (NAMES[kind] for kind in divmod(pair_index, KINDS))
         a, b = (second, first) if turned else (first, second)
         question = f"which is {RELATIONS[down][last]}, the {a} or the {b}?"
         asked.append((question, second if last else first))
@@ -140,20 +129,10 @@ def spatial(facts: SceneFacts) -> list[QA]:
 
 AXES = ("row", "column")
 RELATIONS = (("further left", "further right"), ("higher up", "lower down"))
-FAMILIES: dict[str, Callable[[SceneFacts], list[QA]]] = {
-    "existence": existence,
-    "counting": counting,
-    "attribute": attribute,
-    "comparison": comparison,
-    "place": place,
-    "spatial": spatial,
+FAMILIES = {
+    family.__name__: family
+    for family in (existence, counting, attribute, comparison, place, spatial)
 }
-
-
-def questions(layout: Tensor, per_scene: int, g: torch.Generator, families=tuple(FAMILIES)):
-    """[(family, question, answer), ...], per_scene for each scene: the families in turn, starting
-    at a random one."""
-    return ask(SceneFacts.of(layout, g), FAMILIES, families, per_scene)
 
 
 def known_answers(question: str):

@@ -1,7 +1,7 @@
 """The sounds of the built-in world of sound: what is played, and how it sounds.
 
 A sound is 2 s: eight beats of a quarter of a second, each a note or a rest. A note has a pitch, an
-instrument (its timbre) and a loudness; a kind is a pitch and an instrument. Questions: sounds.py.
+instrument (its timbre) and a loudness; a kind is a pitch and an instrument. Questions: __init__.py.
 
 Shapes:  S sounds   N notes   BEATS = 8   KINDS = 12
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data import audio
-from data.shapes_scenes import EMPTY
+from data.families import EMPTY
 
 PITCH, INSTRUMENT = ["low", "middle", "high"], ["drum", "bell", "flute", "horn"]
 LOUDNESS = ["quiet", "loud"]

@@ -3,7 +3,7 @@
     python train.py --data shapes-text --mask causal
 
 What a language model learns from before it gets eyes (lab/eyes.py). Scenes, splits and questions
-are those of shapes.py: val and test ask what they ask about the pictures. A scene is written once
+are those of Shapes: val and test ask what they ask about the pictures. A scene is written once
 and all its questions follow, turn by turn; val and test ask one question. Stage 1 teaches to look
 things up, what stands at a place and at which place a thing stands, and asks a few questions, many
 of them about places: before a model can find a thing by its name, questions teach it next to
@@ -15,10 +15,11 @@ from itertools import zip_longest
 
 import torch
 
+from data.families import EMPTY
 from data.prompt import IMAGE_TOKEN, Example
 from data.shapes import FIRST_FAMILIES, QUESTIONS, Shapes, families_of
-from data.shapes_questions import RELATIONS, known_answers, name_of, questions
-from data.shapes_scenes import EMPTY, GRID
+from data.shapes.questions import RELATIONS, known_answers
+from data.shapes.scenes import GRID, NAMES
 
 FAMILIES_OF_STAGE_1 = (*FIRST_FAMILIES, "spatial", "counting")
 # Relations are asked one way in stage 1 and up to the first of these steps of stage 2, then more
@@ -30,7 +31,7 @@ def objects(cells: list[int]) -> list[tuple[str, str]]:
     """Place, as row and column in the words of answers, and name of all that stands there, in
     reading order."""
     return [
-        (f"{i // GRID + 1} {i % GRID + 1}", name_of(kind))
+        (f"{i // GRID + 1} {i % GRID + 1}", NAMES[kind])
         for i, kind in enumerate(cells)
         if kind != EMPTY
     ]
@@ -73,15 +74,15 @@ class ShapesText(Shapes):
 
     def texts(self):
         yield from super().texts()
-        layout, _, _ = self._scenes("train", 200, 0)
-        yield from map(scene_text, layout.tolist())
+        facts, _ = self.drawn("train", 200, 0)
+        yield from map(scene_text, facts.layout.tolist())
 
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
-        layout, _, g = self._scenes("train", pictures, "text", stage, seed, step)
-        first = stage == "pt"
-        mix, examples = FAMILIES_OF_STAGE_1 if first else families_of(step), []
-        share = share_one_way(stage, step)
-        for cells, asked in zip(layout.tolist(), questions(layout, per_picture, g, mix)):
+        facts, _ = self.drawn("train", pictures, "text", stage, seed, step)
+        first, g = stage == "pt", facts.generator
+        mix, share = FAMILIES_OF_STAGE_1 if first else families_of(step), share_one_way(stage, step)
+        questions, examples = self.questions(facts, per_picture, mix), []
+        for cells, asked in zip(facts.layout.tolist(), questions):
             turned = (torch.rand(len(asked), generator=g) < share).tolist()
             turns = [one_way(*qa) if turn else tuple(qa) for (_, *qa), turn in zip(asked, turned)]
             if first:

@@ -1,20 +1,18 @@
 """The sentences of the world in NLVR's manner, in families, and whether they are true of a scene.
 
-    python -m data.nlvr_world     sentences of every family
-
-A sentence is made of phrases (nlvr_phrases.py), and its truth is computed on the scene.
+A sentence is made of phrases (phrases.py), and its truth is computed on the scene.
 
 Shapes:  S scenes   3 boxes of a scene
 """
 
 from torch import Tensor
 
-from data.nlvr_phrases import NUMBER, Phrases, Thing, at_least_one
-from data.nlvr_scenes import COLOUR
+from data.nlvr.phrases import NUMBER, Phrases, Thing, at_least_one
+from data.nlvr.scenes import COLOUR
 
 
 class Speaker(Phrases):
-    """Draws sentences about scenes with the random numbers of r. A family (nlvr_world.FAMILIES) is
+    """Draws sentences about scenes with the random numbers of r. A family (world.FAMILIES) is
     a method. It returns the words, their truth (bool [S]), and what that rests on, of every box
     [S, 3]: how many there are (int64), or whether there is one (bool)."""
 

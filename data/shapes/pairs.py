@@ -1,8 +1,6 @@
 """Two pictures of the built-in world a row, and questions about both or about one of them.
 
-    python -m data.shapes_pairs          what the question alone can tell, by family
-
-The scenes and their splits are those of shapes.py: a scene of val or test is in no pair that is
+The scenes and their splits are those of Shapes: a scene of val or test is in no pair that is
 trained on. The pictures of a row are announced: "first <image> second <image> which picture has
 more red circles?". A training step of N pictures has N pairs in stage 2. In stage 1 it has shapes'
 captions of one picture and, once these have begun to be learned, captions of pairs for half of its
@@ -16,14 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data import families
-from data.families import QA, rows, yes_no
-from data.folder import seed_of
+from data.families import QA, Facts, World, layouts_in, rows, yes_no
 from data.prompt import IMAGE_TOKEN, Example
 from data.shapes import STEPS_WITHOUT_PLACES, Shapes
-from data.shapes_questions import NAMES, SceneFacts, caption, caption_of_places
-from data.shapes_questions import counting as counting_in_one
-from data.shapes_scenes import CELLS, COLOUR, KINDS, SHAPE, render, scenes
+from data.shapes.questions import SceneFacts
+from data.shapes.questions import counting as counting_in_one
+from data.shapes.scenes import CELLS, COLOUR, KINDS, NAMES, SHAPE, layouts, render
 
 WHICH = ("first", "second")
 # Before every question. Without the two words one seed of mma never told the pictures apart
@@ -40,12 +36,12 @@ def contents(layout: Tensor) -> Tensor:
     return (layout[..., None] == torch.arange(KINDS)).any(2)
 
 
-def pairs(S: int, split: str, g: torch.Generator) -> Tensor:
+def pairs(split: str, S: int, g: torch.Generator) -> Tensor:
     """S pairs of the split's scenes, int64 [S, 2, CELLS], with a kind that both pictures have, and
     a kind of its own in each, so that all families have all answers."""
     kept, n = [], 0
     while n < S:
-        some = scenes(4 * S, split, g).view(-1, 2, CELLS)
+        some = layouts_in(split, 4 * S, g, layouts).view(-1, 2, CELLS)
         a, b = contents(some).unbind(1)
         kept.append(some[(a & b).any(1) & (a & ~b).any(1) & (b & ~a).any(1)])
         n += len(kept[-1])
@@ -53,10 +49,9 @@ def pairs(S: int, split: str, g: torch.Generator) -> Tensor:
 
 
 @dataclass
-class PairFacts(families.Facts):
-    """The same of S pairs; count is of both pictures together."""
+class PairFacts(Facts):
+    """The same of S pairs, layout int64 [S, 2, CELLS]; count is of both pictures together."""
 
-    layout: Tensor  # int64 [S, 2, CELLS]
     there: Tensor  # bool [S, 2, KINDS]: in each picture
     items: Tensor  # int64 [S, 2, ITEMS]: how many kinds, objects of a colour, objects of a shape
 
@@ -66,9 +61,8 @@ class PairFacts(families.Facts):
         items = [torch.cat([f.count, f.of_colour, f.of_shape], 1) for f in (first, second)]
         possible = first.possible | second.possible
         items = torch.stack(items, 1)
-        return cls(
-            generator, NAMES, first.count + second.count, possible, layout, contents(layout), items
-        )
+        count = first.count + second.count
+        return cls(generator, layout, NAMES, count, possible, contents(layout), items)
 
     def one_and_other(self, values: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Of values [S, 2, X], those of the picture that is asked about, and of the other one."""
@@ -133,7 +127,6 @@ FAMILIES = {f.__name__: f for f in (which, existence, both, more, counting)}
 STEPS_OF_WHICH = 400
 FIRST_FAMILIES = ("which", "existence", "which", "counting", "which", "both", "which", "more")
 TRAINING_FAMILIES = (*FAMILIES, "more", "counting")
-QUESTIONS = len(FAMILIES)  # about each pair of val and test
 
 
 def known_answers(question: str):
@@ -154,72 +147,36 @@ def captions(facts: PairFacts) -> list[str]:
     return said
 
 
-class Pairs(Shapes):
-    """The world as a data set (the interface of data.Folder)."""
+class Pairs(World):
+    """The world as a data set."""
 
+    key, before = ("pairs",), PAIR
+    facts, families, known_answers = PairFacts, FAMILIES, staticmethod(known_answers)
     answers = {"yes", "no", *"0123", *WHICH}
+    one = Shapes()
 
-    def _pairs(self, split: str, S: int, *key):
-        """S pairs drawn for the key: layout, pictures [S, 2, 3, 64, 64], the facts to ask about."""
-        g = torch.Generator().manual_seed(seed_of("pairs", split, *key))
-        layout = pairs(S, split, g)
-        pictures = render(layout.flatten(0, 1), g).unflatten(0, (S, 2))
-        return layout, pictures, PairFacts.of(layout, g)
+    def new_layouts(self, split, S, g):
+        return pairs(split, S, g)
 
-    def texts(self):
-        layout, _, facts = self._pairs("train", 2000, 0)
-        asked = families.ask(facts, FAMILIES, tuple(FAMILIES), 2 * QUESTIONS)
-        for both_cells, some in zip(layout.tolist(), asked):
-            for cells in both_cells:
-                yield caption(cells)
-                yield caption_of_places(cells, facts.generator)
-            for _, question, answer in some:
-                yield question
-                yield answer
+    def render(self, layout, g):
+        return render(layout.flatten(0, 1), g).unflatten(0, layout.shape[:2])
+
+    def captions(self, scene, g):
+        return [words for cells in scene for words in self.one.captions(cells, g)]
 
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
         if stage == "pt":
             return self._captions(step, pictures, seed)
-        _, shown, facts = self._pairs("train", pictures, stage, seed, step)
+        facts, shown = self.drawn("train", pictures, stage, seed, step)
         names = FIRST_FAMILIES if step < STEPS_OF_WHICH else TRAINING_FAMILIES
-        return families.examples(
-            shown, families.ask(facts, FAMILIES, names, per_picture), before=PAIR
-        )
+        return self.asked(facts, shown, per_picture, names)
 
     def _captions(self, step: int, pictures: int, seed: int) -> list[Example]:
         """Captions of a step of stage 1; from step STEPS_WITHOUT_PLACES on, half of the pictures
         stand in pairs."""
         S = pictures // 4 if step >= STEPS_WITHOUT_PLACES else 0
-        singles = super().draw("pt", step, pictures, 1, seed)[: pictures - 2 * S]
+        singles = self.one.draw("pt", step, pictures, 1, seed)[: pictures - 2 * S]
         if S == 0:
             return singles
-        _, shown, facts = self._pairs("train", S, "pt", seed, step)
-        return singles + [
-            Example(list(images), [(PAIR, words)], "caption")
-            for images, words in zip(shown, captions(facts))
-        ]
-
-    def heldout(self, split: str, limit: int | None = None):
-        """The same 1,000 pairs with QUESTIONS questions each, whatever the run's seed."""
-        _, shown, facts = self._pairs(split, 1000, 0)
-        asked = families.ask(facts, FAMILIES, tuple(FAMILIES), QUESTIONS)
-        return families.examples(shown, asked, split, PAIR)[:limit]
-
-    def layouts(self, split: str) -> list[list[list[int]]]:
-        """The layouts of each pair of `heldout`."""
-        return self._pairs(split, 1000, 0)[0].tolist()
-
-
-def question_only(n_pairs: int = 20_000) -> dict[str, tuple[float, float]]:
-    """What the question alone tells of its answer, by family; see families.question_only."""
-    g = torch.Generator().manual_seed(1)
-    facts = PairFacts.of(pairs(n_pairs, "train", g), g)
-    asked = families.ask(facts, FAMILIES, tuple(FAMILIES), QUESTIONS)
-    return families.question_only(asked, known_answers, FAMILIES)
-
-
-if __name__ == "__main__":
-    families.show(question_only())
-    for example in Pairs().heldout("test", 8):
-        question, answer = example.turns[0]
-        print(f"  {question.removeprefix(PAIR)} -> {answer}")
+        facts, shown = self.drawn("train", S, "pt", seed, step)
+        return singles + self.captioned(shown, captions(facts))

@@ -1,18 +1,13 @@
 """A world drawn in NLVR's manner: three grey boxes, and sentences that are true or false.
 
-    python -m data.nlvr_world               sentences of every family; how fast they are made
-    python -m data.nlvr_world --png FILE    a sheet of pictures, one line each
-
-Scenes: nlvr_scenes.py; sentences: nlvr_sentences.py, made of the phrases of nlvr_phrases.py. A
-sentence is asked twice: of a scene where it is true and of one where it is false. So the words of a
-sentence tell nothing about its truth, by construction.
+Scenes: scenes.py; sentences: sentences.py, made of the phrases of phrases.py. A sentence is asked
+twice: of a scene where it is true and of one where it is false. So the words of a sentence tell
+nothing about its truth, by construction.
 
 Shapes:  S scenes   3 boxes of a scene
 """
 
-import argparse
 import random
-import time
 from dataclasses import replace
 from itertools import count
 
@@ -20,9 +15,9 @@ import torch
 from torch import Tensor
 
 from data.folder import seed_of
-from data.nlvr_phrases import NUMBER
-from data.nlvr_scenes import Scenes, caption, scatter, tower, twin
-from data.nlvr_sentences import Speaker
+from data.nlvr.phrases import NUMBER
+from data.nlvr.scenes import Scenes, caption, scatter, tower, twin
+from data.nlvr.sentences import Speaker
 from data.prompt import IMAGE_TOKEN, Example
 
 WHY = "in each box?"  # the second turn of a dialogue
@@ -110,23 +105,3 @@ class World:
         pools, r = self._scenes(600, "heldout", split)
         examples = self._sentences(pools, r, 1200)[:limit]
         return [replace(example, turns=example.turns[:1]) for example in examples]
-
-
-if __name__ == "__main__":
-    about = "A world drawn in NLVR's manner: sentences, speed, a sheet of pictures."
-    parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--png", metavar="FILE", help="write 12 pictures here")
-    args = parser.parse_args()
-    world, start = World(), time.perf_counter()
-    rows = sum(len(world.draw("sft", step, 24, 4, 0)) for step in range(20))
-    print(f"{rows / (time.perf_counter() - start):,.0f} sentences with pictures a second")
-    for e in world.draw("sft", 0, 24, 4, 0)[::2]:
-        (words, answer), (_, why) = e.turns
-        print(f"{e.family:<12} {words.replace(IMAGE_TOKEN, '')} {answer}; {WHY} {why}")
-    for e in world.draw("pt", 0, 12, 4, 0)[::6]:
-        print(f"caption      {e.turns[0][1]}")
-    if args.png:
-        from torchvision.utils import save_image
-
-        pictures = [image for e in world.draw("pt", 0, 12, 4, 0) for image in e.images]
-        save_image(torch.stack(pictures).float() / 255, args.png, nrow=6, pad_value=0.5)

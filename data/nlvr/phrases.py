@@ -1,7 +1,5 @@
 """The phrases of the world in NLVR's manner, and what they mean in a scene.
 
-    python -m data.nlvr_world     sentences made of them
-
 A phrase is drawn from a grammar written after reading NLVR's training sentences. A Thing is a noun
 phrase and the items it means; a Count is "exactly two" and what that asks of a number. Whatever
 words a method of Phrases returns come with where they are true: for every box, [S, 3], or for every
@@ -17,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from data.nlvr_scenes import COLOUR, SHAPE, Scenes
+from data.nlvr.scenes import COLOUR, SHAPE, Scenes
 
 NUMBER = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"]
 KINDS_OF_COUNT = (
@@ -62,8 +60,7 @@ def at_least_one(words: str = "a") -> Count:
     return Count(words, lambda x: x >= 1, True)
 
 
-def two() -> Count:
-    return Count("two", lambda x: x == 2, False)
+TWO = Count("two", lambda x: x == 2, False)
 
 
 class Phrases:
@@ -142,7 +139,7 @@ class Phrases:
         if not self.towers and self.chance(0.08):
             return f"many {noun}s", self.n_items >= MANY
         count = self.count(4 if self.towers else 7, no=False)
-        count = two() if count.words == "a" else count
+        count = TWO if count.words == "a" else count
         return count.of(Thing(noun, self.s.there)) + within, count.holds(self.n_items)
 
     def colours(self) -> tuple[str, Tensor]:
@@ -153,7 +150,7 @@ class Phrases:
         kinds, both = sum(h.int() for h in has), has[a] & has[b] & ~has[3 - a - b]
         names, exactly = f"{COLOUR[a]} and {COLOUR[b]}", self.n_items == n
         how = self.count(4, no=False)
-        how = two() if how.singular else how
+        how = TWO if how.singular else how
         number, these = NUMBER[n], how.holds(self.n_items)
         some = f"{how.words} {noun}"
         return self.pick(
@@ -271,21 +268,13 @@ class Phrases:
         """Anything that a box may have."""
         count, thing, form = self.count(3), self.item(), self.r.randrange(12)
         if form < 8:
-            some = (
-                self.height,
-                self.height,
-                self.colours,
-                self.of_which,
-                self.several,
-                self.several,
-                self.shared,
-                self.one_colour,
-            )
-            return some[form]()
+            kinds = (self.height, self.height, self.colours, self.of_which)
+            kinds += (self.several, self.several, self.shared, self.one_colour)
+            return kinds[form]()
         if self.towers and form == 8:
             words, holds = self.ends()
             height, fits = self.height()
             return f"{height} and {words}", holds & fits
         if thing.mask is self.s.there and count.words in ("a", "no"):
-            count = two()
+            count = TWO
         return count.of(thing), count.holds(thing.mask.sum(2))

@@ -18,7 +18,6 @@ whose answers are all correct, for all of their pictures and orders. "train" and
 from SOURCE/train: a tenth of its directories is val. Any other split is read when asked for.
 """
 
-import json
 import re
 import zlib
 from dataclasses import replace
@@ -29,9 +28,9 @@ from pathlib import Path
 import torch
 
 from data.errors import DataError, SkippedEntries
-from data.folder import Folder, seed_of
-from data.nlvr_phrases import NUMBER
-from data.nlvr_world import World
+from data.folder import Folder, read_line, seed_of
+from data.nlvr.phrases import NUMBER
+from data.nlvr.world import World
 from data.pictures import Crop
 from data.prompt import IMAGE_TOKEN, Example
 
@@ -114,10 +113,9 @@ def read_lines(file: Path) -> list[str]:
 def read_entry(line: str, where: str) -> dict:
     """One line of a split's JSON file, checked; its sentence in one spelling, its label in lower
     case. Raises DataError with what is wrong."""
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not readable as JSON ({error})") from None
+    entry = read_line(line, where)
+    if isinstance(entry, DataError):
+        raise entry
     if not isinstance(entry, dict) or not all(isinstance(entry.get(f), str) for f in FIELDS):
         expected = f"an object with the texts {', '.join(FIELDS)}"
         raise DataError(f"{where}: expected {expected}, got {line[:100]}")
@@ -189,6 +187,10 @@ def in_all_orders(example: Example) -> list[Example]:
         return [in_order(example, order) for order in ORDERS]
     crops = [[replace(crop, path=picture) for crop in example.images] for picture in pictures]
     return [replace(example, images=images) for images in crops]
+
+
+def with_world(source: Path) -> "NLVR":
+    return NLVR(source, World())
 
 
 class NLVR(Folder):

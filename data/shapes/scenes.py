@@ -1,12 +1,12 @@
-"""The scenes of the built-in world: layouts, the splits they belong to, and their pictures.
-
-    python -m data.shapes --png FILE      a sheet of pictures
+"""The scenes of the built-in world: layouts and their pictures.
 
 Shapes:  S scenes   CELLS = 16 cells in reading order   KINDS = 24 kinds (colour x shape)
 """
 
 import torch
 from torch import Tensor
+
+from data.families import EMPTY
 
 COLOURS = {
     "red": (220, 50, 47),
@@ -18,10 +18,9 @@ COLOURS = {
 }
 COLOUR, SHAPE = list(COLOURS), ["circle", "square", "triangle", "diamond"]
 GRID, CELL = 4, 16  # cells along a side, pixels along a cell
-KINDS = len(COLOUR) * len(SHAPE)
-CELLS, EMPTY = GRID * GRID, -1
-# By the hash of the layout modulo 10
-SPLITS = {"train": range(0, 8), "val": range(8, 9), "test": range(9, 10)}
+NAMES = [f"{colour} {shape}" for colour in COLOUR for shape in SHAPE]  # of the kinds
+KINDS = len(NAMES)
+CELLS = GRID * GRID
 
 # How many objects of each kind a scene holds. Every scene has a kind three times, one twice and one
 # once, so questions with the answers 0, 1, 2, 3 exist everywhere; the last two are the only object
@@ -66,25 +65,6 @@ def layouts(S: int, g: torch.Generator) -> Tensor:
     owner = (slot >= repeats.cumsum(1)[:, None]).sum(-1)  # [S, CELLS]: 6 = nobody
     objects = torch.cat([kind, torch.full((S, 1), EMPTY)], 1).gather(1, owner)
     return objects.gather(1, _permutation(S, CELLS, g))
-
-
-def split_of(layout: Tensor) -> Tensor:
-    """Layout hash modulo 10, int64 [S]: the scene's split (see SPLITS)."""
-    h = torch.zeros(len(layout), dtype=torch.int64)
-    for cell in (layout + 1).unbind(1):
-        h = (h * 31 + cell) % 1_000_003
-    return h * 7919 % 1_000_003 % 10
-
-
-def scenes(S: int, split: str, g: torch.Generator, draw=layouts) -> Tensor:
-    """S layouts of the split, int64 [S, CELLS]. draw(S, g): makes those that it is chosen from."""
-    kept, n, wanted = [], 0, SPLITS[split]
-    while n < S:
-        layout = draw(max(64, int(1.5 * S * 10 / len(wanted))), g)
-        found = split_of(layout)
-        kept.append(layout[(found >= wanted.start) & (found < wanted.stop)])
-        n += len(kept[-1])
-    return torch.cat(kept)[:S]
 
 
 def render(layout: Tensor, g: torch.Generator) -> Tensor:
