@@ -34,7 +34,7 @@ from lab import (
     bench_size,
     bench_theirs,
     publish,
-    tables,
+    results,
 )
 from lab.bench_timing import CUDA, WHERE
 
@@ -46,7 +46,7 @@ def code(args) -> list[list[str]]:
     table = []
     for folder in ("", "data", "engine", "lab", "bridge", "tests"):
         pattern = "**/*.py" if folder == "tests" else "*.py"
-        files = sorted((tables.ROOT / folder).glob(pattern))
+        files = sorted((results.ROOT / folder).glob(pattern))
         lines = [(f.name, len(f.read_text(encoding="utf-8").splitlines())) for f in files]
         listed = ", ".join(f"{name} {n}" for name, n in lines if n)
         names = f"{len(files)} files" if folder == "tests" else listed
@@ -94,11 +94,12 @@ def arguments(argv=None):
     add("--seeds", type=positive, default=3, metavar="N", help="job: one after the other (3)")
     add("--peak", type=float, default=989, metavar="TFLOPS",
         help="size: the GPU's, dense, bfloat16 (default: 989, an H100 SXM)")  # fmt: skip
-    add("--results", type=Path, default=tables.RESULTS, metavar="DIR", help="default: runs/results")
+    add("--results", type=Path, default=results.RESULTS, metavar="DIR",
+        help="default: runs/results")  # fmt: skip
     add("--publish", action="store_true", help="write docs/results too")
     args = parser.parse_args(argv)
-    if args.results.resolve() == tables.PUBLISHED:
-        parser.error(f"{tables.PUBLISHED} is written by --publish alone")
+    if args.results.resolve() == results.PUBLISHED:
+        parser.error(f"{results.PUBLISHED} is written by --publish alone")
     return args
 
 
@@ -108,7 +109,7 @@ def main(argv=None) -> None:
         table = TOPICS[args.topic](args)
         record = {"topic": args.topic, "where": WHERE, "repeats": args.repeats, "table": table}
         print(report(record))
-        for folder in [args.results] + [tables.PUBLISHED] * args.publish:
+        for folder in [args.results] + [results.PUBLISHED] * args.publish:
             write(folder, record)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from data import DataError
 from engine.run import read_record
 from engine.tables import spread
-from lab import tables
+from lab import results
 
 TRAIN = [sys.executable, "train.py"]
 MARKS = (0.8, 0.95, 0.97)  # of validation
@@ -46,7 +46,7 @@ def watch(seed: int, out: Path) -> tuple[list[tuple[float, dict]], float, float]
     its end, and its accuracy on test."""
     command = [*TRAIN, "--seed", str(seed), "--out", str(out)]
     file, lines, began = out / "metrics.jsonl", [], time.perf_counter()
-    process = subprocess.Popen(command, cwd=tables.ROOT)
+    process = subprocess.Popen(command, cwd=results.ROOT)
     try:
         while process.poll() is None:
             time.sleep(WATCHED)

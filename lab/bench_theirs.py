@@ -16,7 +16,7 @@ import torch
 from engine.precision import autocast_of
 from lab import bench_timing as timing
 from lab.bench_timing import CUDA, DEVICE, USUAL, batch_of, rows_of, tiny, to_device, training_step
-from lab.tables import need
+from lab.results import need
 from mma import Role
 from model import Config
 

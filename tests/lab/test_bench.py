@@ -20,7 +20,7 @@ from lab import (
     bench_size,
     bench_theirs,
     bench_timing,
-    tables,
+    results,
 )
 from mma import attention_mask
 from model import MLLM, DecoderBlock, attention
@@ -157,7 +157,7 @@ def test_against_transformers(no_clock, monkeypatch, topic):
 
 @pytest.mark.parametrize("topic", ["train", "generate"])
 def test_a_missing_transformers_is_named(topic, monkeypatch, tmp_path):
-    monkeypatch.setattr(tables.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(results.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="transformers: pip install transformers"):
         bench.main([topic, "--results", str(tmp_path)])
 
@@ -183,7 +183,7 @@ def test_loader(no_clock):
 
 def test_code_counts_every_file():
     table = {row[0]: row for row in bench.code(None)}
-    lines = len((tables.ROOT / "mma.py").read_text(encoding="utf-8").splitlines())
+    lines = len((results.ROOT / "mma.py").read_text(encoding="utf-8").splitlines())
     assert f"mma.py {lines}" in table["the four"][2] and "arms.py " in table["lab/"][2]
     assert table["tests/"][2].endswith(" files")
     record = {"topic": "code", "table": list(table.values())}
@@ -198,7 +198,7 @@ def test_a_report_is_its_record():
 
 def test_docs_are_written_on_publish_alone(tmp_path, monkeypatch, capsys):
     table = [["a", "b"], ["1", "2"]]
-    monkeypatch.setattr(tables, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr(results, "PUBLISHED", tmp_path / "published")
     monkeypatch.setitem(bench.TOPICS, "last-layer", lambda args: table)
     call = ["last-layer", "--repeats", "3", "--results", str(tmp_path / "results")]
     bench.main(call)
