@@ -88,10 +88,10 @@ def train_stage(model, batches: StepBatches, run: Run, args, scaler, validate, s
         loss = forward_backward(loss_of, parts, mask, autocast, scaler)
         norm = clip_and_step(model, optimizers, scaler)
 
+        run.note(loss, norm)
         done, last, stopping = step + 1, step + 1 == steps, processes.any_rank(stop.requested)
-        run.unchecked.append((loss, norm))
-        write_now = last or done % 10 == 0 or stage == "sft" and done % args.eval_every == 0
         validate_now = stage == "sft" and (last or done % args.eval_every == 0)
+        write_now = last or validate_now or done % 10 == 0
         save_now = last or stopping or done % args.save_every == 0
         if write_now or save_now:
             mean_loss = processes.mean(loss)

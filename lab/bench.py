@@ -1,7 +1,7 @@
 """How fast, against what: every claim about speed as a table that one command prints.
 
     python -m lab.bench mask          a training step and a prefill under mma against causal
-    python -m lab.bench last-layer    a training step with engine/last_layer.py and without
+    python -m lab.bench last-layer    a training step with read_at and without
     python -m lab.bench packing       dialogues of very different lengths, packed and padded
     python -m lab.bench shared        ten questions about one picture: computed once under causal,
                                       ten times under mma

@@ -70,6 +70,14 @@ def model(tokenizer):
 
 
 @pytest.fixture
+def losses_in_float64(monkeypatch):
+    """The loss is taken in float32; here nothing is rounded to it, so that equal means equal."""
+    plain = torch.Tensor.float
+    keep = lambda x: x if x.dtype == torch.float64 else plain(x)
+    monkeypatch.setattr(torch.Tensor, "float", keep)
+
+
+@pytest.fixture
 def pictures():
     generator = torch.Generator().manual_seed(3)
     return torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8, generator=generator)

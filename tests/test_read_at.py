@@ -17,15 +17,8 @@ from model import MLLM
 
 # The variants that change the model; what else they change makes other rows
 MODELS = {"plain": MLLM} | {n: v.model_class for n, v in VARIANTS.items() if v.model_class}
+pytestmark = pytest.mark.usefixtures("losses_in_float64")
 EXACT = dict(rtol=1e-9, atol=1e-9)
-
-
-@pytest.fixture(autouse=True)
-def losses_in_float64(monkeypatch):
-    """The loss is taken in float32; here nothing is rounded to it, so that equal means equal."""
-    plain = torch.Tensor.float
-    keep = lambda x: x if x.dtype == torch.float64 else plain(x)
-    monkeypatch.setattr(torch.Tensor, "float", keep)
 
 
 @pytest.fixture

@@ -5,7 +5,13 @@ import torch
 import torch.utils.flop_counter
 
 from engine import optimizers
-from engine.optimizers import Muon, make_optimizers, orthogonalise, orthogonalise_flops
+from engine.optimizers import (
+    Muon,
+    make_optimizers,
+    orthogonalise,
+    orthogonalise_flops,
+    set_rates,
+)
 from engine.options import arguments
 
 SHAPES = ((24, 16), (16, 40), (24, 16), (8, 8))
@@ -120,3 +126,14 @@ def test_who_trains_what(model, stage, rates):
     others, projector = make_optimizers(model, args, stage)
     assert names_of(model, projector) == {n for n in trained if n.startswith("projector")}
     assert names_of(model, others) == trained - names_of(model, projector)
+
+
+def test_every_group_has_its_share_of_the_rate():
+    p, q = (torch.nn.Parameter(torch.ones(())) for _ in range(2))
+    both = [
+        torch.optim.SGD([{"params": [p]}, {"params": [q]}], lr=2.0), torch.optim.AdamW([p], lr=0.5)
+    ]  # fmt: skip
+    for share in (0.5, 0.25):  # of the peak, not of the rate before
+        set_rates(both, share)
+        rates = [group["lr"] for optimizer in both for group in optimizer.param_groups]
+        assert rates == [2 * share, 2 * share, 0.5 * share]

@@ -108,7 +108,7 @@ def test_damaged_files_are_named(stopped):
 @pytest.mark.parametrize("step,stage", [(4, "pt"), (8, "sft")])
 def test_after_a_resume_no_second_copy_of_the_state_is_kept(tmp_path, monkeypatch, step, stage):
     train_and_crash(tmp_path, step)
-    load, begin_stage, tensors, seen = checkpoint.load, Run.begin_stage, [], []
+    load, begin, tensors, seen = checkpoint.load, Run.begin, [], []
 
     def spy(*args):
         state = load(*args)
@@ -116,14 +116,14 @@ def test_after_a_resume_no_second_copy_of_the_state_is_kept(tmp_path, monkeypatc
         return state
 
     def begun(run, name, model, *args):
-        done = begin_stage(run, name, model, *args)
+        done = begin(run, name, model, *args)
         gc.collect()
         left = sum(tensor() is not None for tensor in tensors)
         seen.append((name, done, run.state, left))
         return done
 
     monkeypatch.setattr(checkpoint, "load", spy)
-    monkeypatch.setattr(Run, "begin_stage", begun)
+    monkeypatch.setattr(Run, "begin", begun)
     resume(tmp_path)
     assert len(tensors) > 50 and seen[0] == (stage, 2, None, 0)
     assert [name for name, *_ in seen] == ["pt", "sft"][stage == "sft" :]
