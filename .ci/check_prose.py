@@ -113,7 +113,7 @@ def test_the_page_of_the_playground_is_made_from_the_weights(monkeypatch):
 
 @every_page
 def test_its_tables_are_those_of_the_results(page):
-    """Between two markers stands what a command wrote; python -m lab.compare --tables puts it there."""
+    """Between two markers stands what a command wrote (python -m lab.compare --tables)."""
     text = page.read_text("utf-8")
     assert publish.with_tables(text, RESULTS) == text
     assert "@@" not in text and not re.search(r"@[A-Z]+@", text)

@@ -23,9 +23,10 @@ from engine.run import one_line_errors
 from engine.tables import markdown
 from lab import publish, results
 from lab.bench_timing import build, optimizers_of, wait, where
-from lab.compare import chosen, understood
+from lab.compare import chosen
 from lab.experiments import lines_of
 from lab.results import first_step
+from lab.trials import understood
 from train import clip_and_step, forward_backward
 
 

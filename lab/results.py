@@ -9,6 +9,7 @@ options like --steps say otherwise.
 import importlib.util
 import json
 import math
+import re
 import statistics
 import warnings
 from pathlib import Path
@@ -210,30 +211,34 @@ def data_of(options: dict[str, str], side: str) -> dict[str, str]:
     return {word: value for word, value in zip(words, words[1:]) if word in DATA_OPTIONS}
 
 
+def accuracies_tested(runs, options: dict[str, str], pair, columns: dict[str, str]) -> list[dict]:
+    """A row for each column, of the frame -> family ("": overall): is a above b? pair: a, b."""
+    rows, (a, b) = [], pair
+    same = data_of(options, a) == data_of(options, b)
+    for column, family in columns.items():
+        values = [values_of(runs, side, column) for side in pair]
+        claim = f"{a} > {b}, {family}" if family else f"{a} > {b}"
+        if all(map(len, values)):
+            rows.append({"claim": claim, "unit": "points", **tested(*values, same)})
+    return rows
+
+
 def differences(result: dict, runs) -> list[dict]:
     """The rows of the tests that result["show"] asks for: what `tested` gives, and the claim. Left
     out are claims about arms that have no run."""
-    show, options, there = result["show"], result["options"], set(runs["arm"])
-
-    def pairs_of(claims):
-        sides = {claim: claim.split(" > ") for claim in claims}
-        return {claim: pair for claim, pair in sides.items()
-                if there.issuperset(arm for side in pair for arm in side.split(" - "))}  # fmt: skip
-
-    rows = []
-    for what in ("claims", "families"):
-        columns = {"overall": ""} if what == "claims" else columns_of(runs, "family")
-        for claim, (a, b) in pairs_of(show[what]).items():
-            same = data_of(options, a) == data_of(options, b)
-            for column, family in columns.items():
-                values = [values_of(runs, side, column) for side in (a, b)]
-                name = f"{claim}, {family}" if family else claim
-                if all(map(len, values)):
-                    rows.append({"claim": name, "unit": "points", **tested(*values, same)})
-    for a, b in pairs_of(show["families"]).values():
-        if show["largest"] and {*show["largest"]} <= {*columns_of(runs, "family").values()}:
-            rows.append(largest_gains(runs, f"{a} - {b}", show["largest"]))
-    for a, b in pairs_of(show["steps"]).values():
+    show, there, rows = result["show"], set(runs["arm"]), []
+    families = columns_of(runs, "family")
+    claims, by_family, steps = (
+        [claim.split(" > ") for claim in show[what] if there.issuperset(re.split(" [->] ", claim))]
+        for what in ("claims", "families", "steps")
+    )
+    for pair in claims:
+        rows += accuracies_tested(runs, result["options"], pair, {"overall": ""})
+    for pair in by_family:
+        rows += accuracies_tested(runs, result["options"], pair, families)
+        if show["largest"] and {*show["largest"]} <= {*families.values()}:
+            rows.append(largest_gains(runs, " - ".join(pair), show["largest"]))
+    for a, b in steps:
         rows += [fewer_steps(runs, a, b, mark) for mark in show["marks"]]
         rows.append(share_of_steps(runs, a, b))
     return rows

@@ -12,7 +12,7 @@ from compared import FAKE, contents, read, result_of, run_of
 from helpers import ROOT, without_drawing
 
 import train
-from lab import compare, experiments, publish, results
+from lab import compare, experiments, publish, results, trials
 from lab.experiments import Experiment, Question
 
 LINES = ["-m fake --mask causal", "-m fake --mask mma"]
@@ -93,7 +93,7 @@ def test_an_option_that_is_younger_than_the_run_has_its_default(tmp_path):
     ):  # fmt: skip
         publish.write_json(folder / "run.json", {"args": {"data": "shapes", **made}})
         wanted = SimpleNamespace(data="shapes", **vars(args))
-        assert compare.find(tmp_path, wanted) == found, made
+        assert trials.find(tmp_path, wanted) == found, made
 
 
 def test_a_run_that_fails_is_said_and_loses_nothing(call, tmp_path, capsys):
@@ -137,7 +137,7 @@ def test_ctrl_c_lets_the_runs_save_and_the_same_command_goes_on(call, tmp_path, 
 
 
 def test_what_cannot_be_compared_is_said_before_anything_is_trained(call, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "Training", None)
+    monkeypatch.setattr(compare, "train_all", None)
     for line, why in (("-m nowhere --x 1", "nowhere"), ("-m json --x 1", "cannot be compared"),
                       ("-m fake --llm {text}", "no line before it is named text")):  # fmt: skip
         with pytest.raises(SystemExit, match=why):
@@ -165,10 +165,12 @@ def named(monkeypatch, **fields):
 
 def test_a_first_seed_of_everything_comes_first(monkeypatch):
     named(monkeypatch, seeds={"mma": 3})
-    plan = lambda *words: [
-        (trial.arm, trial.seed) for args in [compare.arguments(["depth", *words])]
-        for trial in compare.plan(compare.chosen(args.lines, args.only), args)
-    ]  # fmt: skip
+
+    def plan(*words):
+        args = compare.arguments(["depth", *words])
+        planned = trials.plan(compare.comparison(args)[1], args.seeds, args.extra, args.runs)
+        return [(trial.arm, trial.seed) for trial in planned]
+
     assert plan() == [("causal", 0), ("mma", 0), ("mma", 1), ("mma", 2)]
     assert plan("--seeds", "3", "5", "--only", "mma") == [("mma", 3), ("mma", 5)]
 
@@ -247,7 +249,7 @@ def test_a_part_never_replaces_what_is_published(call, published, monkeypatch):
     assert after["arms"]["mma"] == [*new["arms"]["mma"], runs[2]]
     for name, text in publish.report("it", after).items():
         assert (published / name).read_text(encoding="utf-8") == text + "\n"
-    monkeypatch.setattr(compare, "Training", None)  # what follows is said before the first run
+    monkeypatch.setattr(compare, "train_all", None)  # what follows is said before the first run
     with pytest.raises(SystemExit, match="do not belong .*: --lr is 0.5 and was 0.004"):
         call("depth", "--publish", "--", "--lr", "0.5")
     publish.write_json(published / "it.json", {"runs": []})
@@ -291,7 +293,7 @@ FEW = ("--preset tiny --device cpu --pt-pictures 2 --pictures 2 --questions 2 --
 
 def here(trial):
     """As compare.launch, in this process, and without pictures."""
-    publish.write_json(trial.folder / compare.SETTINGS, compare.identity(trial.settings))
+    publish.write_json(trial.folder / trials.SETTINGS, trials.identity(trial.settings))
     with pytest.MonkeyPatch.context() as patch, open(trial.folder / "log.txt", "a") as log:
         without_drawing(patch)
         try:

@@ -7,7 +7,7 @@ import data
 from engine.batches import StepBatches
 from engine.options import arguments as train_arguments
 from engine.wings import VARIANTS, Variant
-from lab import bench_arms, compare, experiments, variants
+from lab import bench_arms, compare, experiments, trials, variants
 from mma import EXTRA_PAIRS, attention_mask
 from model import MLLM, Config
 
@@ -17,8 +17,8 @@ SOURCE = ["--", "--preset", "tiny", "--device", "cpu", "--source", "x"]
 def settings_of(name, *words):
     """arm -> what makes its run the run it is, seed 0."""
     args = compare.arguments([name, "--runs", "none", *words])
-    trials = compare.plan(args.lines, args)
-    return {t.arm: compare.identity(t.settings) for t in trials if t.seed == 0}
+    planned = trials.plan(compare.comparison(args)[1], [0], args.extra, args.runs)
+    return {trial.arm: trials.identity(trial.settings) for trial in planned}
 
 
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
