@@ -127,9 +127,7 @@ EYES_CLAIMS = dict(
     ),
     families=(MMA, FRESH_MMA), steps=(MMA, FRESH_MMA),
 )  # fmt: skip
-EYES_RATES = {f"{name}@{rate}": f"{line} --lr {rate}" for name, line in (EYES | FRESH).items()
-              if name.split("-")[0] in TWO_ARMS and "late" not in name
-              for rate in RATES}  # fmt: skip
+EYES_RATES = {f"{m}@{rate}": f"{EYES[m]} --lr {rate}" for m in TWO_ARMS for rate in RATES}
 # A real LLM, which python -m bridge.smollm2 smollm2 brings; -- --llm DIR names another folder.
 # Stage 1 has the same rate, 0.0002, whatever that of stage 2 is.
 SMOLLM2 = "--encoder weights/shapes-causal --llm smollm2 --preset smollm2 --val-limit 300"

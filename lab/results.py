@@ -51,7 +51,8 @@ def curve_of(run: Path) -> dict[int, float]:
 def read_run(run: Path, asked: dict[str, Path], split: str = "") -> dict:
     """What the tables need of a finished run. asked: name -> what eval.py or lab.text_loss wrote
     about it; that of `split` stands for the accuracy that the run itself reports."""
-    record, curve = read_record(run), curve_of(run)
+    record, log = read_record(run), run / "metrics.jsonl"
+    curve = curve_of(run) if log.exists() else {}
     files = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in asked.items()}
     if split:
         record |= files.pop(split)["runs"][0]
@@ -69,7 +70,7 @@ def numbers_of(file: dict | list) -> dict:
 
 def first_step(curve: dict[int, float], mark: float) -> float:
     """The first step at which validation accuracy was at a mark (in %); NaN if it never was."""
-    return next((float(x) for x, accuracy in curve.items() if 100 * accuracy >= mark), math.nan)
+    return next((float(x) for x, accuracy in curve.items() if accuracy >= mark / 100), math.nan)
 
 
 def at_step(mark: float) -> str:
@@ -283,7 +284,8 @@ def share_of_steps(runs, a: str, b: str) -> dict:
     """After which share of its steps a has the accuracy, on validation, that b has at its last
     look: of the mean curves of the seeds that both have, with a bootstrap interval over these, and
     seed by seed. Two seeds get no interval: its ends would be the two."""
-    first, second = (runs[runs["arm"] == arm].set_index("seed")["curve"] for arm in (a, b))
+    looked = runs[runs["curve"].map(bool)].set_index("seed")
+    first, second = (looked[looked["arm"] == arm]["curve"] for arm in (a, b))
     seeds = first.index.intersection(second.index)
     claim = f"share of its steps after which {a} is where {b} ends (validation)"
     if not len(seeds):
@@ -305,8 +307,8 @@ def share_of_steps(runs, a: str, b: str) -> dict:
     return found
 
 
-def bootstrap(statistic, n: int) -> tuple[float, float]:
-    """The 95 % interval of statistic(numbers below n, drawn with replacement)."""
+def bootstrap(statistic, n: int) -> tuple[float | None, float | None]:
+    """The 95 % interval of statistic(numbers below n, drawn with replacement); None: infinite."""
     from scipy import stats
 
     def of_drawn(numbers, axis=-1):
@@ -316,11 +318,11 @@ def bootstrap(statistic, n: int) -> tuple[float, float]:
         warnings.simplefilter("ignore", RuntimeWarning)
         drawn = stats.bootstrap((range(n),), of_drawn, vectorized=False, method="percentile",
                                 rng=0)  # fmt: skip
-    return tuple(map(float, drawn.confidence_interval))
+    return tuple(x if math.isfinite(x) else None for x in map(float, drawn.confidence_interval))
 
 
-def share_text(share: float) -> str:
-    return "never" if math.isinf(share) or math.isnan(share) else f"{share:.2f}"
+def share_text(share: float | None) -> str:
+    return "never" if share is None or math.isinf(share) else f"{share:.2f}"
 
 
 def differences_table(rows: list[dict]) -> str:

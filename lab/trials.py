@@ -90,7 +90,7 @@ def plan(experiment: Experiment, seeds: list[int] | None, extra: list[str], runs
     numbers, trials = experiment.seeds, []
     wanted = {arm: numbers if isinstance(numbers, int) else numbers.get(arm, 1)
               for arm in experiment.lines}  # fmt: skip
-    for seed in seeds or range(max(wanted.values())):
+    for seed in dict.fromkeys(seeds or range(max(wanted.values()))):
         made = {}
         for arm in wanted:
             if seeds or seed < wanted[arm]:

@@ -157,6 +157,7 @@ def test_the_share_of_steps_by_hand():
     assert (two["here"], two["test"]) == ("0.57", "by seed 0.50, 0.65")
     assert "low" not in two and share(a[:1], b)["n"] == "1"
     assert share(a, [run(7, 0.1, 0.1, 0.1, 0.1)])["here"].startswith("not clear")
+    assert share(a, [run(0), run(1)])["here"].startswith("not clear")  # never looked at
     assert results.step_of([{100: 0.5, 200: 0.5}], 0.25) == 50
     # Seeds that looked at other steps are compared where both did
     curves = [{100: 0.5, 200: 0.9, 300: 0.9}, {200: 0.7, 400: 1.0}]
