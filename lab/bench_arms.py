@@ -22,10 +22,10 @@ from engine.precision import autocast_of, scaler_of
 from engine.run import one_line_errors
 from engine.tables import markdown
 from lab import publish, results
-from lab.bench_timing import build, optimizers_of, wait, where
 from lab.compare import chosen
 from lab.experiments import lines_of
 from lab.results import first_step
+from lab.timing import build, optimizers_of, wait, where
 from lab.trials import understood
 from train import clip_and_step, forward_backward
 
@@ -84,8 +84,8 @@ def report(record: dict, made: dict[str, list[dict]]) -> str:
     """The Markdown of time.json and shapes.json."""
     rows = [["arm", "ms a step", "of causal", "steps to 80 %", "seconds to 80 %"]]
     for name, ms in record["ms"].items():
-        steps = [first_step(run["curve"], 80) for run in made.get(name, [])]
-        got_there = [step for step in steps if step == step]  # NaN: never
+        steps = [first_step(run["curve"], 0.8) for run in made.get(name, [])]
+        got_there = [step for step in steps if step]
         mean = statistics.mean(got_there) if got_there else 0
         some = f" ({len(got_there)} of {len(steps)} seeds)" if len(got_there) < len(steps) else ""
         to_80 = [f"{mean:,.0f}{some}", f"{mean * ms / 1000:.0f}{some}"]

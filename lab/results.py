@@ -68,9 +68,10 @@ def numbers_of(file: dict | list) -> dict:
     return {key: file["runs"][0][key] for key in ("accuracy", "families")}
 
 
-def first_step(curve: dict[int, float], mark: float) -> float:
-    """The first step at which validation accuracy was at a mark (in %); NaN if it never was."""
-    return next((float(x) for x, accuracy in curve.items() if accuracy >= mark / 100), math.nan)
+def first_step(curve: dict, level: float) -> int | None:
+    """The first step at which validation accuracy (0 to 1) was at a level; None if it never was.
+    A curve's keys are text once they were JSON."""
+    return next((int(step) for step, accuracy in curve.items() if accuracy >= level), None)
 
 
 def at_step(mark: float) -> str:
@@ -101,7 +102,7 @@ def row(run: dict, curve: dict[int, float], marks) -> dict:
               for name, f in parts_of(run["families"]).items()}  # fmt: skip
     if curve:
         cells[VALIDATION] = 100 * curve[max(curve)]
-    cells |= {at_step(mark): first_step(curve, mark) for mark in marks}
+    cells |= {at_step(mark): first_step(curve, mark / 100) or math.nan for mark in marks}
     if "kept" in run:
         cells["best at step"] = run["kept"]["step"]
     cells["parameters"] = run["params"]

@@ -1,6 +1,8 @@
-"""What the benchmarks of speed share: taking turns, a training step, batches of any length.
+"""How times are taken: arms that take turns, their medians, and what they train and answer.
 
-Shapes:  B rows of a batch   T tokens of a row   n image tokens of a picture
+An arm is one of the things that a table compares. lab/bench.py says what the tables are.
+
+Shapes:  B rows of a batch   T tokens of a row
 """
 
 import statistics
@@ -13,11 +15,11 @@ from tqdm import tqdm
 import data
 from engine import wings
 from engine.batches import StepBatches
-from engine.optimizers import make_optimizers
+from engine.optimizers import freeze, make_optimizers
 from engine.options import PRESETS, arguments
 from engine.precision import autocast_of, scaler_of
 from mma import Role
-from model import MLLM, Config, KVCache
+from model import MLLM, Config
 from train import clip_and_step, forward_backward
 
 CUDA = torch.cuda.is_available()
@@ -32,9 +34,6 @@ def where(precision: str) -> str:
     """What a table of times says of its machine and of the format of training."""
     half = f"training in {precision}, answering in float32"
     return f"{PLACE}, torch {torch.__version__}, {'float32' if precision == 'float32' else half}"
-
-
-WHERE = where(USUAL.precision)
 
 
 def wait() -> None:
@@ -56,28 +55,22 @@ def turns(arms: dict[str, Callable], repeats: int, warmup: int = 2) -> dict[str,
     return {name: statistics.median(seconds[warmup:]) for name, seconds in times.items()}
 
 
-# --- Models and their optimizers
+# --- What is trained
 
 
 def tiny(vocab: int = 600, **sizes) -> Config:
     return Config(vocab_size=vocab, **{**PRESETS["tiny"]["model"], **sizes})
 
 
-def freeze(model: MLLM, parts: list[str]) -> MLLM:
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(tuple(parts)))
-    return model
-
-
 def trained(config: Config, model_class=MLLM, args=USUAL) -> tuple[MLLM, list]:
     """A model as stage 2 trains it, the encoder frozen, and its optimizers, as args want them."""
     torch.manual_seed(0)
-    with torch.device(DEVICE):  # the paper's size would take a minute to draw on a CPU
-        model = freeze(model_class(config), ["encoder"])
+    model = model_class(config).to(DEVICE)
+    freeze(model, ["encoder"])
     return model, optimizers_of(model, args)
 
 
-def optimizers_of(model: MLLM, args) -> list:
+def optimizers_of(model, args) -> list:
     optimizers = make_optimizers(model, args, "sft")
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -85,27 +78,15 @@ def optimizers_of(model: MLLM, args) -> list:
     return optimizers
 
 
-def training_step(model, optimizers, mask: str, batch: dict, loss_function=None) -> Callable:
-    """A call is a step of train.py on this batch. loss_function: another one than train.py's."""
-    loss, autocast, scaler = loss_function or model.loss, autocast_of(USUAL), scaler_of(USUAL)
+def training_step(model, optimizers, mask: str, batch: dict, loss_of=None, args=USUAL) -> Callable:
+    """A call is a step of train.py on this batch. loss_of: another function than model.loss."""
+    loss_of, autocast, scaler = loss_of or model.loss, autocast_of(args), scaler_of(args)
 
     def step() -> None:
-        forward_backward(loss, [batch], mask, autocast, scaler)
+        forward_backward(loss_of, [batch], mask, autocast, scaler)
         clip_and_step(model, optimizers, scaler)
 
     return step
-
-
-def prefill(model: MLLM, batch: dict, mask: str, read_at: torch.Tensor) -> torch.Tensor:
-    """The states that the next tokens of prompts come from, with keys and values in a cache."""
-    context = model.context_of(mask, batch["role"], batch["turn"])
-    B, T = batch["ids"].shape
-    context.cache = KVCache(model, B, T)
-    context.column = torch.arange(T, device=DEVICE).expand(B, T)
-    return model(**batch, context=context, read_at=read_at)
-
-
-# --- The job that `python train.py` does
 
 
 def build(args) -> tuple[MLLM, StepBatches]:
@@ -116,37 +97,33 @@ def build(args) -> tuple[MLLM, StepBatches]:
     sizes = {**PRESETS[args.preset]["model"], "n_layer": args.n_layer, "mask": args.mask}
     sizes |= {"image_size": args.image_size, "patch_size": args.patch_size}
     config = Config(vocab_size=len(tokenizer), **sizes)
-    model = freeze((variant.model_class or MLLM)(config).to(args.device), args.freeze)
+    model = (variant.model_class or MLLM)(config).to(args.device)
+    freeze(model, args.freeze)
     return model, StepBatches(source, tokenizer, config, "sft", args)
 
 
-def default_job() -> tuple[MLLM, StepBatches]:
-    torch.manual_seed(0)
-    return build(USUAL)
+# --- Batches: the model's keyword arguments, on the device
 
 
-def to_device(batch: dict) -> dict:
+def default_batch() -> tuple[Config, dict]:
+    """The model's sizes and a batch of stage 2 of `python train.py`."""
+    model, batches = build(USUAL)
+    return model.config, on_device(batches[ORDINARY][0])
+
+
+def on_device(batch: dict) -> dict:
     return {name: x.to(DEVICE) for name, x in batch.items()}
 
 
-# --- Rows of any length
-
-
-def rows_of(config: Config, lengths: list[tuple[int, int]], pictures: int = 1) -> list[data.Row]:
+def random_batch(config: Config, lengths: list[tuple[int, int]], pictures: int = 1) -> dict:
     """Rows of random tokens: a picture or more, a question and an answer of these lengths."""
-    rows, size = [], config.image_size
+    rows, shape = [], (3, config.image_size, config.image_size)
     for question, answer in lengths:
         row = data.Row()
         row.add([1], Role.TEXT, 0)
         row.add([2] * config.n_image_tokens * pictures, Role.IMAGE, 1)
         for role, length in ((Role.QUESTION, question), (Role.ANSWER, answer)):
             row.add(torch.randint(4, config.vocab_size, (length,)).tolist(), role, 1)
-        shape = (3, size, size)
         row.images = [torch.randint(256, shape, dtype=torch.uint8) for _ in range(pictures)]
         rows.append(row)
-    return rows
-
-
-def batch_of(config: Config, rows: list[data.Row]) -> dict:
-    """The model's keyword arguments, on the device."""
-    return to_device(data.collate(rows, 0, config.image_size))
+    return on_device(data.collate(rows, 0, config.image_size))
