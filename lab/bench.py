@@ -36,7 +36,7 @@ from data import DataError
 from engine.options import Parser, positive
 from engine.run import one_line_errors, read_record
 from engine.tables import markdown, spread
-from lab import publish, size, tables, theirs, timing
+from lab import publish, results, size, theirs, timing
 from lab.timing import CUDA, USUAL, random_batch, training_step
 from mma import mask_mod
 from model import MLLM, attention
@@ -200,14 +200,14 @@ def run_job(seed: int) -> dict[str, float | None]:
     with tempfile.TemporaryDirectory() as folder:
         out, began = Path(folder, "run"), time.perf_counter()
         command = [*TRAIN, "--seed", str(seed), "--out", str(out)]
-        if status := subprocess.run(command, cwd=tables.ROOT).returncode:
+        if status := subprocess.run(command, cwd=results.ROOT).returncode:
             raise DataError(f"{' '.join(command)} ended with status {status}")
         in_all, record = time.perf_counter() - began, read_record(out)
-        curve = tables.curve_of(out)
+        curve = results.curve_of(out)
     # the run's own clock begins when Python has loaded and the data are there
     start, clock, taken = in_all - record["seconds"], dict(record["clock"]), {}
     for mark in MARKS:
-        step = tables.first_look(curve, mark)
+        step = results.first_step(curve, mark)
         taken[f"to {100 * mark:.0f} %"] = start + clock[step] if step else None
     return {**taken, "in all": in_all, "test, %": 100 * record["accuracy"]}
 
@@ -216,7 +216,7 @@ def code(args=None) -> list[list[str]]:
     """Lines of the Python files, as wc counts them."""
     table = [["", "lines", "files"]]
     for name in "mma.py model.py train.py eval.py data engine lab bridge tests".split():
-        files = sorted((tables.ROOT / name).rglob("*.py")) or [tables.ROOT / name]
+        files = sorted((results.ROOT / name).rglob("*.py")) or [results.ROOT / name]
         lines = sum(len(file.read_text("utf-8").splitlines()) for file in files)
         table.append([name, f"{lines:,}", str(len(files))])
     return table
@@ -262,11 +262,12 @@ def arguments(argv=None):
     add("topic", choices=TOPICS, metavar="TOPIC", help=", ".join(TOPICS))
     add("--repeats", type=positive, default=9, metavar="N", help="timed calls of an arm (9)")
     add("--seeds", type=positive, default=3, metavar="N", help="job: one after the other (3)")
-    add("--results", type=Path, default=tables.RESULTS, metavar="DIR", help="default: runs/results")
+    add("--results", type=Path, default=results.RESULTS, metavar="DIR",
+        help="default: runs/results")  # fmt: skip
     add("--publish", action="store_true", help="write docs/results too")
     args = parser.parse_args(argv)
-    if args.results.resolve() == tables.PUBLISHED:
-        parser.error(f"{tables.PUBLISHED} is written by --publish alone")
+    if args.results.resolve() == results.PUBLISHED:
+        parser.error(f"{results.PUBLISHED} is written by --publish alone")
     return args
 
 
@@ -276,7 +277,7 @@ def main(argv=None) -> None:
         table, where = TOPICS[args.topic](args), timing.where(USUAL.precision)
         record = {"topic": args.topic, "where": where, "repeats": args.repeats, "table": table}
         print(report(record))
-        for folder in [args.results] + [tables.PUBLISHED] * args.publish:
+        for folder in [args.results] + [results.PUBLISHED] * args.publish:
             write(folder, record)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from engine.options import arguments
 from lab import timing
-from lab.tables import need
+from lab.results import need
 from lab.timing import DEVICE, USUAL, training_step
 from mma import IMAGE, PAD, Role
 from model import Config

@@ -12,7 +12,7 @@ from torch.nn.attention import flex_attention
 import train
 from data import DataError
 from engine.options import arguments
-from lab import bench, size, tables, theirs, timing
+from lab import bench, results, size, theirs, timing
 from mma import PAD
 from model import DecoderBlock
 
@@ -210,7 +210,7 @@ def test_answers_against_transformers(no_clock, monkeypatch):
 
 @pytest.mark.parametrize("topic", ["train", "generate"])
 def test_a_missing_transformers_is_named(topic, monkeypatch, tmp_path):
-    monkeypatch.setattr(tables.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(results.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="transformers: pip install transformers"):
         bench.main([topic, "--results", str(tmp_path)])
 
@@ -292,9 +292,9 @@ def test_a_job_that_fails_is_an_error(no_clock, monkeypatch):
 
 def test_code_counts_every_file():
     table = {name: cells for name, *cells in bench.code()}
-    lines = len((tables.ROOT / "mma.py").read_text("utf-8").splitlines())
+    lines = len((results.ROOT / "mma.py").read_text("utf-8").splitlines())
     assert table["mma.py"] == [str(lines), "1"]
-    assert int(table["engine"][1]) == len(list((tables.ROOT / "engine").glob("*.py")))
+    assert int(table["engine"][1]) == len(list((results.ROOT / "engine").glob("*.py")))
 
 
 def test_a_report_is_its_record():
@@ -309,7 +309,7 @@ def test_a_report_is_its_record():
 def test_docs_are_written_on_publish_alone(tmp_path, monkeypatch, capsys, gpu):
     table, name = [["a", "b"], ["1", "2"]], "speed_last_layer" + "_gpu" * gpu
     monkeypatch.setattr(bench, "CUDA", gpu)
-    monkeypatch.setattr(tables, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr(results, "PUBLISHED", tmp_path / "published")
     monkeypatch.setitem(bench.TOPICS, "last-layer", lambda args: table)
     call = ["last-layer", "--repeats", "3", "--results", str(tmp_path / "results")]
     bench.main(call)
