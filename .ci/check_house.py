@@ -112,7 +112,7 @@ def test_budgets_of_lines(name):
 def test_no_file_is_longer_than_350_lines_and_no_python_is_wider_than_100_columns():
     for name in files("*.py", "*.js"):
         lines = read(name).splitlines()
-        assert len(lines) <= 350, f"{name}: {len(lines)} lines"
+        assert len(lines) <= max(350, BUDGETS.get(name, 0)), f"{name}: {len(lines)} lines"
         wide = [i for i, line in enumerate(lines, 1) if len(line) > 100]
         assert not wide or name.endswith(".js"), f"{name}: lines {wide}"
 

@@ -11,17 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import (
-    KINDS,
-    LEAK_TABLE,
-    OPENS,
-    ROOT,
-    hidden_of,
-    leak_layout,
-    leaks_by_gradient,
-    loss_and_gradients,
-    opens_answers,
-    without_cache,
-)
+    KINDS, LEAK_TABLE, OPENS, ROOT, hidden_of, leak_layout, leaks_by_gradient, loss_and_gradients,
+    opens_answers, without_cache,
+)  # fmt: skip
 
 import data
 from mma import Role, attention_mask
