@@ -94,8 +94,8 @@ def _starts(role: Tensor, document: Tensor | None) -> Tensor:
 
 def _answered_before(role: Tensor, document: Tensor | None) -> Tensor:
     """bool [B, T]: does an answer of the same document come before the token?"""
-    answers = (role == ANSWER).cumsum(1)
-    return answers > (answers * _starts(role, document)).cummax(1).values
+    before = (role == ANSWER).cumsum(1) - (role == ANSWER).long()  # in the row
+    return before > (before * _starts(role, document)).cummax(1).values
 
 
 def _check(mask, **tensors) -> None:
@@ -140,7 +140,7 @@ def leaks(mask: Tensor, role: Tensor, document: Tensor | None = None) -> Tensor:
         raise ValueError(f"mask must be a bool tensor [B, 1, T, T] = {[B, 1, T, T]}, got {got}")
     column = torch.arange(T, device=mask.device)
     reached, reaches = None, column.expand(B, T)  # the last column that each row reaches, so far
-    while reached is None or not torch.equal(reached, reaches):
+    while T and (reached is None or not torch.equal(reached, reaches)):
         reached = reaches  # one layer more: what any row that it reads reaches
         reaches = torch.where(mask[:, 0], reached[:, None, :], column[:, None]).amax(-1)
     ahead = reaches > column  # [B, T]: row t reaches a column > t

@@ -287,9 +287,9 @@ class MLLM(nn.Module):
         target = supervised(role, document)[:, 1:]  # bool [B, T-1]: column t predicts token t + 1
         K = max(1, int(target.sum(1).max()))  # rows with fewer are filled up with other columns
         read_at = target.int().argsort(dim=1, descending=True, stable=True)[:, :K]
-        hidden = self(ids, role, images, image_index, turn, document, mask, read_at)
-        wanted = target.gather(1, read_at)
-        hidden, label = hidden[wanted], ids[:, 1:].gather(1, read_at)[wanted]
+        wanted = target.gather(1, read_at).nonzero(as_tuple=True)
+        label = ids[:, 1:].gather(1, read_at)[wanted]
+        hidden = self(ids, role, images, image_index, turn, document, mask, read_at)[wanted]
         loss_of = lambda h, y: F.cross_entropy(self.head(h).float(), y, reduction="sum")
         if len(label) > LOGITS_AT_ONCE:
             loss_of = partial(checkpoint, loss_of, use_reentrant=False)
@@ -307,7 +307,7 @@ class MLLM(nn.Module):
         limit = torch.as_tensor(max_new_tokens).expand(B).tolist()
         column = torch.arange(T + max(limit), device=ids.device)
         length = (role != PAD).sum(1, keepdim=True)  # [B, 1]
-        if not (((role != PAD) == (column[:T] < length)) & (length > 0)).all():
+        if (length == 0).any() or ((role != PAD) != (column[:T] < length)).any():
             raise ValueError("generate needs prompts of one token or more, padded on the right")
         cache = KVCache(self, B, len(column))
         context = self.context_of(self.config.mask, role, turn)

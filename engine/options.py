@@ -248,7 +248,8 @@ def fill_in(args: argparse.Namespace, preset: dict, given: set[str]) -> argparse
             setattr(args, name, value)
             args.origin[name] = origin.strip()
     args.origin |= dict.fromkeys(given, "you")
-    args.pt_adam_lr = args.pt_adam_lr or args.adam_lr
+    if args.pt_adam_lr is None:
+        args.pt_adam_lr, args.origin["pt_adam_lr"] = args.adam_lr, args.origin["adam_lr"]
     for name in PATHS:  # eval.py may be run from another folder
         setattr(args, name, getattr(args, name) and getattr(args, name).resolve())
     label = f"{args.data}-{args.mask}{'-' + args.variant if args.variant else ''}-{args.seed}"

@@ -57,10 +57,13 @@ def find(name: str | None) -> Variant:
 
 
 def get(args) -> Variant:
-    """The variant that train.py's args name; its settings are put into args."""
+    """The variant that train.py's args name; its settings are put into args, where the user has
+    not said otherwise."""
     variant = find(args.variant)
-    vars(args).update(variant.settings)
-    args.origin.update(dict.fromkeys(variant.settings, "variant"))
+    for name, value in variant.settings.items():
+        if args.origin.get(name) != "you":
+            setattr(args, name, value)
+            args.origin[name] = "variant"
     return variant
 
 
