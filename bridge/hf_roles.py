@@ -43,15 +43,22 @@ def kinds() -> list[str]:
     return [kind for kind in EXTRA_PAIRS if not any(opens(kind, q, k) for q, k in other)]
 
 
+def header_ends(ids: Tensor, header: list[int]) -> Tensor:
+    """bool [B, T]: the last token of each answer header."""
+    ends = torch.ones_like(ids).bool()
+    for back, token in enumerate(reversed(header)):
+        ends = ends & (F.pad(ids, (back, 0), value=-1)[:, : ids.shape[1]] == token)
+    return ends
+
+
 def roles(kind, ids, attention_mask, position_ids, pictures: list[int], header: list[int]) -> Call:
     """The call of ids [B, T]. attention_mask: [B, T] or, with what is cached, longer; or None.
     position_ids: packed documents begin at 0. pictures, header: ids that stand for pictures, and
     those that open an answer. ValueError for a picture whose question has no end."""
     B, T = ids.shape
     real = torch.ones_like(ids) if attention_mask is None else attention_mask[:, -T:].to(ids.device)
-    picture, ends = real.bool() & torch.isin(ids, ids.new_tensor(pictures)), real.bool()
-    for back, token in enumerate(reversed(header)):
-        ends = ends & (F.pad(ids, (back, 0), value=-1)[:, :T] == token)
+    picture = real.bool() & torch.isin(ids, ids.new_tensor(pictures))
+    ends = real.bool() & header_ends(ids, header)
     cut = ends.cumsum(1) - ends.long()
     if position_ids is not None and position_ids.ndim == 2:  # Qwen's have three
         cut = cut + (position_ids.to(ids.device) == 0).cumsum(1)
