@@ -20,7 +20,7 @@ from contextvars import ContextVar
 
 import torch
 
-from bridge.hf_roles import check_labels, header_of, kinds, opens, roles
+from bridge.hf_roles import check_labels, guard_labels, header_of, kinds, opens, roles
 from mma import EXTRA_PAIRS, IMAGE, PAD, QUESTION, TEXT
 
 NEEDED = "bridge.hf needs transformers 5.6 or later: pip install 'transformers>=5.6'"
@@ -92,9 +92,11 @@ def with_roles(forward):
     def forward_with_roles(self, *args, **kwargs):
         given = names.bind_partial(self, *args, **kwargs).arguments
         ids, mask = given.get("input_ids"), given.get("attention_mask")
+        if CALL.get() is not None:  # the outer forward has read them
+            return forward(self, *args, **kwargs)
         if ids is None:
             raise ValueError("MMA reads roles from input_ids, which are missing")
-        if ids.shape[1] == 1:  # one decoding step is causal over the cache
+        if ids.shape[1] == 1:  # a step of decoding is causal over the cache
             return forward(self, *args, **kwargs)
         if mask is not None and getattr(mask, "ndim", 0) != 2:
             raise ValueError("attention_mask must be [B, T], 1 for a token: MMA makes the rest")
@@ -154,11 +156,13 @@ def apply_mma(model, processor=None, *, kind="mma", answer_header: list[int] | N
     header = list(answer_header or header_of(processor))
     pictures = sorted({getattr(vlm.config, n, None) for n in PICTURES} - {None})
     vlm.set_attn_implementation({text_name: f"mma_{text._attn_implementation}"})
-    vlm.mma = dict(kind=kind, pictures=pictures, header=header)
-    # A class, for PEFT calls forward past all hooks; of the same name, because files keep it
-    own = type(vlm)
-    body = dict(forward=with_roles(own.forward), __module__=own.__module__)
-    vlm.__class__ = type(own.__name__, (own,), body)
+    for part in {vlm, vlm.base_model}:  # trl calls the latter by itself
+        # A class, for PEFT calls forward past all hooks; of the same name, because files keep it
+        own = type(part)
+        body = dict(forward=with_roles(own.forward), __module__=own.__module__)
+        part.__class__ = type(own.__name__, (own,), body)
+        part.mma = dict(kind=kind, pictures=pictures, header=header)
+    vlm.mma_guard = vlm.register_forward_pre_hook(guard_labels, with_kwargs=True)
     return model
 
 
@@ -166,8 +170,10 @@ def remove_mma(model):
     """The plain model again, in place; returns it. One without MMA stays as it is."""
     vlm, text_name, text = parts(model)
     if hasattr(vlm, "mma"):
-        del vlm.mma
-        vlm.__class__ = type(vlm).__mro__[1]
+        vlm.mma_guard.remove()
+        for part in {vlm, vlm.base_model}:
+            part.__class__ = type(part).__mro__[1]
+            del part.mma
         vlm.set_attn_implementation({text_name: text._attn_implementation.removeprefix("mma_")})
     return model
 

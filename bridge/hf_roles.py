@@ -87,6 +87,15 @@ def check_labels(labels: Tensor | None, call: Call) -> None:
         )
 
 
+def guard_labels(model, args, given: dict) -> None:
+    """check_labels as a hook before a model's forward: trl's SFTTrainer puts another one there."""
+    ids, mask, labels = map(given.get, ("input_ids", "attention_mask", "labels"))
+    if ids is not None and labels is not None and (mask is None or mask.ndim == 2):
+        position = given.get("position_ids")
+        call = roles(ids=ids, attention_mask=mask, position_ids=position, **model.mma)
+        check_labels(labels, call)
+
+
 def header_of(processor) -> list[int]:
     """The ids between any question and its answer, by the chat template: what a prompt and a whole
     dialogue begin with, and of that what two questions end with. ValueError if there is none."""

@@ -150,6 +150,7 @@ def test_the_check_measures_and_leaves_the_model_as_it_was():
     remove_mma(tiny.model).eval()
     assert torch.equal(tiny.model(**inputs).logits, plain)
     assert type(tiny.model) is hf.LlavaForConditionalGeneration
+    assert type(tiny.model.model) is hf.LlavaModel
     with pytest.raises(ValueError, match="no question after a picture"):
         check_mma(apply_mma(tiny.model, answer_header=HEADER), batch(tiny, ["BUttHa"])[0])
 
@@ -157,7 +158,7 @@ def test_the_check_measures_and_leaves_the_model_as_it_was():
 # --- What is refused
 
 
-def test_a_label_that_a_picture_reads_is_refused():
+def test_a_label_that_a_picture_reads_is_refused(monkeypatch):
     tiny = prepared()
     inputs, role, _ = batch(tiny, DIALOGUES)
     good = labels_of(inputs["input_ids"], role)
@@ -167,6 +168,10 @@ def test_a_label_that_a_picture_reads_is_refused():
     bad[1, t] = inputs["input_ids"][1, t]
     with pytest.raises(ValueError, match=rf"row 1, token {t}: a picture reads this token"):
         tiny.model(**inputs, labels=bad)
+    with monkeypatch.context() as patch:  # as trl's SFTTrainer does
+        patch.setattr(tiny.model, "forward", lambda **inputs: None)
+        with pytest.raises(ValueError, match=rf"row 1, token {t}: a picture reads this token"):
+            tiny.model(**inputs, labels=bad)
     for kind in ("causal", "v2v"):  # there no picture reads it
         apply_mma(tiny.model, kind=kind, answer_header=HEADER)
         tiny.model(**inputs, labels=bad)
@@ -204,11 +209,19 @@ def test_token_types_that_are_left_out_are_missed(family):
         tiny.model(**inputs)
 
 
+def test_the_inner_model_by_itself_reads_the_same():
+    """trl's SFTTrainer calls it, to compute the loss by itself."""
+    tiny = prepared()
+    inputs, _, _ = batch(tiny, DIALOGUES)
+    states = tiny.model(**inputs, output_hidden_states=True).hidden_states[-1]
+    assert torch.equal(tiny.model.model(**inputs).last_hidden_state, states)
+
+
 def test_masks_without_roles_are_refused():
     tiny = prepared()
     inputs, _, _ = batch(tiny, PROMPTS, "left")
     with pytest.raises(RuntimeError, match="knows no roles here"):
-        tiny.model.model(**inputs)
+        tiny.model.get_decoder()(inputs["input_ids"])
     with pytest.raises(RuntimeError, match="knows no roles here"):
         tiny.model.generate(**inputs, **GREEDY, cache_implementation="static")
     tiny.model.set_attn_implementation("sdpa")
