@@ -9,7 +9,7 @@ import torch
 hf = pytest.importorskip("transformers", "5.6")
 pytest.importorskip("accelerate")
 
-from tiny_llava import TEMPLATE, write_llava  # noqa: E402
+from tiny_llava import TEMPLATE, tokenizer_of, write_llava  # noqa: E402
 
 import data  # noqa: E402
 from bridge import hf_finetune  # noqa: E402
@@ -170,3 +170,43 @@ def test_a_missing_package_is_asked_for(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(hf_finetune.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install accelerate"):
         run(folder, tmp_path / "out", "--data", "shapes")
+
+
+def spoken(picture: str, *more: str):
+    """A tokenizer and a template in which a picture is written so."""
+    tokenizer = tokenizer_of(["is there a red circle? yes no more"] * 3)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(more)})
+    return tokenizer, TEMPLATE.replace("<image>", picture)
+
+
+def qwen2_vl():
+    names = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"
+    tokenizer, template = spoken("".join(names[:3]), *names)
+    eyes = hf.Qwen2VLImageProcessor(min_pixels=3136, max_pixels=12544)
+    return hf.Qwen2VLProcessor(eyes, tokenizer, hf.Qwen2VLVideoProcessor(), template)
+
+
+def idefics3():
+    names = "<fake_token_around_image>", "<end_of_utterance>", "<global-img>"
+    tokenizer, template = spoken("<image>", *names)
+    size = {"longest_edge": 64}
+    eyes = hf.Idefics3ImageProcessor(size=size, max_image_size=size, do_image_splitting=False)
+    return hf.Idefics3Processor(eyes, tokenizer, image_seq_len=4, chat_template=template)
+
+
+def pixtral():
+    tokenizer, template = spoken("[IMG]", "[IMG]", "[IMG_BREAK]", "[IMG_END]")
+    eyes = hf.PixtralImageProcessor(size={"longest_edge": 64}, patch_size=16)
+    return hf.PixtralProcessor(eyes, tokenizer, 16, 1, template)
+
+
+@pytest.mark.parametrize("make", [qwen2_vl, idefics3, pixtral])
+def test_other_families_processors(make):
+    """Two pictures in a turn, a second turn, a row without a picture; labels are the answers."""
+    dialogues, image = Dialogues(make(), [], 500), torch.zeros(3, 64, 64, dtype=torch.uint8)
+    turns = [("<image><image>is there a red circle?", "yes"), ("more?", "no")]
+    examples = [data.Example([image] * 2, turns), data.Example([], [("more?", "yes")])]
+    batch = dialogues.batch(examples)
+    said = [dialogues.tokenizer.decode(row[row != -100]) for row in batch["labels"]]
+    assert said == ["yes<|im_end|>no<|im_end|>", "yes<|im_end|>"]
+    assert not dialogues.left_out and len(batch["input_ids"]) == 2
