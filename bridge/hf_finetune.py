@@ -214,6 +214,8 @@ def prepare(args):
         apply_mma(model, processor, kind=args.mask)
     except ValueError as error:
         raise DataError(f"{args.model}: {error}") from None
+    if args.checkpointing:
+        model.gradient_checkpointing_enable()
     if args.lora:
         model = with_lora(model, args.lora)
     else:
@@ -240,7 +242,7 @@ def trainer_of(model, dialogues: Dialogues, source, args) -> Trainer:
         eval_strategy="steps", eval_steps=args.eval_every, save_steps=args.save_every,
         save_total_limit=1, remove_unused_columns=False, report_to=[],
         bf16=args.precision == "bfloat16", use_cpu=args.device == "cpu",
-        gradient_checkpointing=args.checkpointing, dataloader_pin_memory=False,
+        dataloader_pin_memory=False,
     )  # fmt: skip
     return Trainer(
         model, options, data_collator=steps.collate, train_dataset=steps, eval_dataset=validation,

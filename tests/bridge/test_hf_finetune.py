@@ -7,7 +7,6 @@ import pytest
 import torch
 
 hf = pytest.importorskip("transformers", "5.6")
-pytest.importorskip("accelerate")
 
 from tiny_llava import TEMPLATE, tokenizer_of, write_llava  # noqa: E402
 
@@ -32,6 +31,7 @@ def dialogues(folder):
 
 
 def run(folder, out, *options) -> dict:
+    pytest.importorskip("accelerate")
     hf_finetune.main([str(folder), *FAST, "--out", str(out), *map(str, options)])
     return json.loads((out / "run.json").read_text())
 
@@ -169,7 +169,7 @@ def test_folders_that_cannot_be_used(name, folder, tmp_path):
 def test_a_missing_package_is_asked_for(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(hf_finetune.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install accelerate"):
-        run(folder, tmp_path / "out", "--data", "shapes")
+        hf_finetune.main([str(folder), "--data", "shapes", "--out", str(tmp_path / "out")])
 
 
 def spoken(picture: str, *more: str):

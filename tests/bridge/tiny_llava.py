@@ -56,6 +56,7 @@ def write_llava(folder, texts, width: int = 64, layers: int = 2, template: str =
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, ".")  # the repository: run from there
     from data.shapes import Shapes
 
     write_llava(sys.argv[1], Shapes().texts(), width=128, layers=3)
