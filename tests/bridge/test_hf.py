@@ -61,6 +61,10 @@ def test_other_implementations(family, implementation):
     tiny, stance = prepared(family, "mma", implementation), "default"
     if implementation == "flex_attention":
         stance = "force_eager"  # compiling it takes a minute
+    if implementation == "eager":  # which alone says how much each token reads
+        inputs, _, _ = batch(tiny, DIALOGUES)
+        attentions = tiny.model(**inputs, output_attentions=True).attentions
+        assert attentions[-1].shape[-1] == inputs["input_ids"].shape[1]
     with torch.compiler.set_stance(stance):
         assert not wrong(tiny, "mma", *batch(tiny, DIALOGUES, "left"), torch.float32)
 
@@ -289,6 +293,7 @@ FAULTS = {  # what is changed -> a family and a kind that show it
     "the kind is ignored": ("[call.kind]", "['mma']", "llava", "v2v"),
     "the family's mask is lost": ("mask_function(b, h, q, k) |", "(k <= q) |", "mistral3", "mma"),
     "nothing is opened": ("call.kind == 'causal'", "call.kind", "llava", "mma"),
+    "answers are opened": ("(pair & (k > q)", "((role[b, i] == IMAGE) & (k > q)", "llava", "mma"),
 }
 
 
@@ -302,7 +307,10 @@ def test_faults_are_noticed(name, monkeypatch):
     assert wrong(tiny, kind, inputs, role, turn)
 
 
-@pytest.mark.parametrize("name", ["nothing is opened", "the kind is ignored"])
+SEEN_BY_USERS = ["nothing is opened", "the kind is ignored", "answers are opened"]
+
+
+@pytest.mark.parametrize("name", SEEN_BY_USERS)
 def test_faults_that_the_users_check_notices(name, monkeypatch):
     old, new, family, kind = FAULTS[name]
     tiny = prepared(family, kind)

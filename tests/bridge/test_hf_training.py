@@ -70,6 +70,8 @@ def test_lora(before):
     assert torch.allclose(model(**inputs).logits, wanted, atol=1e-5)  # LoRA begins at zero
     assert check_mma(model, inputs) > 0.01
     assert all("lora_" in name for name in gradients(model.train(), inputs, labels))
+    with pytest.raises(ValueError, match="a picture reads this token"):
+        model(**inputs, labels=inputs["input_ids"])
     merged = model.eval().merge_and_unload()
     assert torch.allclose(merged(**inputs).logits, wanted, atol=1e-5)
 
