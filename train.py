@@ -24,7 +24,7 @@ from engine import wings
 from engine.answering import say_unread
 from engine.batches import StepBatches, check_source, loader_of, measure_pixels
 from engine.checkpoint import StopRequest, fingerprint
-from engine.distributed import Distributed, full_tensor
+from engine.distributed import Distributed, full_tensor, share_gradients
 from engine.lock import run_lock
 from engine.optimizers import freeze, make_optimizers, set_rates
 from engine.options import PRESETS, arguments, settings_table
@@ -47,7 +47,8 @@ def forward_backward(loss_of, batches: list[dict], mask: str, autocast, scaler) 
     """Add up the gradients of the batches of one step (--accumulate makes several); returns the
     sum of their losses."""
     total = 0
-    for batch in batches:
+    for k, batch in enumerate(batches, 1):
+        share_gradients(loss_of, k == len(batches))
         with autocast:
             loss = loss_of(**batch, mask=mask)  # MLLM.loss
         scaler.scale(loss).backward()
@@ -87,10 +88,10 @@ def train_stage(model, batches: StepBatches, run: Run, args, scaler, validate, s
         loss = forward_backward(loss_of, parts, mask, autocast, scaler)
         norm = clip_and_step(model, optimizers, scaler)
 
+        run.note(loss, norm)
         done, last, stopping = step + 1, step + 1 == steps, processes.any_rank(stop.requested)
-        run.unchecked.append((loss, norm))
-        write_now = last or done % 10 == 0 or stage == "sft" and done % args.eval_every == 0
         validate_now = stage == "sft" and (last or done % args.eval_every == 0)
+        write_now = last or validate_now or done % 10 == 0
         save_now = last or stopping or done % args.save_every == 0
         if write_now or save_now:
             mean_loss = processes.mean(loss)
@@ -176,10 +177,7 @@ def main(argv=None) -> None:
         check_device(args.device)
         variant = wings.get(args)
         torch.manual_seed(args.seed)
-        source = data.load(
-            args.data, args.source, args.images, args.strict, args.pt_source, args.pt_images,
-            args.scenes,
-        )  # fmt: skip
+        source = data.load(args.data, **data.options_of(args))
         source = variant.wrap_source(source, args)
         tokenizer = variant.tokenizer_class.train(source.texts(), args.vocab_size)
         sizes = {**PRESETS[args.preset]["model"], "n_layer": args.n_layer, "mask": args.mask}

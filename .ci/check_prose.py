@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from engine.tables import spread
-from lab import bench_arms, experiments, eyes_arms, playground, publish, rehearsal
+from lab import bench_arms, playground, publish, rehearsal
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -113,7 +113,7 @@ def test_the_page_of_the_playground_is_made_from_the_weights(monkeypatch):
 
 @every_page
 def test_its_tables_are_those_of_the_results(page):
-    """Between two markers stands what a command wrote; python -m lab.arms readme puts it there."""
+    """Between two markers stands what a command wrote (python -m lab.compare --tables)."""
     text = page.read_text("utf-8")
     assert publish.with_tables(text, RESULTS) == text
     assert "@@" not in text and not re.search(r"@[A-Z]+@", text)
@@ -125,15 +125,11 @@ def test_every_published_table_stands_somewhere():
     assert {file.name for file in RESULTS.glob("*.md")} == shown
 
 
-TRIALS = [  # nlvr.json is eval.py's
-    name
-    for name in experiments.EXPERIMENTS
-    if (RESULTS / f"{name}.json").exists() and "arms" in result_of(name)
-]
+COMPARED = [file.stem for file in sorted(RESULTS.glob("*.json")) if "arms" in result_of(file.stem)]
 
 
-@pytest.mark.parametrize("name", TRIALS)
-def test_a_trial_says_what_its_runs_say(name):
+@pytest.mark.parametrize("name", COMPARED)
+def test_a_comparison_says_what_its_runs_say(name):
     result = result_of(name)
     for file, text in publish.report(name, result).items():
         assert (RESULTS / file).read_text("utf-8") == text + "\n", file
@@ -141,12 +137,6 @@ def test_a_trial_says_what_its_runs_say(name):
         for run in runs:
             right = sum(f["accuracy"] * f["n"] for f in run["families"].values())
             assert abs(right / run["n"] - run["accuracy"]) < 1e-9
-
-
-@pytest.mark.parametrize("file", sorted(RESULTS.glob("eyes*.json")), ids=lambda file: file.stem)
-def test_what_got_eyes_says_what_its_runs_say(file):
-    text = eyes_arms.report(json.loads(file.read_text("utf-8")), file.stem.endswith("rates"))
-    assert file.with_suffix(".md").read_text("utf-8") == text + "\n"
 
 
 def test_the_table_of_times_counts_the_steps_of_all_seeds():

@@ -30,7 +30,7 @@ from engine.precision import check_device
 from engine.run import check_out, one_line_errors
 
 # The paper's shapes: SigLIP-so400m-384, 27 x 27 patches pooled to 9 x 9, and Phi-3.5-mini. They are
-# what lab/bench_size.py measures; a model that is loaded has the sizes of its folders.
+# what lab/size.py measures; a model that is loaded has the sizes of its folders.
 PAPER = dict(
     model=dict(
         encoder_width=1152, encoder_layers=27, encoder_heads=16, encoder_d_ff=4304, pool=3,
@@ -46,7 +46,7 @@ PRESETS = {  # as in engine.options; "own": what holds whatever the data
         own=dict(**PAPER_PICTURES, steps=50_000, pt_steps=20_000, pt_pictures=32),
     ),
     # For timing alone: Muon is untried at this size, and at 32 rows its Newton-Schulz takes more
-    # FLOPs than the model (289 T against 209 T, lab/bench_size.py). So aki, with AdamW, is first.
+    # FLOPs than the model (289 T against 209 T, lab/size.py). So aki, with AdamW, is first.
     "paper": dict(**PAPER, lr=0.0005, adam_lr=0.00002, own=PAPER_PICTURES),
 }  # fmt: skip
 OF_THE_FOLDERS = ("n_layer", "image_size", "patch_size", "vocab_size")
@@ -147,10 +147,7 @@ def main(argv=None) -> None:
         check_device(args.device)
         tokenizer = read_tokenizer(args.llm, args.template, args.system)
         config = model_config(args, tokenizer)
-        source = data.load(
-            args.data, args.source, args.images, args.strict, args.pt_source, args.pt_images,
-            args.scenes,
-        )  # fmt: skip
+        source = data.load(args.data, **data.options_of(args))
         source = check_data(source, tokenizer, config, args)
         model = load(args.vision, args.llm, config, seed=args.seed)
         train.fit(model, tokenizer, source, args, wings.watch(), SCHEDULES[args.schedule])

@@ -1,24 +1,29 @@
-"""From pictures and dialogues to batches. One file for each step, and for each world or format:
+"""From pictures and dialogues to batches. One file for each step:
 
     errors.py       what is wrong with the user's data
     pictures.py     files and parts of files -> pixels
+    audio.py        sound, WAV files -> spectrograms, which are pictures
     prompt.py       the prompt format: tokenizer, rows of tokens with roles, batches
     text.py         what is written in several ways, read as one
     packing.py      rows of different lengths, packed
     folder.py       a finite data set: splits, what cannot be used, what a step draws
-    families.py     what the built-in worlds share: questions in families, how much they tell
-    shapes.py       the built-in world; shapes_scenes.py, shapes_questions.py
-    shapes_pairs.py two pictures of it a row; shapes_text.py: its scenes in words alone
-    sounds.py       a built-in world of sound; sounds_notes.py
-    audio.py        sound -> spectrograms, which are pictures; WAV files
-    nlvr_world.py   a world in NLVR's manner; nlvr_scenes.py, nlvr_phrases.py, nlvr_sentences.py
-    nlvr.py         NLVR's files
-    easy_vqa.py     easy-VQA's files
+
+and one file or folder for each data set, imported when it is asked for:
+
     llava.py        your own pictures and dialogues
+    easy_vqa.py     easy-VQA's files
+    nlvr/           NLVR's files, and a world in NLVR's manner
+    shapes/         the built-in world; two pictures of it a row; its scenes in words alone
+    sounds/         a built-in world of sound
+    families.py     what the built-in worlds share: questions in families, how much they tell
 
 A data set is an object with texts(), draw(stage, step, pictures, per_picture, seed),
-heldout(split, limit), split_names(), answers and final_split: see `folder.Folder`.
+heldout(split, limit), split_names(), answers and final_split: see `folder.Folder`. It is known by
+name once it stands in WORLDS. `python -m data NAME` shows a built-in world.
 """
+
+import pkgutil
+from dataclasses import dataclass
 
 from data.errors import DataError, SkippedEntries, reason
 from data.folder import Folder, Wrapped, read_json, seed_of, unusable
@@ -38,50 +43,59 @@ from data.prompt import (
 from data.text import fold
 
 __all__ = [
-    "ANSWER_TOKEN", "AUDIO_WORLDS", "IMAGE_TOKEN", "NAMES", "TEXT_WORLDS", "Crop", "DataError",
-    "Example", "Folder", "Row", "SkippedEntries", "Tokenizer", "Wrapped", "about_picture",
-    "can_open", "collate", "encode", "fold", "load", "pack", "picture_key", "pixels_of",
-    "read_json", "reason", "row_or_empty_prompt", "seed_of", "unusable",
+    "ANSWER_TOKEN", "AUDIO_WORLDS", "IMAGE_TOKEN", "NAMES", "TEXT_WORLDS", "WORLDS", "Crop",
+    "DataError", "DataSet", "Example", "Folder", "Row", "SkippedEntries", "Tokenizer", "Wrapped",
+    "about_picture", "can_open", "collate", "encode", "fold", "load", "options_of", "pack",
+    "picture_key", "pixels_of", "read_json", "reason", "row_or_empty_prompt", "seed_of",
+    "unusable",
 ]  # fmt: skip
 
-BUILT_IN = ("shapes", "shapes-pairs", "shapes-text", "sounds")
-NAMES = (*BUILT_IN, "easy_vqa", "llava", "nlvr", "nlvr+world")
-AUDIO_WORLDS = ("sounds",)  # their pictures are spectrograms
-TEXT_WORLDS = ("shapes-text",)  # they show no picture
-# Which data sets take an option of `load`; one that is not listed here belongs to --data llava
-BELONGS = {"--source": NAMES[len(BUILT_IN) :], "--scenes": ("shapes",)}
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set that is known by name. made_by: MODULE:NAME of what makes it, called with those
+    options of `load` that it takes. shows: "pictures", "sounds" (spectrograms of them) or ""."""
+
+    made_by: str
+    takes: tuple[str, ...] = ()
+    shows: str = "pictures"
 
 
-def load(
-    name: str, source=None, images=None, strict: bool = False, pt_source=None, pt_images=None,
-    scenes: int | None = None,
-):  # fmt: skip
+WORLDS = {
+    "shapes": DataSet("data.shapes:Shapes", ("scenes",)),
+    "shapes-pairs": DataSet("data.shapes.pairs:Pairs"),
+    "shapes-text": DataSet("data.shapes.text:ShapesText", shows=""),
+    "sounds": DataSet("data.sounds:Sounds", shows="sounds"),
+    "easy_vqa": DataSet("data.easy_vqa:load", ("source",)),
+    "llava": DataSet("data.llava:load", ("source", "images", "strict", "pt_source", "pt_images")),
+    "nlvr": DataSet("data.nlvr:NLVR", ("source",)),
+    "nlvr+world": DataSet("data.nlvr:with_world", ("source",)),
+}
+NAMES = tuple(WORLDS)
+AUDIO_WORLDS = tuple(name for name, world in WORLDS.items() if world.shows == "sounds")
+TEXT_WORLDS = tuple(name for name, world in WORLDS.items() if not world.shows)
+OPTIONS = ("source", "images", "strict", "pt_source", "pt_images", "scenes")
+
+
+def options_of(args) -> dict:
+    """The options of `load` in a command line."""
+    return {name: getattr(args, name) for name in OPTIONS}
+
+
+def load(name: str, source=None, **options):
     """The data set `name`. source, images: where its files lie. strict: damaged entries of a LLaVA
     file are an error; else they are left out, counted and reported. pt_source, pt_images: captions
     for stage 1. scenes: of the built-in world, how many training has (default: ever new ones).
-    Raises DataError if the files are not what they should be."""
-    # Here, so that `python -m data.shapes` does not import what it is about to run
-    from data import easy_vqa, llava, nlvr, nlvr_world, shapes, shapes_pairs, shapes_text, sounds
-
-    if name not in BUILT_IN and source is None:
+    None and False are as if not given. Raises DataError for an option that the data set does not
+    take, and if the files are not what they should be."""
+    world, options = WORLDS[name], {"source": source, **options}
+    given = {option: value for option, value in options.items() if value not in (None, False)}
+    if "source" in world.takes and source is None:
         needed = "JSON file" if name == "llava" else "folder"
         raise DataError(f"--data {name} needs --source: the path of its {needed}")
-    given = {"--source": source, "--images": images, "--strict": strict or None}
-    given |= {"--pt-source": pt_source, "--pt-images": pt_images, "--scenes": scenes}
-    for option, value in given.items():
-        belongs = BELONGS.get(option, ("llava",))
-        if value is not None and name not in belongs:
-            raise DataError(f"{option} belongs to --data {' or '.join(belongs)}, not to {name}")
-    if pt_images is not None and pt_source is None:
-        raise DataError("--pt-images belongs to --pt-source FILE, which is not given")
-    if name == "shapes":
-        return shapes.Shapes(scenes)
-    worlds = {"sounds": sounds.Sounds, "shapes-pairs": shapes_pairs.Pairs}
-    worlds |= {"shapes-text": shapes_text.ShapesText}
-    if name in worlds:
-        return worlds[name]()
-    if name.startswith("nlvr"):
-        return nlvr.NLVR(source, nlvr_world.World() if name == "nlvr+world" else None)
-    if name == "easy_vqa":
-        return easy_vqa.load(source)
-    return llava.load(source, images, strict, pt_source, pt_images)
+    for option in given:
+        if option not in world.takes:
+            takers = " or ".join(other for other in WORLDS if option in WORLDS[other].takes)
+            flag = option.replace("_", "-")
+            raise DataError(f"--{flag} belongs to --data {takers}, not to {name}")
+    return pkgutil.resolve_name(world.made_by)(**given)

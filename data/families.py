@@ -1,21 +1,47 @@
-"""What the built-in worlds share: facts that questions are drawn from, questions in families, and
-how much the words of a question tell of its answer.
+"""What the built-in worlds share: scenes in splits, questions in families, and how much the words
+of a question tell of its answer.
 
-A scene holds objects; what can be asked about is their kinds: a colour and a shape, a pitch and an
-instrument. For each question the answer is drawn first, uniformly, then a question that has it.
+A scene is a layout of cells; what can be asked about is the kinds of what stands in them: a colour
+and a shape, a pitch and an instrument. For each question the answer is drawn first, uniformly, then
+a question that has it. A family of questions is a function of Facts that gives each scene one.
 
-Shapes:  S scenes   K kinds
+Shapes:  S scenes   K kinds   P pictures of a row
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from data.folder import seed_of
 from data.prompt import IMAGE_TOKEN, Example
 
 QA = tuple[str, str]  # a question and its answer
+EMPTY = -1  # what is in a cell of a layout that holds nothing
+HELD_OUT = 1000  # scenes of val and test
+# By the hash of a scene's layout modulo 10: no layout of val or test is ever trained on
+SPLITS = {"train": range(0, 8), "val": range(8, 9), "test": range(9, 10)}
+
+
+def split_of(layout: Tensor) -> Tensor:
+    """Layout hash modulo 10, int64 [S]: the scene's split (see SPLITS)."""
+    h = torch.zeros(len(layout), dtype=torch.int64)
+    for cell in (layout + 1).unbind(1):
+        h = (h * 31 + cell) % 1_000_003
+    return h * 7919 % 1_000_003 % 10
+
+
+def layouts_in(split: str, S: int, g: torch.Generator, draw) -> Tensor:
+    """S layouts of the split, int64 [S, cells]. draw(S, g): makes those it chooses from."""
+    kept, n, wanted = [], 0, SPLITS[split]
+    while n < S:
+        layout = draw(max(64, int(1.5 * S * 10 / len(wanted))), g)
+        found = split_of(layout)
+        kept.append(layout[(found >= wanted.start) & (found < wanted.stop)])
+        n += len(kept[-1])
+    return torch.cat(kept)[:S]
 
 
 @dataclass
@@ -23,9 +49,10 @@ class Facts:
     """What is true of S scenes, and the generator with which questions about them are drawn."""
 
     generator: torch.Generator
+    layout: Tensor  # int64 [S, ...]
     names: list[str]  # of the kinds
     count: Tensor  # int64 [S, K]: objects of each kind
-    possible: Tensor  # bool [S, K]: both words of the kind's name fit something that is there
+    possible: Tensor  # bool [S, K]: see `possible`
 
     def pick(self, allowed: Tensor) -> Tensor:
         """int64 [S]: the index of a random True in each row of allowed [S, X]; each has one."""
@@ -34,6 +61,12 @@ class Facts:
     def coin(self) -> Tensor:
         """bool [S]: a fair coin for each scene."""
         return torch.rand(len(self.count), generator=self.generator) < 0.5
+
+
+def possible(table: Tensor) -> Tensor:
+    """bool [S, K]: is there something that each word of the kind's name fits? table: the count of
+    the kinds, int64 [S, first words, second words]."""
+    return ((table.sum(2) > 0)[:, :, None] & (table.sum(1) > 0)[:, None, :]).flatten(1)
 
 
 def yes_no(yes: bool) -> str:
@@ -59,55 +92,108 @@ def counting(facts: Facts, most: int = 3) -> list[QA]:
     return [(f"how many {facts.names[k]}s are there?", str(n)) for k, n in rows(kind, number)]
 
 
-def ask(facts: Facts, families: dict, names, per_scene: int) -> list:
-    """[(family, question, answer), ...], per_scene for each scene: the named families in turn,
-    starting at a random one. families: name -> function of the facts that gives a QA a scene."""
-    S, rounds = len(facts.count), -(-per_scene // len(names))
-    asked = [[(name, *qa) for qa in families[name](facts)] for _ in range(rounds) for name in names]
-    starts = torch.randint(len(names), (S,), generator=facts.generator).tolist()
-    return [
-        [asked[(start + i) % len(asked)][scene] for i in range(per_scene)]
-        for scene, start in enumerate(starts)
-    ]
+class World:
+    """What the built-in worlds have in common as data sets (the interface of data.Folder). Scenes
+    never run out: each training step has new ones, a function of (stage, step, seed). Those of val
+    and test are the same whatever the seed. A world says what follows, and how it draws."""
 
+    facts: type[Facts]  # its `of` tells what is true of layouts
+    families: dict[str, Callable[[Facts], list[QA]]]
+    known_answers: Callable[[str], list[str]]  # those that make sense for a question
+    answers: set[str]
+    key = ()  # what its random numbers begin with
+    before = IMAGE_TOKEN  # stands before a question: an IMAGE_TOKEN for each picture of the row
+    final_split = "test"
 
-def examples(
-    shown: Tensor, asked: list, split: str = "", before: str = IMAGE_TOKEN
-) -> list[Example]:
-    """An Example for each question (see `ask`) about each scene. shown: its pictures, uint8
-    [S, pictures a row, 3, size, size]; before: what stands before a question, with one IMAGE_TOKEN
-    for each of them. The questions of a scene share its picture as one object, so that a batch
-    encodes it once."""
-    return [
-        Example(
-            images,
-            [(before + question, answer)],
-            family,
-            split and f"{split}-{i}",
-        )
-        for i, (images, some) in enumerate(zip(map(list, shown), asked))
-        for family, question, answer in some
-    ]
+    def new_layouts(self, split: str, S: int, g: torch.Generator) -> Tensor:
+        """S layouts of the split, int64 [S, ...]."""
+        raise NotImplementedError
 
+    def render(self, layout: Tensor, g: torch.Generator) -> Tensor:
+        """Their pictures, uint8 [S, P, 3, size, size]."""
+        raise NotImplementedError
 
-def question_only(asked: list, known_answers, families) -> dict[str, tuple[float, float]]:
-    """family -> (accuracy of the best answer to each question, known from half of the scenes, on
-    the other half; chance). asked: the rows (family, question, answer) of each scene;
-    known_answers(question): the answers that make sense."""
-    answer_counts, ceilings = defaultdict(Counter), {}
-    for family, question, answer in (row for rows in asked[::2] for row in rows):
-        answer_counts[family, question][answer] += 1
-    best = {key: counts.most_common(1)[0][0] for key, counts in answer_counts.items()}
-    for family in families:
-        rows = [row for rows in asked[1::2] for row in rows if row[0] == family]
-        right = sum(best.get((family, question)) == answer for _, question, answer in rows)
-        chance = sum(1 / len(known_answers(question)) for _, question, _ in rows)
-        ceilings[family] = right / len(rows), chance / len(rows)
-    return ceilings
+    def captions(self, scene: list, g: torch.Generator) -> list[str]:
+        """All that a caption may say of a scene, a row of a layout."""
+        raise NotImplementedError
 
+    def drawn(self, split: str, S: int, *key) -> tuple[Facts, Tensor]:
+        """What is true of S scenes drawn for the key, and their pictures."""
+        g = torch.Generator().manual_seed(seed_of(*self.key, split, *key))
+        layout = self.new_layouts(split, S, g)
+        pictures = self.render(layout, g)
+        return self.facts.of(layout, g), pictures
 
-def show(ceilings: dict[str, tuple[float, float]]) -> None:
-    """Print what question_only found."""
-    print(f"{'family':<12}{'question only':>14}{'chance':>8}")
-    for family, (ceiling, chance) in ceilings.items():
-        print(f"{family:<12}{ceiling:>13.1%}{chance:>8.1%}")
+    def questions(self, facts: Facts, per_scene: int, names=()) -> list[list[tuple[str, str, str]]]:
+        """(family, question, answer), per_scene for each scene: the named families, by default all,
+        in turn, starting at a random one."""
+        names, S = names or tuple(self.families), len(facts.layout)
+        rounds = range(-(-per_scene // len(names)))
+        asked = [
+            [(name, *qa) for qa in self.families[name](facts)] for _ in rounds for name in names
+        ]
+        starts = torch.randint(len(names), (S,), generator=facts.generator).tolist()
+        return [
+            [asked[(start + i) % len(asked)][scene] for i in range(per_scene)]
+            for scene, start in enumerate(starts)
+        ]
+
+    def asked(self, facts: Facts, pictures: Tensor, per_scene: int, names=(), split: str = ""):
+        """`questions` as Examples. Those about a scene share its pictures as objects, so that a
+        batch encodes them once."""
+        return self.examples(pictures, self.questions(facts, per_scene, names), split)
+
+    def examples(self, pictures: Tensor, asked: list, split: str = "") -> list[Example]:
+        return [
+            Example(images, [(self.before + question, answer)], family, split and f"{split}-{i}")
+            for i, (images, of_scene) in enumerate(zip(map(list, pictures), asked))
+            for family, question, answer in of_scene
+        ]
+
+    def captioned(self, pictures: Tensor, captions) -> list[Example]:
+        """An Example for each scene: stage 1."""
+        return [
+            Example(list(images), [(self.before, caption)], "caption")
+            for images, caption in zip(pictures, captions)
+        ]
+
+    def texts(self):
+        """The text that the tokenizer is trained on."""
+        facts, _ = self.drawn("train", 2000, 0)
+        asked = self.questions(facts, 2 * len(self.families))
+        for scene, of_scene in zip(facts.layout.tolist(), asked):
+            yield from self.captions(scene, facts.generator)
+            for _, *qa in of_scene:
+                yield from qa
+
+    def split_names(self) -> list[str]:
+        return list(SPLITS)
+
+    def held_out(self, split: str) -> tuple[Facts, Tensor]:
+        """The scenes of `heldout`, as `drawn` gives them."""
+        return self.drawn(split, HELD_OUT, 0)
+
+    def layouts(self, split: str) -> list:
+        """The layout of each scene of `heldout`, which has a question of each family about it."""
+        return self.held_out(split)[0].layout.tolist()
+
+    def heldout(self, split: str, limit: int | None = None) -> list[Example]:
+        """The same scenes with a question of each family, whatever the run's seed."""
+        return self.asked(*self.held_out(split), len(self.families), split=split)[:limit]
+
+    def question_only(self, n_scenes: int = 20_000) -> dict[str, tuple[float, float]]:
+        """family -> (accuracy of the best answer to each question, known from half of the scenes,
+        on the other half; chance): what the words of a question tell of its answer."""
+        g = torch.Generator().manual_seed(1)
+        facts = self.facts.of(self.new_layouts("train", n_scenes, g), g)
+        asked = self.questions(facts, len(self.families))
+        answer_counts, ceilings = defaultdict(Counter), {}
+        for family, question, answer in (row for rows in asked[::2] for row in rows):
+            answer_counts[family, question][answer] += 1
+        best = {key: counts.most_common(1)[0][0] for key, counts in answer_counts.items()}
+        for family in self.families:
+            rows = [row for rows in asked[1::2] for row in rows if row[0] == family]
+            right = sum(best.get((family, question)) == answer for _, question, answer in rows)
+            chance = sum(1 / len(self.known_answers(question)) for _, question, _ in rows)
+            ceilings[family] = right / len(rows), chance / len(rows)
+        return ceilings

@@ -167,12 +167,14 @@ def read_groups(source: Path, images: Path | None, skipped: SkippedEntries, pref
 
 
 def load(
-    source: Path, images: Path | None = None, strict: bool = True, pt_source: Path | None = None,
-    pt_images: Path | None = None,
+    source: Path, images: Path | None = None, strict: bool = False,
+    pt_source: Path | None = None, pt_images: Path | None = None,
 ) -> Folder:  # fmt: skip
     """The data set in the file `source`, its pictures below `images`. pt_source, pt_images: a file
     of captions for stage 1, the split "pt"; without it stage 1 uses the questions. Captions of
     pictures that are held out are not used: they are counted, and no error."""
+    if pt_images and not pt_source:
+        raise DataError("--pt-images belongs to --pt-source FILE, which is not given")
     skipped = SkippedEntries(strict)
     splits = split_groups(*read_groups(source, images, skipped))
     if pt_source is None:

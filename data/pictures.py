@@ -5,6 +5,7 @@ Shapes:  size: side of the square picture that the model takes, in pixels
 
 import io
 from collections import OrderedDict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -124,20 +125,31 @@ def check_format(file: Image.Image, path) -> None:
         raise DataError(f"{path}: {why}", UNREADABLE)
 
 
-def check_head(image: Tensor | Path | bytes | Crop) -> None:
-    """Raises DataError if the picture's file, if it has one, is not there, is no picture, or is one
-    that is refused (check_format). Its pixels are not read."""
-    path = getattr(image, "path", image)
-    if not isinstance(path, Path):
-        return
+@contextmanager
+def opened(image: Path | bytes):
+    """The file, or what would be in it, as Pillow opens it: its pixels are not read yet. Raises
+    DataError, also within the block, if it is not there, is no picture, or is one that is refused
+    (check_format)."""
+    in_memory = isinstance(image, bytes)
+    path = "a picture in the data" if in_memory else image
     try:
-        with Image.open(path) as file:
+        with Image.open(io.BytesIO(image) if in_memory else image) as file:
             check_format(file, path)
+            yield file
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such picture", UNREADABLE) from None
     except DataError:
         raise
-    except Exception as error:  # see open_picture
-        why = f"{path}: not a readable picture ({error})"
-        raise DataError(why, UNREADABLE) from None
+    except Exception as error:  # Pillow raises many kinds: struct.error, zlib.error, IndexError ...
+        raise DataError(f"{path}: not a readable picture ({error})", UNREADABLE) from None
+
+
+def check_head(image: Tensor | Path | bytes | Crop) -> None:
+    """Raises DataError if the picture's file, if it has one, cannot be opened."""
+    path = getattr(image, "path", image)
+    if isinstance(path, Path):
+        with opened(path):
+            pass
 
 
 def can_open(image: Tensor | Path | bytes | Crop) -> bool:
@@ -150,26 +162,15 @@ def can_open(image: Tensor | Path | bytes | Crop) -> bool:
 
 
 @lru_cache(maxsize=1)  # the parts of a picture are read one after the other; one may take 150 MB
-def open_picture(path: Path | bytes) -> Image.Image:
-    """The file, or what would be in it, as an RGB picture."""
-    source = path
-    if isinstance(path, bytes):
-        source, path = io.BytesIO(path), "a picture in the data"
-    try:
-        with Image.open(source) as file:
-            check_format(file, path)
-            picture = ImageOps.exif_transpose(file)  # as a viewer would show it
-            # 16 bits a pixel. The format says that white is 65535; a camera's 12 bits that were
-            # not scaled to that are dark here as in a viewer
-            if picture.mode.startswith("I"):
-                picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-            if picture.has_transparency_data:
-                grey = Image.new("RGBA", picture.size, (*GREY, 255))
-                picture = Image.alpha_composite(grey, picture.convert("RGBA"))
-            return picture.convert("RGB")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such picture") from None
-    except DataError:
-        raise
-    except Exception as error:  # Pillow raises many kinds: struct.error, zlib.error, IndexError ...
-        raise DataError(f"{path}: not a readable picture ({error})") from None
+def open_picture(image: Path | bytes) -> Image.Image:
+    """The whole picture in RGB, as a viewer would show it."""
+    with opened(image) as file:
+        picture = ImageOps.exif_transpose(file)
+        # 16 bits a pixel. The format says that white is 65535; a camera's 12 bits that were not
+        # scaled to that are dark here as in a viewer
+        if picture.mode.startswith("I"):
+            picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+        if picture.has_transparency_data:
+            grey = Image.new("RGBA", picture.size, (*GREY, 255))
+            picture = Image.alpha_composite(grey, picture.convert("RGBA"))
+        return picture.convert("RGB")

@@ -117,25 +117,15 @@ class Tokenizer:
     def train(cls, texts, vocab_size: int) -> "Tokenizer":
         """vocab_size is an upper bound: text with fewer distinct pieces gets fewer."""
         model = io.BytesIO()
-        special = dict(
-            pad_id=0, unk_id=1, bos_id=2, eos_id=3, control_symbols=[IMAGE_TOKEN, ANSWER_TOKEN]
-        )
+        special = [IMAGE_TOKEN, ANSWER_TOKEN]
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(texts),
-                model_writer=model,
-                model_type="bpe",
-                vocab_size=vocab_size,
-                hard_vocab_limit=False,
-                byte_fallback=True,
-                character_coverage=1.0,
-                normalization_rule_name="identity",
-                remove_extra_whitespaces=False,
-                max_sentence_length=100_000,
-                num_threads=1,
-                minloglevel=2,
-                **special,
-            )
+                sentence_iterator=iter(texts), model_writer=model, model_type="bpe",
+                vocab_size=vocab_size, hard_vocab_limit=False, byte_fallback=True,
+                character_coverage=1.0, normalization_rule_name="identity",
+                remove_extra_whitespaces=False, max_sentence_length=100_000, num_threads=1,
+                minloglevel=2, pad_id=0, unk_id=1, bos_id=2, eos_id=3, control_symbols=special,
+            )  # fmt: skip
         except RuntimeError as error:
             why = str(error).splitlines()[-1]
             advice = "no tokenizer can be trained on this text; raise --vocab-size"

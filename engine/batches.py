@@ -213,7 +213,8 @@ def examples_of(trained: dict, args, image_size: int) -> tuple:
         source, images = trained["source"], images or trained["images"]
     what = {"data": name, "source": source and str(source)}
     scenes = trained.get("scenes") if known else None
-    source = data.load(name, source and Path(source), images and Path(images), scenes=scenes)
+    options = {"images": images and Path(images), "scenes": scenes}
+    source = data.load(name, source and Path(source), **options)
     if scenes:
         source.seed = trained["seed"]  # with another one training had other scenes
     names, split = source.split_names(), args.split or source.final_split

@@ -190,6 +190,13 @@ class Loss(nn.Module):
         return self.model.loss(**batch)
 
 
+def share_gradients(loss_of, now: bool) -> None:
+    """Whether DistributedDataParallel averages the gradients of the next backward pass. Of a step
+    in parts only the last one needs it: by then they are added up."""
+    if isinstance(loss_of, nn.parallel.DistributedDataParallel):
+        loss_of.require_backward_grad_sync = now
+
+
 def full_tensor(x: Tensor) -> Tensor:
     """All of a sharded tensor; any other tensor as it is."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x

@@ -129,10 +129,3 @@ def orthogonalise(m: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         b = product(a, a).mul_(2.0315).add_(a, alpha=-4.775)
         x = product(b, x).add_(x, alpha=3.4445)
     return x.mT if tall else x
-
-
-def orthogonalise_flops(rows: int, columns: int) -> int:
-    """FLOPs of orthogonalise for one matrix: in each step two products of a short by a long side
-    and one of the short sides alone."""
-    short, long = sorted((rows, columns))
-    return NEWTON_SCHULZ_STEPS * 2 * short * short * (2 * long + short)

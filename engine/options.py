@@ -131,6 +131,67 @@ def add_run_options(parser: Parser) -> None:
     add("--device", default=default_device(), metavar="NAME", help="cuda, mps or cpu")
 
 
+PATH, FILE, DIR = ({"type": Path, "metavar": name} for name in ("PATH", "FILE", "DIR"))
+COUNT, STEPS = {"type": positive, "metavar": "N"}, {"type": not_negative, "metavar": "N"}
+RATE, PARTS = {"type": rate, "metavar": "LR"}, {"nargs": "*", "metavar": ""}
+FLAG, ONE_OF = {"action": "store_true"}, lambda names: {"choices": names, "metavar": "NAME"}
+
+# What is not given and has no default here comes from the recipe of the data, or from the preset
+OPTIONS = {
+    "data": (
+        ("data", ", ".join(data.NAMES), {**ONE_OF(data.NAMES), "default": "shapes"}),
+        ("source", "easy_vqa, nlvr: its folder; llava: the JSON file", PATH),
+        ("images", "llava: the folder of the pictures", DIR),
+        ("pt-source", "llava: captions for stage 1", FILE),
+        ("pt-images", "the folder of their pictures", DIR),
+        ("scenes", "shapes: training has N scenes, a multiple of 16, not ever new ones", COUNT),
+        ("strict", "llava: a damaged entry is an error", FLAG),
+    ),
+    "model and method": (
+        ("mask", "of stage 2: {masks} (default: mma)", {**ONE_OF(EXTRA_PAIRS), "default": "mma"}),
+        ("variant", "another method beside the mask: lab/variants.py", {"metavar": "NAME"}),
+        ("preset", "{presets} (default: {preset})", {}),
+        ("n-layer", "decoder layers", COUNT),
+        ("image-size", "pixels (64; nlvr 100)", COUNT),
+        ("patch-size", "pixels (16; nlvr 20)", COUNT),
+        ("vocab-size", "at most (default: 4096)", COUNT),
+    ),
+    "training": (
+        ("pt-steps", "steps of stage 1 (captions)", STEPS),
+        ("steps", "steps of stage 2 (questions)", STEPS),
+        ("pt-pictures", "pictures of a step of stage 1", COUNT),
+        ("pictures", "pictures of a step of stage 2", COUNT),
+        ("questions", "questions about each of them", COUNT),
+        ("optimizer", "muon, adamw (default: {optimizer})", ONE_OF(("muon", "adamw"))),
+        ("lr", "peak rate of weight matrices", RATE),
+        ("adam-lr", "peak rate of all other parameters", RATE),
+        ("pt-freeze", "parts that stage 1 leaves as they are", PARTS),
+        ("freeze", "the same of stage 2 (default: by preset and data)", PARTS),
+        ("max-tokens", "longer rows are cut (default: 512)", {**COUNT, "default": 512}),
+        ("seed", "of parameters and data (default: 0)", {**COUNT, "type": seed, "default": 0}),
+    ),
+    "run": (
+        ("out", "default: runs/DATA-MASK-SEED", DIR),
+        ("resume", "go on with the run in --out", FLAG),
+        ("overwrite", "replace the run in --out", FLAG),
+        ("eval-every", "steps between validations (default: 100)", {**COUNT, "default": 100}),
+        ("val-limit", "questions of a validation (default: 500)", {**COUNT, "default": 500}),
+        ("limit", "test questions (default: all)", COUNT),
+        ("keep-best", "end with the weights of the best validation", FLAG),
+        ("save-every", "steps between checkpoints (default: 100)", {**COUNT, "default": 100}),
+        ("device", "cuda, mps or cpu", {"default": default_device(), "metavar": "NAME"}),
+        ("precision", f"{', '.join(FORMATS)} (default: what suits --device)", ONE_OF(FORMATS)),
+        ("workers", "that make batches ahead", {**STEPS, "default": 1}),
+        ("compile", "compile the layers", FLAG),
+        ("accumulate", "compute a step in N parts, to save memory; the result is the same",
+         {**COUNT, "default": 1}),
+        ("checkpointing", "compute again in backward what would fill the memory",
+         {**FLAG, "default": None}),
+        ("fsdp", "with torchrun: share the model out", FLAG),
+    ),
+}  # fmt: skip
+
+
 def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Namespace:
     """The command line of train.py (default: this process's), filled up. about: what --help says
     first. extend(parser): add options, say which are refused, and return further presets, of which
@@ -138,136 +199,14 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
     parser = Parser(about)
     presets = {**PRESETS, **(extend(parser) if extend else {})}
     usual = list(presets)[len(PRESETS)] if extend else "small on a GPU, else tiny"
-    g = parser.add_argument_group("data")
-    g.add_argument(
-        "--data",
-        default="shapes",
-        choices=data.NAMES,
-        metavar="NAME",
-        help=", ".join(data.NAMES),
-    )
-    g.add_argument(
-        "--source",
-        type=Path,
-        metavar="PATH",
-        help="easy_vqa, nlvr: its folder; llava: the JSON file",
-    )
-    g.add_argument("--images", type=Path, metavar="DIR", help="llava: the folder of the pictures")
-    g.add_argument("--pt-source", type=Path, metavar="FILE", help="llava: captions for stage 1")
-    g.add_argument("--pt-images", type=Path, metavar="DIR", help="the folder of their pictures")
-    g.add_argument(
-        "--scenes",
-        type=positive,
-        metavar="N",
-        help="shapes: training has N scenes, a multiple of 16, not ever new ones",
-    )
-    g.add_argument("--strict", action="store_true", help="llava: a damaged entry is an error")
-    g = parser.add_argument_group("model and method")
-    g.add_argument(
-        "--mask",
-        default="mma",
-        choices=list(EXTRA_PAIRS),
-        metavar="KIND",
-        help=f"of stage 2: {', '.join(EXTRA_PAIRS)} (default: mma)",
-    )
-    g.add_argument(
-        "--variant", metavar="NAME", help="another method beside the mask: lab/variants.py"
-    )
-    g.add_argument(
-        "--preset",
-        choices=list(presets),
-        metavar="NAME",
-        help=f"{', '.join(presets)} (default: {usual})",
-    )
-    g.add_argument("--n-layer", type=positive, metavar="N", help="decoder layers")
-    g.add_argument("--image-size", type=positive, metavar="N", help="pixels (64; nlvr 100)")
-    g.add_argument("--patch-size", type=positive, metavar="N", help="pixels (16; nlvr 20)")
-    g.add_argument("--vocab-size", type=positive, metavar="N", help="at most (default: 4096)")
-    g = parser.add_argument_group("training")
-    g.add_argument("--pt-steps", type=not_negative, metavar="N", help="steps of stage 1 (captions)")
-    g.add_argument("--steps", type=not_negative, metavar="N", help="steps of stage 2 (questions)")
-    g.add_argument(
-        "--pt-pictures", type=positive, metavar="N", help="pictures of a step of stage 1"
-    )
-    g.add_argument("--pictures", type=positive, metavar="N", help="pictures of a step of stage 2")
-    g.add_argument("--questions", type=positive, metavar="N", help="questions about each of them")
-    g.add_argument(
-        "--optimizer",
-        choices=("muon", "adamw"),
-        metavar="NAME",
-        help=f"muon, adamw (default: {'by preset' if extend else 'muon'})",
-    )
-    g.add_argument("--lr", type=rate, metavar="LR", help="peak rate of weight matrices")
-    g.add_argument("--adam-lr", type=rate, metavar="LR", help="peak rate of all other parameters")
-    g.add_argument(
-        "--pt-freeze", nargs="*", metavar="", help="parts that stage 1 leaves as they are"
-    )
-    g.add_argument(
-        "--freeze", nargs="*", metavar="", help="the same of stage 2 (default: by preset and data)"
-    )
-    g.add_argument(
-        "--max-tokens",
-        type=positive,
-        default=512,
-        metavar="N",
-        help="longer rows are cut (default: 512)",
-    )
-    g.add_argument(
-        "--seed", type=seed, default=0, metavar="N", help="of parameters and data (default: 0)"
-    )
-    g = parser.add_argument_group("run")
-    g.add_argument("-h", "--help", action="help", help="show this and exit")
-    g.add_argument("--out", type=Path, metavar="DIR", help="default: runs/DATA-MASK-SEED")
-    g.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    g.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    g.add_argument(
-        "--eval-every",
-        type=positive,
-        default=100,
-        metavar="N",
-        help="steps between validations (default: 100)",
-    )
-    g.add_argument(
-        "--val-limit",
-        type=positive,
-        default=500,
-        metavar="N",
-        help="questions of a validation (default: 500)",
-    )
-    g.add_argument("--limit", type=positive, metavar="N", help="test questions (default: all)")
-    g.add_argument("--keep-best", action="store_true", help="end with the weights of the best validation")
-    g.add_argument(
-        "--save-every",
-        type=positive,
-        default=100,
-        metavar="N",
-        help="steps between checkpoints (default: 100)",
-    )
-    g.add_argument("--device", default=default_device(), metavar="NAME", help="cuda, mps or cpu")
-    g.add_argument(
-        "--precision",
-        choices=FORMATS,
-        metavar="NAME",
-        help="float32, bfloat16 or float16 (default: what suits --device)",
-    )
-    g.add_argument(
-        "--workers", type=not_negative, default=1, metavar="N", help="that make batches ahead"
-    )
-    g.add_argument("--compile", action="store_true", help="compile the layers")
-    g.add_argument(
-        "--accumulate",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="compute a step in N parts, to save memory; the result is the same",
-    )
-    g.add_argument(
-        "--checkpointing",
-        action="store_true",
-        default=None,
-        help="compute again in backward what would fill the memory",
-    )
-    g.add_argument("--fsdp", action="store_true", help="with torchrun: share the model out")
+    words = {"presets": ", ".join(presets), "preset": usual, "masks": ", ".join(EXTRA_PAIRS)}
+    words["optimizer"] = "by preset" if extend else DEFAULTS["optimizer"]
+    for title, options in OPTIONS.items():
+        group = parser.add_argument_group(title)
+        for name, text, settings in options:
+            settings = ONE_OF(presets) if name == "preset" else settings
+            group.add_argument(f"--{name}", help=text.format(**words), **settings)
+    group.add_argument("-h", "--help", action="help", help="show this and exit")
     args = parser.parse_args(argv)
     given = options_given(parser, argv)
     for name, why in parser.refused.items():

@@ -108,6 +108,10 @@ class Run:
 
     # --- What a step leaves
 
+    def note(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        """Keep a step's loss and gradient norm, on the device, for the next check."""
+        self.unchecked.append((loss, norm))
+
     def check(self, step: int, scaler, steps) -> None:
         """Stop if one of the steps since the last call had a loss or gradient that is not a number,
         and count the rows that were left out. steps: the StepBatches. Not after every step, because

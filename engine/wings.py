@@ -68,5 +68,7 @@ def variant_of(trained: dict) -> Variant:
     """The variant of a finished run, by its arguments (run.json)."""
     if trained.get("template"):
         load("bridge.runs")
+        if not PRETRAINED:
+            raise data.DataError("a run from pretrained weights needs bridge/, which is not there")
         return PRETRAINED[bool(trained.get("vision"))]
     return find(trained.get("variant"))

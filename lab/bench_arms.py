@@ -1,29 +1,43 @@
 """Milliseconds of a training step of every arm of lab/experiments.py, the arms taking turns.
 
-python -m lab.arms time
+    python -m lab.bench_arms                 all arms of shapes; runs/results/time.{json,md}
+    python -m lab.bench_arms mma cca         these arms, and causal
+    python -m lab.bench_arms --publish       all of them, into docs/results too
+
+What follows -- is given to each (python -m lab.bench_arms -- --precision bfloat16).
 """
 
 import json
 import statistics
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from tqdm import tqdm
 
-from data import DataError
+from engine.options import Parser
 from engine.precision import autocast_of, scaler_of
+from engine.run import one_line_errors
 from engine.tables import markdown
-from lab import publish, tables
-from lab.arms import command_line
-from lab.bench_timing import build, optimizers_of, wait, where
-from lab.experiments import ARMS
+from lab import publish, results
+from lab.compare import chosen
+from lab.experiments import lines_of
+from lab.results import first_step
+from lab.timing import build, optimizers_of, wait, where
+from lab.trials import understood
 from train import clip_and_step, forward_backward
+
+
+def arguments_of(options: str, extra: list[str]):
+    """The arguments of train.py."""
+    return understood("train", ["--data", "shapes", *extra, *options.split()])
 
 
 def prepare(options: str, extra: list[str]) -> SimpleNamespace:
     """An arm's model, batches and optimizers."""
-    args = command_line(["--data", "shapes"], options, 0, extra)[1]
+    args = arguments_of(options, extra)
     torch.manual_seed(0)
     model, batches = build(args)
     optimizers = optimizers_of(model, args)
@@ -53,62 +67,24 @@ def step_times(arms: dict[str, str], repeats: int = 15, extra: list[str] = ()) -
     return {name: statistics.median(ms[2:]) for name, ms in times.items()}
 
 
-def write_time(args, arms: dict[str, str]) -> None:
-    """Causal is always among the arms: what a ratio compares took turns."""
-    times = step_times({"causal": ARMS["causal"], **arms}, extra=args.extra)
-    ratios = {name: ms / times["causal"] for name, ms in times.items()}
-    precision = command_line(["--data", "shapes"], "", 0, args.extra)[1].precision
-    record = {"where": where(precision), "extra": args.extra, "ms": times, "of_causal": ratios}
-    write(args.results, record)
-    folder = args.results
-    if args.publish:
-        old = publish.read_published("time", "ms")
-        write(folder := tables.PUBLISHED, merge(old, record, list(arms)) if old else record)
-    print((folder / "time.md").read_text(encoding="utf-8"))
-
-
-def merge(old: dict, new: dict, order: list[str]) -> dict:
-    """The arms that this call did not time stay as they were published, if on this machine."""
-    kept = [name for name in old["ms"] if name not in new["ms"]]
-    here = (old["where"], old.get("extra", [])) == (new["where"], new["extra"])
-    if kept and not here:
-        raise DataError(
-            f"the published times are those of {old['where']}; here is {new['where']}: publish "
-            "all arms together (without --only)"
-        )
-    ratios = {name: ms / old["ms"]["causal"] for name, ms in old["ms"].items()}
-    ratios |= old.get("of_causal", {})
-    names = sorted({*old["ms"], *new["ms"]}, key=publish.place_in([*ARMS, *order, *old["ms"]]))
-    ms, of_causal = {**old["ms"], **new["ms"]}, {**ratios, **new["of_causal"]}
-    in_order = {key: {n: x[n] for n in names} for key, x in (("ms", ms), ("of_causal", of_causal))}
-    return {**new, **in_order}
-
-
-def write(folder, record: dict) -> None:
+def write(folder: Path, record: dict) -> None:
     publish.write_json(folder / "time.json", record)
     renew(folder)
 
 
-def renew(folder) -> None:
-    """time.md from time.json and shapes.json, which may have more seeds by now."""
+def renew(folder: Path) -> None:
+    """time.md from time.json and the published runs of shapes, which may be more by now."""
     if (folder / "time.json").exists():
         record = json.loads((folder / "time.json").read_text(encoding="utf-8"))
-        publish.write_text(folder / "time.md", report(record, accuracy_of(folder)))
-
-
-def accuracy_of(folder) -> dict[str, list[dict]]:
-    """The arms of the trial shapes: from the folder, else as they are published."""
-    for file in (folder / "shapes.json", tables.PUBLISHED / "shapes.json"):
-        if file.exists():
-            return json.loads(file.read_text(encoding="utf-8"))["arms"]
-    return {}
+        made = publish.read_published("shapes") or {"arms": {}}
+        publish.write_text(folder / "time.md", report(record, made["arms"]))
 
 
 def report(record: dict, made: dict[str, list[dict]]) -> str:
     """The Markdown of time.json and shapes.json."""
     rows = [["arm", "ms a step", "of causal", "steps to 80 %", "seconds to 80 %"]]
     for name, ms in record["ms"].items():
-        steps = [run["step_at_80"] for run in made.get(name, [])]
+        steps = [first_step(run["curve"], 0.8) for run in made.get(name, [])]
         got_there = [step for step in steps if step]
         mean = statistics.mean(got_there) if got_there else 0
         some = f" ({len(got_there)} of {len(steps)} seeds)" if len(got_there) < len(steps) else ""
@@ -118,3 +94,31 @@ def report(record: dict, made: dict[str, list[dict]]) -> str:
         rows.append([name, f"{ms:.0f}", ratio, *(to_80 if got_there else none)])
     about = "seconds = steps x ms a step, without stage 1 and the looks at validation."
     return f"{markdown(rows)}\n\n{record['where']}; {about}"
+
+
+def main(argv=None) -> None:
+    parser, arms = Parser(__doc__), lines_of("shapes")
+    add = parser.add_argument
+    add("-h", "--help", action="help", help="show this and exit")
+    add("arms", nargs="*", metavar="ARM", help=f"of {', '.join(arms)}")
+    add("--results", type=Path, default=results.RESULTS, metavar="DIR",
+        help="default: runs/results")  # fmt: skip
+    add("--publish", action="store_true", help="write docs/results too; of all arms alone")
+    argv = sys.argv[1:] if argv is None else argv
+    cut = argv.index("--") if "--" in argv else len(argv)
+    args, extra = parser.parse_args(argv[:cut]), argv[cut + 1 :]
+    if args.publish and args.arms:
+        parser.error("--publish is for all arms together: times of other calls are not comparable")
+    with one_line_errors():
+        asked = ["causal", *args.arms] if args.arms else None
+        times = step_times(chosen(arms, asked), extra=extra)
+        ratios = {name: ms / times["causal"] for name, ms in times.items()}
+        machine = where(arguments_of("", extra).precision)
+        record = {"where": machine, "extra": extra, "ms": times, "of_causal": ratios}
+        for folder in [args.results] + [results.PUBLISHED] * args.publish:
+            write(folder, record)
+        print((args.results / "time.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

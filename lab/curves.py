@@ -17,7 +17,7 @@ import data
 from engine.options import Parser
 from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import pool
-from lab.tables import curve_of, need
+from lab.results import curve_of, need
 
 COLOURS = {
     "mma": "#f08c28", "causal": "#4a6fb5", "prefix": "#3c9650", "cca": "#aa3c96", "dot": "#787878",

@@ -1,18 +1,47 @@
-"""The arms and the experiments that lab/arms.py trains: what is compared, on what, how often.
+"""The published comparisons, as data: `python -m lab.compare NAME` makes one of EXPERIMENTS.
 
-    python -m lab.arms EXPERIMENT     trains one of EXPERIMENTS; to add one, write a line there
-
-An arm is one mask or method: a line of options for train.py. A mask of mma.py and a method of
-lab/variants.py are arms by their names: a method's name alone is the method under the causal mask,
-MASK+NAME is the method under that mask.
+What is compared, a mask or a method, is called an arm: a name and the command line of one training
+run. To add an experiment, write an entry; a mask of mma.py and a method of lab/variants.py are arms
+of `shapes` by themselves.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import lab.variants  # noqa: F401 - registers the methods
-from data import DataError
 from engine.wings import VARIANTS
 from mma import EXTRA_PAIRS
+
+
+class Question(NamedTuple):
+    """What is asked of a finished run: a module and its options. The run's folder and --json FILE
+    are added."""
+
+    command: str
+    arms: tuple[str, ...] = ()  # of these alone, if any are named
+    seeds: tuple[int, ...] = ()
+    limited: bool = True  # to as many questions as the run was tested on, by --limit
+
+
+class Experiment(NamedTuple):
+    # name -> command line, without --seed and --out. It is one of `program`, or of what follows
+    # -m; {NAME} is the folder of the run NAME of the same seed, which is then trained first.
+    lines: dict[str, str] | Callable[[], dict[str, str]]
+    common: str = ""  # options that every line begins with
+    program: str = "train"
+    seeds: int | dict[str, int] = 1  # how many, from 0; by arm: where more than one
+    asks: dict[str, Question] = {}
+    split: str = ""  # which of `asks` says the accuracy; default: what the program reports itself
+    # What is tested over seeds, in accuracy; "a - b > c - d" compares gains
+    claims: tuple[str, ...] = ()
+    families: tuple[str, ...] = ()  # those of the claims that are tested by family, too
+    steps: tuple[str, ...] = ()  # those where it is tested who learns in fewer steps, too
+    largest: tuple[str, ...] = ()  # families in which the paper sees the largest gains
+    marks: tuple[int, ...] = (80,)  # of validation accuracy, in %
+    # What the numbers after @ count, in the arms' names; between learning rates validation chooses
+    counts: str = ""
+    short: bool = False  # with a short table of the arms that have three seeds
+
 
 ARMS = {
     "causal": "--mask causal",
@@ -28,91 +57,149 @@ ARMS = {
     "lora": "--mask causal --variant lora",
     "scalar": "--mask causal --variant scalar",
 }
-# How many seeds an arm of the table has, where more than one
 SEEDS = {"causal": 5, "mma": 5, "prefix": 5, "v2v": 3, "cca": 3, "t&i": 3, "dot": 3}
-# Kinds and methods without an arm: where the picture comes before the question, mutual is mma pair
-# by pair (tests/lab/test_experiments.py); leaky and leaky-captions are lessons.
+FOUR_ARMS = {name: ARMS[name] for name in ("causal", "mma", "prefix", "t&i")}
+TWO_ARMS = {name: ARMS[name] for name in ("causal", "mma")}
+# Not arms: where the picture comes before the question, mutual is mma pair by pair
+# (tests/lab/test_experiments.py); leaky and leaky-captions are lessons.
 NO_ARM = ("mutual", "leaky", "leaky-captions")
-TIMES = ("1x", "2x", "4x")  # as many times the experiment's steps
 
 
 def arms_of_the_table() -> dict[str, str]:
     """ARMS, and the masks and variants that a fork has added."""
     arms = dict(ARMS)
-    arms |= {kind: f"--mask {kind}" for kind in EXTRA_PAIRS if kind not in (*arms, *NO_ARM)}
+    arms |= {mask: f"--mask {mask}" for mask in EXTRA_PAIRS if mask not in (*arms, *NO_ARM)}
     named = {line.split("--variant ")[-1].split()[0] for line in arms.values()}
     new = [name for name in VARIANTS if name not in (*named, *NO_ARM)]
     return arms | {name: f"--mask causal --variant {name}" for name in new}
 
 
-def pairs(option: str, values) -> dict[str, str]:
+def both_masks(option: str, values) -> dict[str, str]:
     """mma and causal at every value of one option."""
     masks = ("mma", "causal")
     return {f"{m}@{value}": f"--mask {m} --{option} {value}" for m in masks for value in values}
 
 
-RATES = pairs("lr", (0.002, 0.004, 0.008))
-BUDGETS = pairs("steps", TIMES)
-SCENES = pairs("scenes", (2000, 8000, 32000))
-FOUR_ARMS = "causal mma prefix t&i"
-
-
-class Experiment(NamedTuple):
-    options: str  # the data, and the options of train.py that all arms share
-    arms: Any  # names in ARMS; or name -> line of options; or a function that returns that
-    seeds: dict[str, int] = {}  # how many an arm has, where more than one
-    # the official split on which runs are compared, read once a finished run; without one they are
-    # compared on what train.py reports at its end
-    split: str | None = None
-
-
-EXPERIMENTS = {
-    "shapes": Experiment("shapes", arms_of_the_table, SEEDS),
-    "depth": Experiment("shapes", pairs("n-layer", (2, 3, 4, 6))),
-    "budget": Experiment("shapes", BUDGETS, {a: 5 if a.endswith("1x") else 3 for a in BUDGETS}),
-    # twice the steps: with few scenes validation stops rising within them
-    "scenes": Experiment("shapes --steps 4800 --keep-best", SCENES, dict.fromkeys(SCENES, 2)),
-    "rates": Experiment("shapes", RATES, dict.fromkeys(RATES, 2)),
-    # a second modality; several pictures a row
-    "sounds": Experiment("sounds", FOUR_ARMS, dict.fromkeys(FOUR_ARMS.split(), 3)),
-    "shapes-pairs": Experiment("shapes-pairs", FOUR_ARMS, dict.fromkeys(FOUR_ARMS.split(), 3)),
-    # short: with the default budget mma has 98.6 % at its first look
-    "easy_vqa": Experiment(
-        "easy_vqa --n-layer 3 --pt-steps 200 --steps 400", arms_of_the_table, SEEDS
-    ),
-    # nine times over its own sentences alone: validation stops rising before, the best look is kept
-    "nlvr": Experiment("nlvr --steps 1500 --keep-best", "causal mma", split="dev"),
-    "nlvr+world": Experiment("nlvr+world", "causal mma", {"causal": 2, "mma": 2}, split="dev"),
-    # before its rate was chosen
-    "nlvr+world-high-rate": Experiment(
-        "nlvr+world --lr 0.004", "causal mma prefix cca", {"causal": 2, "mma": 2}, split="dev"
-    ),
-    "nlvr+world-rates": Experiment("nlvr+world", RATES),  # chosen on val: dev is not read
+MMA = "mma > causal"
+PAPER = dict(
+    claims=(MMA, "mma > dot", "dot > causal", "mma > cca", "mma > prefix", "prefix > causal",
+            "mma > v2v", "t&i > causal"),
+    families=(MMA,), steps=(MMA,), largest=("counting", "existence"),
+)  # fmt: skip
+BUDGETS = {"1x": 2400, "2x": 4800, "4x": 9600}
+BUDGET_ARMS = {f"{m}@{x}": f"--mask {m} --steps {n}"
+               for m in ("mma", "causal") for x, n in BUDGETS.items()}  # fmt: skip
+AT_A_BUDGET = tuple(f"mma@{x} > causal@{x}" for x in BUDGETS)
+DEPTHS, SCENES, RATES = (2, 3, 4, 6), (2000, 8000, 32000), (0.002, 0.004, 0.008)
+BY_RATE = dict(counts="learning rate")
+DEV = dict(
+    asks={"dev": Question("eval --split dev", limited=False)}, split="dev"
+)  # read once a finished run
+# Masks, and AIF (lab/aif.py), that are switched on for the test alone
+AT_TEST_TIME = {
+    name: Question(command, ("causal", "mma"), seeds=(0,))
+    for name, command in {
+        "v2v": "eval --mask v2v",
+        "v2t": "eval --mask mma",  # FutureMask's name of the same set
+        "f": "eval --mask f",
+        "aif 0.25": "lab.aif --share 0.25",
+        "aif 0.5": "lab.aif --share 0.5",
+    }.items()
 }
 
+# --- A language model gets eyes (lab/eyes.py): its decoder learned from text alone
 
-def arms_of(experiment: str) -> dict[str, str]:
-    """name -> line of options, of every arm of an experiment."""
-    arms = EXPERIMENTS[experiment].arms
-    arms = {arm: ARMS[arm] for arm in arms.split()} if isinstance(arms, str) else arms
-    return arms() if callable(arms) else arms
+SIGHTED = "-m lab.eyes --encoder weights/shapes-causal --llm {text}"
+EYES = {name: f"{SIGHTED} {options}" for name, options in {
+    "causal": "--mask causal",
+    "mma": "--mask mma",
+    "prefix": "--mask prefix",
+    "late-mma": "--mask mma --mask-from 0.5",
+}.items()}  # fmt: skip
+FRESH = {f"{name}-fresh": f"{line} --fresh" for name, line in EYES.items()}
+TEXT = {"text": "--data shapes-text --mask causal"}
+FRESH_MMA = "mma-fresh > causal-fresh"
+EYES_CLAIMS = dict(
+    claims=(
+        MMA, "late-mma > causal", "mma > late-mma", "mma > prefix", FRESH_MMA,
+        "late-mma-fresh > causal-fresh", "mma-fresh > late-mma-fresh", "mma-fresh > prefix-fresh",
+        *(f"{name} > {name}-fresh" for name in EYES), "mma - causal > mma-fresh - causal-fresh",
+    ),
+    families=(MMA, FRESH_MMA), steps=(MMA, FRESH_MMA),
+)  # fmt: skip
+EYES_RATES = {f"{m}@{rate}": f"{EYES[m]} --lr {rate}" for m in TWO_ARMS for rate in RATES}
+# A real LLM, which python -m bridge.smollm2 smollm2 brings; -- --llm DIR names another folder.
+# Stage 1 has the same rate, 0.0002, whatever that of stage 2 is.
+SMOLLM2 = "--encoder weights/shapes-causal --llm smollm2 --preset smollm2 --val-limit 300"
+REAL = dict(
+    program="lab.eyes",
+    asks={"plain text, nats a token": Question("lab.text_loss", limited=False)},
+    claims=(MMA,), families=(MMA,), steps=(MMA,),
+)  # fmt: skip
+REAL_RATES = {f"{m}@{lr:g}": f"--mask {m} --lr {lr:g} --pt-lr-times {0.0002 / lr:g}"
+              for m in TWO_ARMS for lr in (0.00005, 0.0002)}  # fmt: skip
+
+EXPERIMENTS = {
+    "shapes": Experiment(
+        arms_of_the_table, "--data shapes", seeds=SEEDS, asks=AT_TEST_TIME, short=True, **PAPER
+    ),
+    "depth": Experiment(
+        both_masks("n-layer", DEPTHS), "--data shapes", counts="decoder layers",
+        claims=tuple(f"mma@{n} > causal@{n}" for n in DEPTHS),
+    ),
+    "budget": Experiment(
+        BUDGET_ARMS, "--data shapes",
+        seeds={name: 5 if name.endswith("1x") else 3 for name in BUDGET_ARMS},
+        claims=(*AT_A_BUDGET, "mma@1x > causal@2x", "mma@1x > causal@4x", "mma@2x > causal@4x"),
+        steps=AT_A_BUDGET, marks=(80, 95), counts="training budget, in default budgets",
+    ),
+    # Twice the steps: with few scenes validation stops rising within them
+    "scenes": Experiment(
+        both_masks("scenes", SCENES), "--data shapes --steps 4800 --keep-best", seeds=2,
+        claims=tuple(f"mma@{n} > causal@{n}" for n in SCENES), counts="training scenes",
+    ),
+    "rates": Experiment(both_masks("lr", RATES), "--data shapes", seeds=2, **BY_RATE),
+    # A second modality; several pictures a row
+    "sounds": Experiment(FOUR_ARMS, "--data sounds", seeds=3, **PAPER),
+    "shapes-pairs": Experiment(FOUR_ARMS, "--data shapes-pairs", seeds=3, **PAPER),
+    # Short: with the default budget mma has 98.6 % at its first validation
+    "easy_vqa": Experiment(
+        arms_of_the_table, "--data easy_vqa --n-layer 3 --pt-steps 200 --steps 400", seeds=SEEDS
+    ),
+    # Nine times over its own sentences alone: validation stops rising before, the best is kept
+    "nlvr": Experiment(TWO_ARMS, "--data nlvr --steps 1500 --keep-best", **DEV),
+    "nlvr+world": Experiment(
+        TWO_ARMS, "--data nlvr+world", seeds=2, claims=(MMA,), families=(MMA,), steps=(MMA,), **DEV
+    ),
+    # Before its rate was chosen
+    "nlvr+world-high-rate": Experiment(
+        {name: ARMS[name] for name in ("causal", "mma", "prefix", "cca")},
+        "--data nlvr+world --lr 0.004",
+        seeds={"causal": 2, "mma": 2}, **DEV, **{**PAPER, "largest": ()},
+    ),
+    # Chosen on val: dev is not read
+    "nlvr+world-rates": Experiment(both_masks("lr", RATES), "--data nlvr+world", **BY_RATE),
+    "eyes": Experiment(
+        TEXT | EYES | FRESH, seeds=5, **EYES_CLAIMS,
+        asks={"text scenes afterwards": Question("eval --data shapes-text", tuple(EYES))},
+    ),
+    "eyes_rates": Experiment(TEXT | EYES_RATES, seeds=2, **BY_RATE),
+    "eyes_smollm2": Experiment(
+        TWO_ARMS, f"{SMOLLM2} --steps 400 --eval-every 200", seeds=3, **REAL
+    ),
+    "eyes_smollm2_rates": Experiment(
+        REAL_RATES, f"{SMOLLM2} --steps 400 --eval-every 200", program="lab.eyes", **BY_RATE
+    ),
+    "eyes_smollm2-rehearsed": Experiment(
+        {"mma": ARMS["mma"]},
+        f"{SMOLLM2} --rehearse 4 --precision bfloat16 --pt-pictures 8 --pt-steps 250 --pictures 8 "
+        "--questions 4 --steps 600 --eval-every 150 --limit 1200",
+        **REAL,
+    ),
+}  # fmt: skip
 
 
-def choose(arms: dict[str, str], only: list[str] | None) -> dict[str, str]:
-    """The arms that --only names (default: all): an arm, a variant, or MASK+VARIANT."""
-    if only is None:
-        return arms
-    chosen = {}
-    for name in only:
-        mask, _, variant = name.rpartition("+")
-        line = f"--mask {mask or 'causal'} --variant {variant}"
-        known = variant in VARIANTS and (not mask or mask in EXTRA_PAIRS)
-        if name in arms:
-            chosen[name] = arms[name]
-        elif known and not any("@" in arm for arm in arms):
-            same = next((arm for arm, options in arms.items() if options == line), name)
-            chosen[same] = line
-        else:
-            listed = ", ".join([*arms, *VARIANTS])
-            raise DataError(f"--only {name}: no such arm; there are {listed}")
-    return {arm: chosen[arm] for arm in [*arms, *chosen] if arm in chosen}
+def lines_of(name: str) -> dict[str, str]:
+    """name -> command line, of every arm of an experiment."""
+    lines = EXPERIMENTS[name].lines
+    return lines() if callable(lines) else lines

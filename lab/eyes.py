@@ -172,7 +172,8 @@ def late_mask(config: Config, start: float, schedule=train.schedule):
     mask = config.mask
 
     def of_step(step: int, steps: int) -> float:
-        config.mask = "causal" if step < start * steps else mask
+        early = step < min(start * steps, steps - 1)  # the last step is never: answers follow it
+        config.mask = "causal" if early else mask
         return schedule(step, steps)
 
     return of_step
@@ -200,10 +201,7 @@ def main(argv=None) -> None:
         if args.mask_from and args.keep_best:
             raise data.DataError("--mask-from and --keep-best: the best look may be a causal one")
         model, tokenizer = put_together(args)
-        source = data.load(
-            args.data, args.source, args.images, args.strict, args.pt_source, args.pt_images,
-            args.scenes,
-        )  # fmt: skip
+        source = data.load(args.data, **data.options_of(args))
         if not args.template:
             check_words(source, tokenizer, args.llm)
         if args.rehearse:

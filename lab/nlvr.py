@@ -17,10 +17,10 @@ from pathlib import Path
 
 from data import DataError
 from data.nlvr import NLVR, picture_kind, read_entry, read_lines
-from data.nlvr_phrases import NUMBER
-from data.nlvr_scenes import COLOUR, SHAPE, Scenes
-from data.nlvr_sentences import Speaker
-from data.nlvr_world import CYCLE
+from data.nlvr.phrases import NUMBER
+from data.nlvr.scenes import COLOUR, SHAPE, Scenes
+from data.nlvr.sentences import Speaker
+from data.nlvr.world import CYCLE
 from engine.options import Parser, positive
 from engine.run import one_line_errors
 from engine.tables import markdown
@@ -38,7 +38,7 @@ def template(sentence: str) -> str:
 
 
 def item_of(thing: dict) -> tuple[int, int, int, int, int]:
-    """An item of structured_rep as data.nlvr_scenes has it."""
+    """An item of structured_rep as data.nlvr.scenes has it."""
     colour, shape = IN_FILES[thing["color"].lower()], SHAPE.index(thing["type"])
     return colour, shape, thing["size"] // 10 - 1, thing["x_loc"], thing["y_loc"]
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 
 import data
-from data import shapes, shapes_scenes
+from data import shapes
+from data.shapes import scenes as shapes_scenes
 from engine.options import Parser
 from engine.run import check_writable, one_line_errors, read_record
 from eval import ask, open_run
@@ -118,7 +119,7 @@ def opening(scenes: list[dict], runs: list[tuple[str, MLLM, data.Tokenizer]]) ->
 
 
 def about_world() -> dict:
-    """What the page needs of data/shapes_scenes.py, some scenes with their questions, and all words
+    """What the page needs of data/shapes/scenes.py, some scenes with their questions, and all words
     of the training text."""
     world = shapes.Shapes()
     asked = [e.turns[0][0].replace(data.IMAGE_TOKEN, "") for e in world.heldout("test")]

@@ -1,5 +1,5 @@
-// data/prompt.py and data/shapes_scenes.py in JavaScript, for the playground: text to tokens, a
-// question to a row, a scene to a picture. And what of data/shapes_questions.py says which answer is
+// data/prompt.py and data/shapes/scenes.py in JavaScript, for the playground: text to tokens, a
+// question to a row, a scene to a picture. And what of data/shapes/questions.py says which answer is
 // right. tests/lab/test_playground.py holds each of them equal to its original.
 
 // --- data/prompt.py
@@ -88,7 +88,7 @@ function encode(question, tokenizer, n_image_tokens) {
 // The words and signs of a text, and where each of them ends
 const words_of = text => [...text.matchAll(/[\p{L}\p{N}_]+|[^\p{L}\p{N}_\s]/gu)];
 
-// --- data/shapes_scenes.py
+// --- data/shapes/scenes.py
 
 function render(cells, world) {
   // A picture, bytes [3 * side * side], of what is in each cell: a kind, or -1. What training varies
@@ -111,7 +111,7 @@ function render(cells, world) {
 const name_of = (kind, {colours, shapes}) =>
   `${colours[Math.floor(kind / shapes.length)]} ${shapes[kind % shapes.length]}`;
 
-// --- data/shapes_questions.py: its questions are drawn with their answers; here a scene and a question
+// --- data/shapes/questions.py: its questions are drawn with their answers; here a scene and a question
 // are given
 
 function right_answer(question, cells, world) {

@@ -1,8 +1,8 @@
-"""From a trial's numbers to files: JSON, Markdown, curves; and the published ones in docs/results.
+"""From a result to files: JSON, Markdown, curves; and the published ones in docs/results.
 
-A published file is written on --publish alone, and never loses what another call has published:
-arms, seeds of an arm and masks at test time that this call did not make are kept. The JSON is the
-truth: tables and curves are made from it.
+The JSON is the truth: tables and curves are made from it. A published file is written on --publish
+alone, and never loses what another call has published: arms, and seeds of an arm, that this call
+did not make are kept.
 """
 
 import json
@@ -11,22 +11,13 @@ from pathlib import Path
 
 from data import DataError
 from engine.checkpoint import write_file
-from engine.tables import markdown
-from lab import tables
-from lab.claims import claims, counted_claims
-from lab.tables import arms_table, masks_of, rates_table
+from lab import results
+from lab.curves import write_curves
+from lab.results import VALIDATION, frame
 
-# Experiments whose table is tested for the claims
-CLAIMED = ("shapes", "sounds", "shapes-pairs", "nlvr+world", "nlvr+world-high-rate")
-ENOUGH = 3  # seeds with which an arm is in the short table and the curves
-# What the @ in the name of an experiment's arm counts
-COUNTS = {
-    "depth": "decoder layers",
-    "budget": "training budget, in default budgets",
-    "scenes": "training scenes",
-    "rates": "learning rate",
-    "nlvr+world-rates": "learning rate",
-}
+ENOUGH = 3  # seeds with which an arm is in the short table, and among many curves
+MANY = 6  # curves that can still be told apart
+RATE = "learning rate"  # is what arms count that are chosen between, by validation
 
 
 def write_text(file: Path, text: str) -> None:
@@ -38,9 +29,9 @@ def write_json(file: Path, record: dict) -> None:
     write_text(file, json.dumps(record, indent=1))
 
 
-def read_published(name: str, key: str) -> dict | None:
+def read_published(name: str, key: str = "arms") -> dict | None:
     """A published JSON, if there is one. DataError if another command wrote it: it lacks `key`."""
-    file = tables.PUBLISHED / f"{name}.json"
+    file = results.PUBLISHED / f"{name}.json"
     if not file.exists():
         return None
     record = json.loads(file.read_text(encoding="utf-8"))
@@ -49,134 +40,116 @@ def read_published(name: str, key: str) -> dict | None:
     return record
 
 
-# --- A trial
+# --- A result
 
 
-def report(experiment: str, result: dict) -> dict[str, str]:
-    """The Markdown of an experiment's JSON, file by file: the table; what it says of the paper's
-    claims (CLAIMED), or of mma against causal at each count; for shapes also a short table, and
-    masks at test time."""
-    arms, rest = result["arms"], []
-    rates = COUNTS.get(experiment) == "learning rate"
-    reported = "all of validation" if result["data"].startswith("nlvr") else "test"
-    parts = [rates_table(arms, reported) if rates else arms_table(arms)]
+def report(name: str, result: dict) -> dict[str, str]:
+    """The Markdown of a result, file by file: NAME.md, the table; NAME_claims.md, the tests and
+    what the runs were asked beside; NAME_finding.md, a short table."""
+    show = result["show"]
+    runs, marks = frame(result["arms"], show["marks"]), show["marks"]
+    parts = [results.main_table(runs, marks)]
+    if show["counts"] == RATE:
+        parts.append(results.chosen_on_validation(runs))
     if result["missing"]:
         parts.append(f"Not yet run: {', '.join(result['missing'])}.")
-    files = {f"{experiment}.md": parts}
-    if experiment in CLAIMED:
-        rest.append(claims(arms, result["options"]))
-    if experiment == "shapes":
-        if short := {arm: runs for arm, runs in arms.items() if len(runs) >= ENOUGH}:
-            files["shapes_finding.md"] = [arms_table(short)]
-    elif experiment in COUNTS and not rates:
-        rest.append(counted_claims(arms, experiment == "budget"))
-    if result.get("test_time"):
-        header = ["trained with", "switched on for the test", "accuracy, %"]
-        rows = [
-            [r["trained"], r["test"], f"{100 * r['accuracy']:.1f}"] for r in result["test_time"]
-        ]
-        rest.append(markdown([header, *rows]))
-    files[f"{experiment}_claims.md"] = [part for part in rest if part]
-    return {name: "\n\n".join(some) for name, some in files.items() if some}
+    files = {f"{name}.md": parts}
+    if show["short"]:
+        enough = runs.groupby("arm")["seed"].transform("count") >= ENOUGH
+        files[f"{name}_finding.md"] = [results.main_table(runs[enough], marks, short=True)]
+    if show["claims"]:
+        rows = results.differences(result, runs)
+        files[f"{name}_claims.md"] = [results.differences_table(rows), results.asked_table(runs)]
+    texts = {file: "\n\n".join(filter(None, parts)) for file, parts in files.items()}
+    return {file: text for file, text in texts.items() if text}
 
 
-def write(folder: Path, experiment: str, result: dict) -> None:
-    """All files of a trial. The curves come last: without matplotlib the tables are there."""
-    write_json(folder / f"{experiment}.json", result)
-    for name, text in report(experiment, result).items():
-        write_text(folder / name, text)
-    draw(folder, experiment, result["arms"])
+def write(folder: Path, name: str, result: dict) -> list[Path]:
+    """All files of a result. The curves come last: without matplotlib the tables are there."""
+    rows = results.differences(result, frame(result["arms"], result["show"]["marks"]))
+    write_json(folder / f"{name}.json", {**result, "differences": rows})
+    texts = report(name, result)
+    for file, text in texts.items():
+        write_text(folder / file, text)
+    return [folder / file for file in (f"{name}.json", *texts)] + draw(folder, name, result)
 
 
-def draw(folder: Path, experiment: str, arms: dict[str, list[dict]]) -> None:
+def draw(folder: Path, name: str, result: dict) -> list[Path]:
     """Validation accuracy over the steps; where arms count something, accuracy over that too."""
-    from lab.curves import write_curves
-
-    counts = COUNTS.get(experiment)
-    enough = [arm for arm, runs in arms.items() if len(runs) >= ENOUGH]
-    drawn = list(arms) if counts else enough or list(arms)
+    arms, counts = result["arms"], result["show"]["counts"]
+    drawn = {arm: runs for arm, runs in arms.items() if any(run["curve"] for run in runs)}
+    if len(drawn) > MANY and not counts:
+        drawn = {arm: runs for arm, runs in drawn.items() if len(runs) >= ENOUGH} or drawn
     curves = {}
-    for arm in drawn:
-        label = f"{arm} ({len(arms[arm])} seed{'s' * (len(arms[arm]) > 1)})"
-        curves[label] = [
-            {int(step): accuracy for step, accuracy in run["curve"].items()} for run in arms[arm]
-        ]
-    write_curves(folder / f"{experiment}{'-curves' if counts else ''}.png", curves)
+    for arm, runs in drawn.items():
+        label = f"{arm} ({len(runs)} seed{'s' * (len(runs) > 1)})"
+        curves[label] = [{int(step): y for step, y in run["curve"].items()} for run in runs]
+    files = []
+    if curves:
+        files.append(folder / f"{name}{'-curves' if counts else ''}.png")
+        write_curves(files[-1], curves)
     if counts:
-        rates = counts == "learning rate"
-        lines = {mask: over_count(arms, mask, rates) for mask in masks_of(arms)}
-        split = "validation" if rates else "test"
-        xlabel = f"{counts} ({split} accuracy)"
-        write_curves(folder / f"{experiment}.png", lines, xlabel=xlabel)
+        column, split = (VALIDATION, "validation") if counts == RATE else ("overall", "test")
+        lines, xlabel = over_count(frame(arms, ()), column), f"{counts} ({split} accuracy)"
+        files.append(folder / f"{name}.png")
+        write_curves(files[-1], lines, xlabel=xlabel)
+    return files
 
 
-def over_count(arms: dict[str, list[dict]], mask: str, on_validation: bool) -> list[dict]:
-    """For each seed of a mask: what the @ counts -> accuracy (0 to 1)."""
-    by_seed = {}
-    for arm, runs in arms.items():
-        name, _, x = arm.partition("@")
-        for run in runs if name == mask else ():
-            value = tables.last_validation(run) / 100 if on_validation else run["accuracy"]
-            by_seed.setdefault(run["seed"], {})[float(x.rstrip("x"))] = value
-    return list(by_seed.values())
+def over_count(runs, column: str) -> dict[str, list[dict]]:
+    """mask -> for each seed: what the @ counts -> accuracy (0 to 1)."""
+    lines = {}
+    for (arm, _), of_seed in runs.groupby([runs["arm"].str.split("@").str[0], "seed"], sort=False):
+        counted = of_seed["arm"].str.split("@").str[1].str.rstrip("x").astype(float)
+        lines.setdefault(arm, []).append(dict(zip(counted, of_seed[column] / 100)))
+    return lines
 
 
-def publish(experiment: str, result: dict, order: list[str]) -> None:
-    """Write docs/results, with what was published before. order: of the arms."""
-    published = read_published(experiment, "arms")
-    write(tables.PUBLISHED, experiment, merge(published, result, order) if published else result)
+# --- What is published
 
 
-def check_settings(name: str, settings: dict, data: str) -> None:
+def check_settings(name: str, settings: dict) -> None:
     """DataError if runs with these settings do not belong into the published table `name`."""
-    if old := read_published(name, "arms"):
-        check_same(old.get("settings", {"preset": "tiny"}), old["data"], settings, data)
-
-
-def check_same(old: dict, old_data: str, new: dict, data: str) -> None:
-    if (new, data) != (old, old_data):
+    old = (read_published(name) or {"settings": {}})["settings"]
+    differs = [
+        f"--{n.replace('_', '-')} is {settings[n]!r} and was {old[n]!r}"
+        for n in sorted({*old} & {*settings}) if old[n] != settings[n]
+    ]  # fmt: skip
+    if differs:
         raise DataError(
-            f"the published runs have the settings {old} ({old_data}), these {new} ({data}): they "
-            "do not belong into one table; leave --publish out, or move the published files"
+            f"these runs do not belong into the published table of {name}: {'; '.join(differs)}. "
+            "Leave --publish out, or choose another --name"
         )
 
 
-def merge(old: dict, new: dict, order: list[str]) -> dict:
+def merge(old: dict, new: dict) -> dict:
     """The published result with a new one: of the old one stay the arms, and the seeds of arms with
-    the same options, that the new one has not. DataError if they do not belong into one table."""
-    settings = old.get("settings", {"preset": "tiny"})
-    if new["arms"]:
-        check_same(settings, old["data"], new["settings"], new["data"])
+    the same options, that the new one has not."""
     arms, options = {}, {**old["options"], **new["options"]}
-    for arm in sorted({*old["arms"], *new["arms"]}, key=place_in([*order, *old["arms"]])):
+    for arm in dict.fromkeys([*old["arms"], *new["arms"]]):
         same = old["options"].get(arm) == options[arm]
         kept = old["arms"].get(arm, []) if same or arm not in new["arms"] else []
         runs = {run["seed"]: run for run in [*kept, *new["arms"].get(arm, [])]}
         arms[arm] = [runs[seed] for seed in sorted(runs)]
     made = {f"{arm}-{run['seed']}" for arm, runs in arms.items() for run in runs}
-    asked = new["missing"] if new["arms"] else []  # a call that only makes the tables anew
-    missing = [m for m in dict.fromkeys([*asked, *old["missing"]]) if m not in made]
-    test_time = {
-        (r["trained"], r["test"]): r for r in [*old.get("test_time", []), *new.get("test_time", [])]
-    }
-    merged = {**new, "settings": settings, "arms": arms, "missing": missing}
-    merged["options"] = {arm: options[arm] for arm in arms}
-    return merged | ({"test_time": list(test_time.values())} if test_time else {})
+    missing = [m for m in dict.fromkeys([*new["missing"], *old["missing"]]) if m not in made]
+    options = {arm: options[arm] for arm in arms}
+    return {**new, "settings": old["settings"], "arms": arms, "missing": missing,
+            "options": options}  # fmt: skip
 
 
-def place_in(names: list[str]):
-    places = {name: place for place, name in reversed(list(enumerate(names)))}
-    return places.__getitem__
+def publish(name: str, result: dict) -> list[Path]:
+    """Write docs/results, with what was published before."""
+    check_settings(name, result["settings"])
+    old = read_published(name)
+    return write(results.PUBLISHED, name, merge(old, result) if old else result)
 
 
-# --- README.md and docs/
-
-
-def with_tables(text: str, results: Path) -> str:
-    """The text, with what stands between <!-- NAME.md --> and <!-- end --> taken from results."""
+def with_tables(text: str, folder: Path) -> str:
+    """The text, with what stands between <!-- NAME.md --> and <!-- end --> taken from a folder."""
 
     def block(match):
-        file = results / match[1]
+        file = folder / match[1]
         if not file.exists():
             raise DataError(f"{file} is missing: the command that writes it, with --publish, first")
         return f"<!-- {match[1]} -->\n{file.read_text(encoding='utf-8').strip()}\n<!-- end -->"
@@ -184,11 +157,17 @@ def with_tables(text: str, results: Path) -> str:
     return re.sub(r"<!-- ([\w+-]+\.md) -->\n.*?<!-- end -->", block, text, flags=re.S)
 
 
-def write_readme(root: Path = tables.ROOT) -> None:
-    """Put the published tables into README.md and docs/*.md: all of them, or none."""
+def renew(root: Path = results.ROOT) -> None:
+    """Make the published tables anew from their JSON, and put them into README.md and docs/*.md:
+    into all of these, or none."""
+    for file in sorted(results.PUBLISHED.glob("*.json")):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if "arms" in record:
+            for name, text in report(file.stem, record).items():
+                write_text(results.PUBLISHED / name, text)
     files = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
     texts = {file: file.read_text(encoding="utf-8") for file in files}
-    filled = {file: with_tables(text, tables.PUBLISHED) for file, text in texts.items()}
+    filled = {file: with_tables(text, results.PUBLISHED) for file, text in texts.items()}
     for file in files:
         if filled[file] != texts[file]:
             write_text(file, filled[file])

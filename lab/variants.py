@@ -4,7 +4,7 @@
     python -m lab.variants                    what there is
 
 To add one, write a small class or function like those below and a line in VARIANTS; train.py,
-eval.py and lab/arms.py then know it by its name.
+eval.py and lab/compare.py then know it by its name.
 
 Shapes:  B rows   T tokens of a row   t queries   H query heads   G key/value heads   d head width
          D decoder width   n image tokens of a picture

@@ -14,7 +14,7 @@ from PIL import Image
 
 import data
 import train
-from data.nlvr_world import World
+from data.nlvr.world import World
 from data.shapes import Shapes
 from model import MLLM, Config
 
@@ -67,6 +67,14 @@ def model(tokenizer):
         encoder_heads=2, d_model=32, n_layer=3, n_head=4, n_kv_head=2, d_ff=48,
     )  # fmt: skip
     return enlarge(MLLM(config))
+
+
+@pytest.fixture
+def losses_in_float64(monkeypatch):
+    """The loss is taken in float32; here nothing is rounded to it, so that equal means equal."""
+    plain = torch.Tensor.float
+    keep = lambda x: x if x.dtype == torch.float64 else plain(x)
+    monkeypatch.setattr(torch.Tensor, "float", keep)
 
 
 @pytest.fixture

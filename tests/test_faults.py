@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from helpers import write_nlvr_split
+from helpers import ROOT, write_nlvr_split
 from PIL import Image
 
 import data
@@ -16,6 +16,7 @@ import train
 from engine.checkpoint import write_file
 from engine.lock import run_lock, take
 from engine.run import read_record
+from model import MLLM
 
 QUICK = [
     "--workers",
@@ -55,6 +56,15 @@ def test_a_bad_option_is_one_line(options, message, capsys):
 def test_a_part_to_freeze_that_does_not_exist_is_an_error(option, part, tmp_path):
     with pytest.raises(SystemExit, match=f"{option} '{part}': no .* begins so; there are encoder"):
         train.main([*QUICK, option, part, "--out", str(tmp_path / "run")])
+    assert not list(tmp_path.glob("run/*.pt"))
+
+
+@pytest.mark.parametrize("option", ["--freeze", "--pt-freeze"])
+def test_a_stage_that_would_train_nothing_is_an_error(option, tmp_path):
+    parts = ["encoder", "projector", "embed", "blocks", "norm"]
+    message = f"^error: {option} {' '.join(parts)} leaves no parameter to train; name fewer parts$"
+    with pytest.raises(SystemExit, match=message):
+        train.main([*QUICK, option, *parts, "--out", str(tmp_path / "run")])
     assert not list(tmp_path.glob("run/*.pt"))
 
 
@@ -195,34 +205,28 @@ def test_consistency_tells_splits_apart(tmp_path):
     assert not {e.group for e in asked["val"]} & {e.group for e in asked["dev"]}
 
 
-def test_an_optimizers_second_group_is_scheduled_too(tmp_path):
-    p, q = (torch.nn.Parameter(torch.ones(())) for _ in range(2))
-    model = torch.nn.Module()
-    model.embed, model.p, model.q = torch.nn.Embedding(1, 1), p, q
-    optimizer = torch.optim.SGD([{"params": [p]}, {"params": [q]}], lr=1.0)
-    seen = []
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
+def test_a_full_gpu_is_one_line_that_names_what_helps(tmp_path, monkeypatch):
+    def full(*args, **batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    def record(step, loss, norm):
-        seen.append([group["lr"] for group in optimizer.param_groups])
-
-    loss = lambda kind: model.p + model.q
-    train.train_stage(model, loss, [optimizer], scaler, [{}] * 3, 0, 3, "mma", record)
-    assert all(a == b < 1 for a, b in seen)
+    monkeypatch.setattr(MLLM, "loss", full)
+    message = r"^error: out of GPU memory \(CUDA out of memory.*--accumulate 2[^\n]*$"
+    with pytest.raises(SystemExit, match=message):
+        train.main([*QUICK, "--out", str(tmp_path)])
 
 
-def test_checkpointing_computes_again_and_changes_nothing(model, batch_of, dialogues):
-    from copy import deepcopy
-
-    from engine.precision import recompute_blocks
-
-    batch, calls = batch_of(dialogues), []
-    other = deepcopy(model)
-    recompute_blocks(other)
-    other.blocks[1].norm1.register_forward_hook(lambda *_: calls.append(1))
-    losses = [m.loss(**batch, mask="mma") for m in (model, other)]
-    for loss in losses:
-        loss.backward()
-    assert losses[0] == losses[1] and len(calls) == 2  # forward, and again for backward
-    for p, q in zip(model.parameters(), other.parameters()):
-        assert torch.equal(p.grad, q.grad)
+@pytest.mark.skipif(os.name == "nt", reason="Windows has another error")
+def test_a_reader_that_has_read_enough_sees_no_traceback():
+    """| head -1: of what the masks look like, and of an evaluation that prints line by line."""
+    drawing, evaluating = "mma.py", "-u eval.py weights/shapes-mma --limit 20 --device cpu"
+    pipes = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes["env"] = {**os.environ, "OMP_NUM_THREADS": "1"}
+    jobs = [
+        subprocess.Popen([sys.executable, *line.split()], **pipes) for line in (drawing, evaluating)
+    ]
+    assert jobs[0].stdout.readline().startswith(b"rows = queries")
+    for job in jobs:
+        job.stdout.close()
+        said = job.stderr.read().decode()
+        assert "Traceback" not in said and "Error" not in said, said
+        job.wait()

@@ -1,6 +1,12 @@
 """The model: the mask reaches attention, labels do not leak, batches equal single rows, the cache
 equals no cache."""
 
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +14,7 @@ from helpers import (
     KINDS,
     LEAK_TABLE,
     OPENS,
+    ROOT,
     hidden_of,
     leak_layout,
     leaks_by_gradient,
@@ -18,7 +25,7 @@ from helpers import (
 
 import data
 from mma import Role, attention_mask
-from model import MLLM, Config, attention, sample
+from model import MLLM, Config, DecoderBlock, attention, sample
 
 
 @pytest.mark.parametrize("kind,reach", list(LEAK_TABLE))
@@ -166,7 +173,12 @@ def test_each_row_may_have_a_limit_of_its_own(model, batch_of, dialogues):
     assert limited == [longest[0], [], longest[2][:3]]
 
 
-@pytest.mark.parametrize("roles", [[0, 0, 1, 1], [0, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0], []])
+NO_COLUMN = pytest.mark.xfail(reason="generate looks at each token, and there is none", strict=True)
+
+
+@pytest.mark.parametrize("roles", [
+    [0, 0, 1, 1], [0, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0], pytest.param([], marks=NO_COLUMN),
+])  # fmt: skip
 def test_generate_refuses_padding_anywhere_but_on_the_right(model, roles):
     role = torch.tensor([roles], dtype=torch.int64)
     with pytest.raises(ValueError, match="padded on the right"):
@@ -186,6 +198,73 @@ def test_sampling():
         sample(logits, -1.0, 1.0, g)
 
 
+# --- What is read is what runs
+
+
+def test_a_block_that_is_changed_is_changed_in_every_layer(model, batch_of, dialogues, monkeypatch):
+    """In training and in answering; nothing replaces it, of no layer."""
+    batch, calls = batch_of(dialogues), []
+    loss, prompts = model.loss(**batch), batch_of(dialogues, upto=0)
+    answers = model.generate(**prompts, eos=-1, max_new_tokens=4)
+    forward = DecoderBlock.forward
+
+    def changed_in(layers):
+        def changed(self, x, *rest):
+            calls.append(self.attention.layer)
+            return forward(self, x, *rest) + (self.attention.layer in layers) * torch.arange(32)
+
+        calls.clear()
+        monkeypatch.setattr(DecoderBlock, "forward", changed)
+
+    changed_in([])
+    assert model.loss(**batch) == loss and calls == [0, 1, 2]
+    calls.clear()
+    assert model.generate(**prompts, eos=-1, max_new_tokens=4) == answers
+    assert calls == 4 * [0, 1, 2]
+    for layer in range(3):
+        changed_in([layer])
+        assert (model.loss(**batch) - loss).abs() > 0.01
+        assert model.generate(**prompts, eos=-1, max_new_tokens=4) != answers
+
+
+ALONE = """
+import sys, torch, model
+from pathlib import Path
+from model import MLLM, Config
+files = {Path(m.__file__) for m in [*sys.modules.values()] if getattr(m, "__file__", None)}
+ours = {file for file in files if file.parent == Path.cwd()}
+assert ours == {Path.cwd() / "model.py", Path.cwd() / "mma.py"}, ours
+
+torch.manual_seed(0)
+role = torch.tensor([[1, *[2] * 16, 3, 3, 4, 4, 4, 4, 4]] * 4)
+batch = dict(ids=torch.randint(60, role.shape), role=role, image_index=torch.arange(4))
+batch["images"] = torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8)
+model, losses = MLLM(Config(vocab_size=60, n_layer=2)), []
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
+for _ in range(12):
+    losses.append(model.loss(**batch))
+    optimizer.zero_grad()
+    losses[-1].backward()
+    optimizer.step()
+assert losses[-1] < losses[0] / 4, losses
+prompt = {name: x[:, :19] if name in ("ids", "role") else x for name, x in batch.items()}
+answers = model.generate(**prompt, eos=-1, max_new_tokens=5)
+right = sum(torch.tensor(answers).eq(batch["ids"][:, 19:]).flatten().tolist())
+assert right > 15, right
+"""
+
+
+def test_two_files_are_all_that_is_needed(tmp_path):
+    """Copied into a folder of their own, they train and answer."""
+    for name in ("mma.py", "model.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    env = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and not done.stdout, done.stderr
+
+
 # --- What goes in
 
 
@@ -202,13 +281,13 @@ def test_pictures_that_do_not_fit_are_refused(model, batch_of, dialogues):
         {"image_index": three},
         {"images": None, "image_index": None},
     ):
-        refused(change, "pictures of 4 image tokens each do not fit")
+        refused(change, "does not fit .*: 4 a picture")
     role = batch["role"].clone()  # the sum is right, the rows are not
     role[0, 1], role[1, -1] = int(Role.TEXT), int(Role.IMAGE)
     refused({"role": role}, r"\[3, 5\]")
     wrong = [{"image_index": torch.tensor([0, k])} for k in (2, -1)]
     for change in ({"images": None}, *wrong):
-        refused(change, "image_index names the images .* but . are given")
+        refused(change, r"image_index \[.*\] .*does not fit")
     refused({"images": batch["images"].float()}, r"uint8 \[N, 3, 16, 16\]")
 
 
@@ -244,7 +323,6 @@ def test_bfloat16_autocast_trains_and_answers(model, batch_of, dialogues):
         (dict(encoder_width=30), "encoder_width=30 must be a multiple of encoder_heads=4"),
         (dict(d_model=130), "d_model=130 must be a multiple of n_head=4"),
         (dict(n_kv_head=3), "n_head=4 must be a multiple of n_kv_head=3"),
-        (dict(n_kv_head=0), "n_head=4 must be a multiple of n_kv_head=0"),
         (dict(d_model=132), "RoPE needs an even width of a head, not 33"),
         (dict(mask="nope"), "unknown mask 'nope'"),
     ],
@@ -252,6 +330,17 @@ def test_bfloat16_autocast_trains_and_answers(model, batch_of, dialogues):
 def test_sizes_that_do_not_fit_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         Config(vocab_size=10, **sizes)
+
+
+NUMBERS = [f.name for f in fields(Config) if f.type in (int, float)]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_size_that_is_not_above_0_is_refused(name):
+    for wrong in (0, -1, -0.5, float("nan")):
+        with pytest.raises(ValueError, match=f"{name} must be above 0, not {wrong}"):
+            Config(**{"vocab_size": 10, name: wrong})
+    assert {"vocab_size", "n_layer", "rope_theta"} <= set(NUMBERS)
 
 
 def test_an_untied_head_is_its_own():

@@ -1,7 +1,7 @@
 """What must hold of every mask and every method, a fork's too, over layouts and dialogues that
 nobody chose."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ GRID = 3  # rings have an inside
 PLAIN = MLLM, data.Tokenizer
 METHODS = {"none": PLAIN, "long-rope": (PretrainedMLLM, data.Tokenizer)}
 for name, variant in VARIANTS.items():
-    if (classes := (variant.model_class, variant.tokenizer_class)) != PLAIN:
+    if (classes := (variant.model_class or MLLM, variant.tokenizer_class)) != PLAIN:
         METHODS[name] = classes
 
 
@@ -35,7 +35,7 @@ class Method:
         if name == "long-rope":
             factors = (1.0, 1.1, 1.3, 1.4), (1.0, 2.0, 3.0, 5.0)
             more = dict(rope_factors=factors, rope_short=40, rope_scale=1.2)
-            config = PretrainedConfig(**{**vars(config), **more})
+            config = PretrainedConfig(**asdict(config), **more)
         self.model, self.images = enlarge(model_class(config)), images
         self.tokenizer, self.most_pictures = tokenizer_class(tokenizer), 0
         for p in self.model.parameters():
@@ -113,14 +113,15 @@ def reach(mask, hops: int):
 def test_a_token_changes_the_rows_that_reach_it_and_no_other(model, n):
     def check(layout, t, seed):
         g = torch.Generator().manual_seed(seed)
-        role, T, D = layout[0], layout[0].shape[1], model.config.d_model
+        T, D = layout[0].shape[1], model.config.d_model
         x = torch.randn(2, T, D, generator=g).double()
         other = x.clone()
         other[:, t % T] = torch.randn(2, D, generator=g)
         for kind in KINDS:
-            mask, position = model.mask_and_positions(kind, *layout)
+            context = model.context_of(kind, *layout)
+            mask = context.attention_mask
             with torch.no_grad():
-                states = [model.decode(y, mask, position, role == Role.IMAGE) for y in (x, other)]
+                states = [model.decode(y, context) for y in (x, other)]
             changed = (states[0] != states[1]).any(-1)
             never, surely = ~reach(mask, T)[..., t % T], reach(mask, 3)[..., t % T]
             assert not changed[never].any() and changed[surely].all(), kind
@@ -157,7 +158,7 @@ def test_nothing_leaks_where_leaks_says_that_nothing_does(method, n):
         t = drawn.draw(st.sampled_from(targets))
         batch, other = from_column(batch, t, len(method.tokenizer))
         for kind in KINDS:
-            mask, _ = model.mask_and_positions(kind, role, turn, document)
+            mask = model.context_of(kind, role, turn, document).attention_mask
             leak = bool(leaks(mask, role, document)[0, t])
             changed = hidden_of(model, batch, kind) != hidden_of(model, other, kind)
             changed = bool(changed[0, t - 1].any())

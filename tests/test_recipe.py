@@ -35,15 +35,17 @@ FIVE_STEPS = (
 @pytest.mark.parametrize("mask", GOLDEN)
 def test_the_first_losses(mask, tmp_path, monkeypatch):
     """Both masks have the same stage 1, which is causal; in stage 2 mma reads the question."""
-    losses, forward_backward = [], train.forward_backward
+    losses, masks, forward_backward = [], [], train.forward_backward
 
-    def noted(*args):
-        losses.append(forward_backward(*args))
+    def noted(loss_of, batches, mask, *rest):
+        masks.append(mask)
+        losses.append(forward_backward(loss_of, batches, mask, *rest))
         return losses[-1]
 
     monkeypatch.setattr(train, "forward_backward", noted)
     train.main([*FIVE_STEPS.split(), "--mask", mask, "--out", str(tmp_path / "run")])
     assert torch.tensor(losses).tolist() == pytest.approx(GOLDEN[mask], abs=1e-3)
+    assert masks == 5 * ["causal"] + 5 * [mask]  # a caption asks nothing, so its loss does not show
 
 
 def test_the_masks_differ_in_stage_2_alone():

@@ -13,7 +13,7 @@ import train
 from engine.batches import describe_splits
 from engine.options import arguments
 from mma import EXTRA_PAIRS, Role
-from model import MLLM, Config
+from model import MLLM, Config, DecoderBlock
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
 
@@ -102,7 +102,7 @@ def test_the_best_look_can_be_the_one_that_is_kept(tmp_path, monkeypatch):
     assert same == [False, True, False, False, True]  # the first of two that are as good
     record = json.loads((out / "run.json").read_text())
     assert record["kept"] == {"step": 2, "val": 0.9} and record["accuracy"] == 0.3
-    assert not (out / "best.pt").exists()
+    assert not list(out.glob("best*.pt"))
     with pytest.raises(SystemExit):
         train.main([*TINY, "--keep-best", "--fsdp", "--out", str(tmp_path / "other")])
 
@@ -245,6 +245,31 @@ def test_fit_trains_a_given_model_and_needs_nobody_who_draws(tokenizer, tmp_path
     assert files == {"model.pt", "tokenizer.model", "run.json", "metrics.jsonl"}
     assert not torch.equal(model.embed.weight, before)
     assert torch.equal(weights_of(tmp_path / "run")["embed.weight"], model.embed.weight)
+
+
+def test_what_the_model_says_is_what_is_trained(runs, tmp_path, monkeypatch):
+    """Its loss is minimised, and each of its layers is computed by its own class."""
+    few = ["--pt-steps", "2", "--steps", "0", "--limit", "2", "--out", str(tmp_path / "run")]
+    forward, layers, lost = DecoderBlock.forward, [], MLLM.loss
+
+    def changed(self, *args):
+        layers.append(self.attention.layer)
+        return forward(self, *args) + (self.attention.layer == 3) * 0.5
+
+    def loss(*args, **batch):
+        layers.clear()
+        found = lost(*args, **batch)
+        assert layers == [0, 1, 2, 3]
+        return found + 100
+
+    monkeypatch.setattr(DecoderBlock, "forward", changed)
+    monkeypatch.setattr(MLLM, "loss", loss)
+    train.main([*TINY, *few])
+    plain, found = (lines_of(out)[0]["loss"] for out in (runs / "mma-0", tmp_path / "run"))
+    assert found > 100 and abs(found - 100 - plain) > 0.01  # the last layer has its term
+    monkeypatch.setattr(MLLM, "loss", lambda *args, **batch: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train.main([*TINY, *few, "--overwrite"])
 
 
 def test_schedule():

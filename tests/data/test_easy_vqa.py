@@ -6,7 +6,7 @@ import pytest
 
 import data
 from data import DataError
-from data.shapes_scenes import SPLITS
+from data.families import SPLITS
 
 
 def test_easy_vqa(easy_vqa):

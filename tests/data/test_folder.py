@@ -10,7 +10,7 @@ from PIL import Image
 
 import data
 from data import DataError
-from data.shapes_scenes import SPLITS
+from data.families import SPLITS
 
 
 def test_a_finite_set_is_seen_whole_in_each_epoch_in_another_order(easy_vqa):

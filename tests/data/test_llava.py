@@ -6,7 +6,7 @@ import pytest
 
 import data
 from data import DataError
-from data.shapes_scenes import SPLITS
+from data.families import SPLITS
 
 
 def entry(image, message, answer):
@@ -148,8 +148,8 @@ def test_captions_of_their_own_for_stage_1(llava, tokenizer):
     assert "a caption of" in " ".join(folder.texts())
     with pytest.raises(DataError, match="no training row keeps an answer"):
         folder.drop_unusable(tokenizer, 16, 18)
-    with pytest.raises(DataError, match="--pt-source belongs to --data llava"):
-        data.load("shapes", pt_source=captions)
+    with pytest.raises(DataError, match="--pt-images belongs to --pt-source FILE"):
+        data.load("llava", llava, pt_images=llava.parent)
 
 
 @pytest.mark.parametrize("prefix", ["", "pt_"])
@@ -188,7 +188,7 @@ def test_of_linked_captions_only_those_of_held_out_pictures_are_not_used(llava):
 
 def test_the_llava_split_follows_the_names_alone(llava, tmp_path, monkeypatch):
     def split(source, images=None):
-        folder = data.load("llava", source, images)
+        folder = data.load("llava", source, images=images)
         return {
             s: {tuple(p.name for p in e.images) + e.turns[0] for e in folder.heldout(s)}
             for s in SPLITS

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data import IMAGE_TOKEN
-from data.nlvr_scenes import (
+from data.nlvr.scenes import (
     COLOUR,
     SHAPE,
     SIZE,
@@ -21,8 +21,8 @@ from data.nlvr_scenes import (
     tower,
     twin,
 )
-from data.nlvr_sentences import NUMBER, Speaker
-from data.nlvr_world import CYCLE, FAMILIES, WHY, World
+from data.nlvr.sentences import NUMBER, Speaker
+from data.nlvr.world import CYCLE, FAMILIES, WHY, World
 
 
 def blocks(*colours):
@@ -103,76 +103,54 @@ TOWERS = [[
 ]]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "boxes,families,true,false",
-    [
-        (
-            SCATTER,
-            ["item_count", "item_box", "item_place"],
-            [
-                "there are two yellow circles",
-                "there is no black circle",
-                "there is a box with only blue items",
-                "each box has at least one circle",
-                "there is one box with three items",
-                "there is exactly one yellow circle touching the edge",
-                "there is at most one black item",
-                "none of the yellow items are touching the base",
-                "there is a big black square touching the corner",
-                "there is a box with exactly one item which is yellow",
-                "there is a box with a single item which is yellow",
-                "there is a box with blue items only",
-                "one of the box has three items",
-                "there are less than two black items",
-                "there is a box with at least two items including one yellow circle",
-            ],
-            [
-                "there are three yellow circles",
-                "there is a box with only black items",
-                "there is a yellow item touching the base",
-                "there is a black item in each box",
-                "there is a small black square",
-                "each box has at least one square",
-                "there is exactly one item closely touching right wall of a box",
-                "there are two black items",
-                "there is a box with one item which is black in color",
-                "there is a box with one item which is black",
-                "there is a box with many items",
-                "there are less than two yellow circles",
-            ],
-        ),
-        (
-            TOWERS,
-            ["tower_count", "tower_box", "tower_order"],
-            [
-                "there is a blue tower",
-                "there is a tower with two yellow blocks stacked together",
-                "there is a blue block as the base of a tower",
-                "there are two towers with a yellow block at the top",
-                "there is a yellow block on a black block",
-                "there are three yellow blocks",
-                "the tower with four blocks has a yellow block at the top",
-                "the top of a four blocks tower is yellow",
-                "there is a tower with a yellow block in the middle",
-                "there is a box with a black item touching the wall and a yellow item on top of it",
-                "there is a tower with a blue base",
-            ],
-            [
-                "there is a black tower",
-                "there is a black block on a yellow block",
-                "there are exactly two yellow blocks",
-                "there is exactly one tower with a yellow block at the top",
-                "there is a blue block as the top of a tower with three blocks",
-                "there is a tower with a blue block in the middle",
-                "the base of a four blocks tower is blue",
-                "there is a box with a black item touching the wall and a black item on top of it",
-                "there is a tower with a yellow base",
-            ],
-        ),
-    ],
-)
+# Sentences that are true or false of these scenes, judged by hand
+TRUE_OF_SCATTER = """
+there are two yellow circles; there is no black circle; there is a box with only blue items;
+each box has at least one circle; there is one box with three items;
+there is exactly one yellow circle touching the edge; there is at most one black item;
+none of the yellow items are touching the base; there is a big black square touching the corner;
+there is a box with exactly one item which is yellow;
+there is a box with a single item which is yellow; there is a box with blue items only;
+one of the box has three items; there are less than two black items;
+there is a box with at least two items including one yellow circle
+"""
+FALSE_OF_SCATTER = """
+there are three yellow circles; there is a box with only black items;
+there is a yellow item touching the base; there is a black item in each box;
+there is a small black square; each box has at least one square;
+there is exactly one item closely touching right wall of a box; there are two black items;
+there is a box with one item which is black in color; there is a box with one item which is black;
+there is a box with many items; there are less than two yellow circles
+"""
+TRUE_OF_TOWERS = """
+there is a blue tower; there is a tower with two yellow blocks stacked together;
+there is a blue block as the base of a tower; there are two towers with a yellow block at the top;
+there is a yellow block on a black block; there are three yellow blocks;
+the tower with four blocks has a yellow block at the top;
+the top of a four blocks tower is yellow; there is a tower with a yellow block in the middle;
+there is a box with a black item touching the wall and a yellow item on top of it;
+there is a tower with a blue base
+"""
+FALSE_OF_TOWERS = """
+there is a black tower; there is a black block on a yellow block;
+there are exactly two yellow blocks; there is exactly one tower with a yellow block at the top;
+there is a blue block as the top of a tower with three blocks;
+there is a tower with a blue block in the middle; the base of a four blocks tower is blue;
+there is a box with a black item touching the wall and a black item on top of it;
+there is a tower with a yellow base
+"""
+
+
+def sentences(text: str) -> list[str]:
+    return [" ".join(sentence.split()) for sentence in text.split(";")]
+
+
+@pytest.mark.parametrize("boxes,families,true,false", [
+    (SCATTER, ["item_count", "item_box", "item_place"], TRUE_OF_SCATTER, FALSE_OF_SCATTER),
+    (TOWERS, ["tower_count", "tower_box", "tower_order"], TRUE_OF_TOWERS, FALSE_OF_TOWERS),
+])  # fmt: skip
 def test_what_the_world_says_of_a_scene_is_so(boxes, families, true, false):
-    """Sentences judged by hand; the grammar says most of them within some thousand draws."""
+    """The grammar says most of the sentences within some thousand draws."""
     heard, why, scenes = {}, {}, Scenes(boxes)
     for seed in range(4_500):
         speaker = Speaker(scenes, random.Random(seed), boxes is TOWERS)
@@ -180,7 +158,7 @@ def test_what_the_world_says_of_a_scene_is_so(boxes, families, true, false):
         assert holds.shape == (1,) and holds.dtype == torch.bool and worth.shape == (1, 3)
         why[words] = worth[0].tolist()
         assert heard.setdefault(words, bool(holds)) == bool(holds), words
-    by_hand = {**dict.fromkeys(true, True), **dict.fromkeys(false, False)}
+    by_hand = dict.fromkeys(sentences(true), True) | dict.fromkeys(sentences(false), False)
     met = {words: heard[words] for words in by_hand if words in heard}
     assert len(met) >= 6 and met == {words: by_hand[words] for words in met}
     rests = {
@@ -255,18 +233,6 @@ def test_a_sentence_is_true_as_often_as_false():
         some = [e.turns[0][1] for e in heldout if e.family == family]
         n = 240 // len(CYCLE) // 2 * CYCLE.count(family)
         assert some.count("true") == some.count("false") == n
-
-
-def test_the_world_follows_stage_step_and_seed_alone():
-    def key(*args):
-        return [(e.turns, sum(int(image.sum()) for image in e.images)) for e in World().draw(*args)]
-
-    for stage in ("pt", "sft"):
-        base = key(stage, 7, 12, 4, 0)
-        assert base == key(stage, 7, 12, 4, 0)
-        assert base != key(stage, 8, 12, 4, 0) and base != key(stage, 7, 12, 4, 1)
-    once, again = ([e.turns for e in World().heldout("val", 20)] for _ in range(2))
-    assert once == again
 
 
 def test_stage_1_has_captions_and_stage_2_sentences_with_what_they_rest_on():

@@ -31,20 +31,16 @@ def test_roles_and_turns_of_a_dialogue(tokenizer):
     assert len(row.ids) == len(row.role) == len(row.turn)
 
 
-def test_a_caption_asks_nothing(tokenizer):
-    for message in ("<image>", "<image>\n"):
-        row = encode(Example(["p"], [(message, "red circle")]), tokenizer, 4)
-        assert letters(row) == "tVVVVtAAA"
-
-
-def test_a_turn_without_a_picture_opens_nothing_and_a_later_picture_does(tokenizer):
-    row = encode(Example(["p"], [("is nothing?", "no"), ("<image>red?", "yes")]), tokenizer, 2)
-    assert letters(row) == "ttttt" + "AA" + "VVQQQ" + "AA"
-
-
-def test_several_pictures_stand_where_their_placeholders_do(tokenizer):
-    row = encode(Example(["a", "b"], [("is <image> the <image> red?", "no")]), tokenizer, 2)
-    assert letters(row) == "tQVVQVVQQQAA" and row.images == ["a", "b"]
+@pytest.mark.parametrize("turns,n,roles", [
+    ([("<image>", "red circle")], 4, "tVVVVtAAA"),  # a caption: nothing is asked
+    ([("<image>\n", "red circle")], 4, "tVVVVtAAA"),
+    ([("is nothing?", "no"), ("<image>red?", "yes")], 2, "tttttAA" + "VVQQQAA"),
+    ([("is <image> the <image> red?", "no")], 2, "tQVVQVVQQQAA"),
+])  # fmt: skip
+def test_a_turn_with_a_picture_and_words_is_a_question(tokenizer, turns, n, roles):
+    images = list("abc")[: sum(message.count("<image>") for message, _ in turns)]
+    row = encode(Example(images, turns), tokenizer, n)
+    assert letters(row) == roles and row.images == images
 
 
 def test_a_prompt_is_the_row_up_to_the_answer(tokenizer):
@@ -65,39 +61,11 @@ def test_pictures_and_placeholders_must_agree(tokenizer):
             encode(example, tokenizer, 4)
 
 
-def test_text_cannot_pose_as_a_special_token(tokenizer):
-    row = encode(Example([], [("say <answer> yes <eos> now", "</s> <bos>")]), tokenizer, 2)
-    special = {tokenizer.bos, tokenizer.eos, tokenizer.answer, tokenizer.image, tokenizer.pad}
-    assert [i for i in row.ids if i in special] == [tokenizer.bos, tokenizer.answer, tokenizer.eos]
-
-
-def test_tokenizer_loses_no_text_and_travels(tokenizer):
-    texts = ["is there a red circle?", "Ünïcode ☂ and Zeichen 42", "two\nlines", "¿dónde  está?"]
-    for text in (*texts, "5 m², ½ ① ﬁ", "色は？"):
-        assert tokenizer.decode(list(tokenizer.encode(text))) == text
+def test_a_tokenizer_travels_and_knows_words_whole(tokenizer):
     again = pickle.loads(pickle.dumps(tokenizer))
     assert again.encode("a red diamond") == tokenizer.encode("a red diamond")
     # A word of the data is one token
     assert len(tokenizer.encode("how many purple triangles are there?")) == 7
-
-
-def test_labels_survive_truncation(tokenizer):
-    example = Example(
-        ["a", "b"],
-        [("<image>is there a red circle?", "yes"), ("blue?", "no"), ("<image>how many?", "2")],
-    )
-    full = encode(example, tokenizer, 4)
-    for limit in range(6, len(full.ids) + 2):
-        row = encode(example, tokenizer, 4, max_tokens=limit)
-        n = len(row.ids)
-        assert n <= limit and len(row.role) == len(row.turn) == n
-        prefix = full.ids[:n], full.role[:n], full.turn[:n]  # labels stay with their tokens
-        assert (row.ids, row.role, row.turn) == prefix
-        assert row.role.count(Role.IMAGE) == 4 * len(row.images)  # no picture is cut
-        if limit >= 4 + 9 + 1:
-            assert Role.ANSWER in row.role
-    # Not even the picture fits: its turn is gone
-    assert encode(example, tokenizer, 4, max_tokens=4).ids == [tokenizer.bos]
 
 
 def test_collate_pads_on_the_right_and_reads_each_picture_once(tokenizer, tmp_path):

@@ -1,30 +1,15 @@
 """The built-in world against a slow reading of its pictures."""
 
 import re
-import runpy
-import sys
-import time
 
 import pytest
 import torch
-from helpers import ROOT
 
 from data.errors import DataError
-from data.shapes import STEPS_WITHOUT_PLACES, Shapes, question_only
-from data.shapes_questions import FAMILIES, caption_of_places, name_of, questions
-from data.shapes_scenes import (
-    CELLS,
-    COLOUR,
-    EMPTY,
-    GRID,
-    KINDS,
-    PALETTE,
-    SHAPE,
-    SPLITS,
-    render,
-    scenes,
-    split_of,
-)
+from data.families import EMPTY, layouts_in
+from data.shapes import STEPS_WITHOUT_PLACES, Shapes
+from data.shapes.questions import FAMILIES, SceneFacts, caption_of_places
+from data.shapes.scenes import CELLS, COLOUR, GRID, NAMES, PALETTE, SHAPE, layouts, render
 
 
 def oracle(cells, question):
@@ -66,29 +51,27 @@ def oracle(cells, question):
     raise AssertionError(question)
 
 
-def test_every_answer_of_the_world_is_exact():
-    g = torch.Generator().manual_seed(5)
-    layout = scenes(400, "train", g)
+def asked_of(S: int, per_scene: int, names=()):
+    g = torch.Generator().manual_seed(3)
+    facts = SceneFacts.of(layouts_in("train", S, g, layouts), g)
+    return zip(facts.layout.tolist(), Shapes().questions(facts, per_scene, names))
+
+
+def test_every_answer_is_exact():
     seen = set()
-    for cells, asked in zip(layout.tolist(), questions(layout, 12, g)):
-        assert [f for f, *_ in asked[:6]] == [f for f, *_ in asked[6:]]
-        assert len(asked) == 12 and {f for f, *_ in asked} == set(FAMILIES)
+    for cells, asked in asked_of(400, 12):
         for family, question, answer in asked:
             assert oracle(cells, question) == answer, question
             seen.add((family, answer))
-    assert {f for f, _ in seen} == set(FAMILIES)
     assert {a for f, a in seen if f == "counting"} == set("0123")
     assert {a for f, a in seen if f == "place"} == set("1234")
-    assert {a for f, a in seen if f == "spatial"} == {name_of(kind) for kind in range(KINDS)}
+    assert {a for f, a in seen if f == "spatial"} == set(NAMES)
     assert {a for f, a in seen if f == "attribute"} == set(COLOUR + SHAPE)
-    assert {a for _, a in seen} == Shapes.answers
 
 
 def test_places_often_need_both_words_of_a_name():
-    g = torch.Generator().manual_seed(3)
-    layout = scenes(2000, "train", g)
     needed = []
-    for cells, asked in zip(layout.tolist(), questions(layout, 1, g, ("place",))):
+    for cells, asked in asked_of(2000, 1, ("place",)):
         colour, shape = re.fullmatch(r"in which \w+ is the (\w+) (\w+)\?", asked[0][1]).groups()
         there = [(COLOUR[k // 4], SHAPE[k % 4]) for k in cells if k != EMPTY]
         alike = sum(c == colour for c, _ in there), sum(s == shape for _, s in there)
@@ -124,7 +107,7 @@ def test_pictures_show_their_layout_and_captions_say_it():
 
 def test_captions_of_places_name_what_is_the_only_one_of_its_kind():
     g = torch.Generator().manual_seed(0)
-    for cells in scenes(50, "train", g).tolist():
+    for cells in layouts(50, g).tolist():
         words, named = caption_of_places(cells, g).split(), {}
         for i in range(0, len(words), 6):
             colour, shape, *sides = words[i : i + 6]
@@ -148,33 +131,6 @@ def test_the_shapes_look_different():
     layout[:, 5] = torch.arange(4)
     pictures = render(layout, torch.Generator().manual_seed(0))
     assert len({int((p[0] > 120).sum()) for p in pictures}) == 4
-
-
-def test_splits_are_disjoint_by_construction():
-    g = torch.Generator().manual_seed(0)
-    layouts = {}
-    for split, residues in SPLITS.items():
-        some = scenes(2000, split, g)
-        assert len(some) == 2000 and set(split_of(some).tolist()) == set(residues)
-        layouts[split] = {tuple(row) for row in some.tolist()}
-    assert sum(map(len, layouts.values())) == len(set().union(*layouts.values()))
-
-
-def test_draws_follow_stage_step_and_seed_alone():
-    world = Shapes()
-
-    def key(*args):
-        return [(e.turns, e.images[0].sum().item()) for e in world.draw(*args)]
-
-    base = key("sft", 7, 5, 4, 0)
-    assert base == key("sft", 7, 5, 4, 0) and len(base) == 20
-    assert base != key("sft", 8, 5, 4, 0) and base != key("sft", 7, 5, 4, 1)
-    heldout = Shapes.heldout.__wrapped__  # around the cache of conftest.py
-    once, again = (
-        [(e.id, e.turns, e.images[0].sum()) for e in heldout(Shapes(), "test", 100)]
-        for _ in range(2)
-    )
-    assert once == again
 
 
 def test_a_number_of_scenes_come_again_with_their_pictures_and_questions():
@@ -217,32 +173,3 @@ def test_a_number_of_training_scenes_can_be_asked_about():
     assert pictures(world.heldout("train", 12)) == pictures(asked[:12])
     assert len(Shapes(2000).layouts("train")) == 1000
     assert world.layouts("val") == Shapes().layouts("val")
-
-
-def test_the_question_alone_tells_little():
-    for family, (ceiling, chance) in question_only(8000).items():
-        assert ceiling < chance + 0.03, family
-
-
-def test_generating_is_much_faster_than_training():
-    world = Shapes()
-    world.draw("sft", 0, 32, 4, 0)
-    start = time.perf_counter()
-    for step in range(10):
-        world.draw("sft", step, 32, 4, 0)
-    # A training step of these 128 questions takes about 0.2 s on 2 cores
-    assert (time.perf_counter() - start) / 10 < 0.1
-
-
-def test_the_questions_of_a_scene_share_one_picture():
-    """As one object: a batch encodes it once."""
-    asked = Shapes().draw("sft", 0, 4, 6, 0)
-    assert len(asked) == 24 and len({id(e.images[0]) for e in asked}) == 4
-
-
-@pytest.mark.parametrize("name", ["shapes", "shapes_pairs", "sounds"])
-def test_a_world_prints_questions_as_they_are_read(name, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [name])
-    runpy.run_path(str(ROOT / "data" / f"{name}.py"), run_name="__main__")
-    out = capsys.readouterr().out
-    assert "<image>" not in out and re.search(r"^  is there a .*\? -> (yes|no)$", out, re.M)

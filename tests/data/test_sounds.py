@@ -8,15 +8,13 @@ import pytest
 import torch
 from helpers import TINY
 
-import data
 import eval as evaluation
 import train
 from data import audio
-from data.shapes_scenes import EMPTY, SPLITS, scenes, split_of
-from data.sounds import FAMILIES, QUESTIONS, Sounds, caption, question_only, questions
-from data.sounds_notes import BEATS, INSTRUMENT, NAMES, PITCH, layouts, render
+from data.families import EMPTY
+from data.sounds import QUESTIONS, SoundFacts, Sounds, caption
+from data.sounds.notes import BEATS, INSTRUMENT, NAMES, PITCH, layouts, render
 from lab import watch
-from mma import Role, attention_mask, leaks
 
 COLUMNS = audio.SIZE // BEATS  # of a beat
 
@@ -52,31 +50,10 @@ def oracle(notes, question):
 
 def test_every_answer_is_exact():
     g = generator(5)
-    layout, seen = scenes(600, "train", g, layouts), set()
-    for notes, asked in zip(layout.tolist(), questions(layout, 10, g)):
-        assert {f for f, *_ in asked} == set(FAMILIES)
-        for family, question, answer in asked:
+    facts = SoundFacts.of(layouts(600, g), g)
+    for notes, asked in zip(facts.layout.tolist(), Sounds().questions(facts, 10)):
+        for _, question, answer in asked:
             assert oracle(notes, question) == answer, question
-            seen.add((family, answer))
-    assert {a for f, a in seen if f in ("louder", "order")} == set(NAMES)
-    assert {a for f, a in seen if f == "counting"} == set("012")
-    assert {a for _, a in seen} == Sounds.answers
-
-
-def test_answers_are_balanced_and_the_question_tells_little():
-    g = generator(1)
-    layout = scenes(6000, "train", g, layouts)
-    counts = {family: Counter() for family in FAMILIES}
-    for family, question, answer in (row for rows in questions(layout, 5, g) for row in rows):
-        named_first = family == "louder" and question.index(answer) < question.index(" or ")
-        counts[family][named_first if family == "louder" else answer] += 1
-    n_answers = dict(existence=2, counting=3, half=2, louder=2, order=12)
-    for family, number in n_answers.items():
-        shares = [count / 6000 for count in counts[family].values()]
-        assert len(shares) == number
-        assert max(shares) - min(shares) < 0.04, (family, counts[family])
-    for family, (ceiling, chance) in question_only(8000).items():
-        assert ceiling < chance + 0.03, family
 
 
 def test_every_sound_has_rests_and_what_is_asked_about():
@@ -87,7 +64,9 @@ def test_every_sound_has_rests_and_what_is_asked_about():
 
 
 def test_captions_say_every_beat():
-    for example, notes in zip(*some_captions()):
+    world = Sounds()
+    drawn = world.drawn("train", 20, "pt", 3, 0)[0].layout.tolist()
+    for example, notes in zip(world.draw("pt", 3, 20, 1, 0), drawn):
         assert example.turns == [("<image>", caption(notes))]
         words = caption(notes).split()
         for n in notes:
@@ -96,11 +75,6 @@ def test_captions_say_every_beat():
             expected = f"{loud} {PITCH[n // 2 // 4]} {INSTRUMENT[n // 2 % 4]}"
             assert " ".join(said) == ("rest" if n == EMPTY else expected)
         assert not words
-
-
-def some_captions():
-    world = Sounds()
-    return world.draw("pt", 3, 20, 1, 0), world.layouts("train", 20, "pt", 3, 0)[0].tolist()
 
 
 # --- What is heard
@@ -159,53 +133,14 @@ def test_instruments_differ_in_their_partials_and_in_how_they_end(pitch):
 # --- A data set
 
 
-def test_splits_are_disjoint_by_construction():
-    world, found = Sounds(), {}
-    for split, residues in SPLITS.items():
-        layout, _ = world.layouts(split, 2000, 0)
-        assert set(split_of(layout).tolist()) == set(residues)
-        found[split] = {tuple(notes) for notes in layout.tolist()}
-    assert sum(map(len, found.values())) == len(set().union(*found.values()))
-
-
-def test_draws_follow_stage_step_and_seed_alone():
-    world = Sounds()
-
-    def key(*args):
-        return [(e.turns, e.images[0].sum().item()) for e in world.draw(*args)]
-
-    base = key("sft", 7, 5, 6, 0)
-    assert base == key("sft", 7, 5, 6, 0) and len(base) == 30
-    assert base != key("sft", 8, 5, 6, 0) and base != key("sft", 7, 5, 6, 1)
-    heard = {shown for _, shown in key("pt", 7, 5, 6, 0)}
-    assert not heard & {shown for _, shown in base}
-
-
-def test_held_out_questions_are_about_their_sounds_and_are_the_same_every_time():
-    world = Sounds()
-    once, again = world.heldout("val", 60), world.heldout("val", 400)[:60]
-    assert [(e.id, e.turns) for e in once] == [(e.id, e.turns) for e in again]
+def test_held_out_questions_are_about_their_sounds():
+    """Of few and of many, made a block at a time."""
+    once, again = Sounds().heldout("val", 60), Sounds().heldout("val", 400)[:60]
     assert all(torch.equal(a.images[0], b.images[0]) for a, b in zip(once, again))
-    layout = world.layouts("val", 1000, 0)[0].tolist()
+    layout = Sounds().layouts("val")
     for i, e in enumerate(once):
         question, answer = e.turns[0]
-        assert e.id == f"val-{i // QUESTIONS}"
         assert oracle(layout[i // QUESTIONS], question.removeprefix("<image>")) == answer
-
-
-@pytest.mark.parametrize("kind", ["causal", "mma", "prefix"])
-def test_roles_and_mask_are_those_of_pictures(kind, tokenizer):
-    """A row of sounds and one of shapes, word for word, have the same roles; no label leaks."""
-    picture = data.load("shapes").draw("sft", 0, 1, 1, 0)[0].images[0]
-    for example in Sounds().draw("sft", 0, 4, 5, 0):
-        shown = data.Example([picture], example.turns)
-        a, b = (data.encode(e, tokenizer, 16) for e in (example, shown))
-        assert (a.ids, a.role, a.turn) == (b.ids, b.role, b.turn)
-        role, turn = torch.tensor([a.role]), torch.tensor([a.turn])
-        mask = attention_mask(kind, role, turn)
-        assert not leaks(mask, role).any()
-        reads = mask[0, 0][role[0] == Role.IMAGE][:, role[0] == Role.QUESTION]
-        assert reads.all() if kind != "causal" else not reads.any()
 
 
 def test_train_on_it_then_ask_about_the_sound_that_is_left(tmp_path, capsys, monkeypatch):

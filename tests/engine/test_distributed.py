@@ -18,7 +18,6 @@ import data
 import train
 from engine import checkpoint
 from engine.batches import StepBatches
-from engine.last_layer import answer_loss
 from engine.options import arguments
 from model import MLLM, Config
 
@@ -71,11 +70,13 @@ def one(tmp_path_factory):
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
     """A folder in LLaVA's format; every other dialogue is text alone, so that a process may have a
-    batch without any picture. One picture is cut short."""
+    batch without any picture; every third has two turns, and answers are of many lengths. One
+    picture is cut short."""
     folder, rows = tmp_path_factory.mktemp("mixed"), []
     for i in range(24):
         message = f"what is {i} ?" if i % 2 else f"<image>what is {i} ?"
-        said = (("human", message), ("gpt", f"it is {i % 3}"))
+        said = [("human", message), ("gpt", "it is " + "very " * (i % 4) + f"{i % 3}")]
+        said += [("human", "really ?"), ("gpt", "yes")] * (i % 3 == 0)
         talk = [{"from": speaker, "value": value} for speaker, value in said]
         rows.append({"id": str(i), "conversations": talk})
         if i % 2 == 0:
@@ -87,25 +88,33 @@ def mixed(tmp_path_factory):
     picture = shown[0][0].images[0]
     picture.write_bytes(picture.read_bytes()[:45])
     source = ["--data", "llava", "--source", str(folder / "mixed.json")]
-    return [*RUN, *source, "--pictures", "2", "--pt-pictures", "2", "--questions", "1"]
+    return [*RUN, *source, "--pictures", "4", "--pt-pictures", "4", "--questions", "1"]
 
 
 def test_two_processes_are_one_with_the_whole_model_and_with_parts_of_it(
     mixed, tmp_path, monkeypatch
 ):
-    one, whole, parts, runs = (tmp_path / name for name in ("one", "whole", "parts", "runs.json"))
-    commands = [[*mixed, "--out", str(whole)], [*mixed, "--fsdp", "--out", str(parts)]]
-    runs.write_text(json.dumps(commands))
+    """Both compute a step in parts; and they stop where their loss raises."""
+    names = {"whole": [], "parts": ["--fsdp"], "broken": []}
+    mixed = [*mixed, "--accumulate", "2"]
+    commands = [[*mixed, *options, "--out", str(tmp_path / n)] for n, options in names.items()]
+    (runs := tmp_path / "runs.json").write_text(json.dumps(commands))
     said = finished([*TORCHRUN, "--nproc_per_node=2", "tests/several.py", str(runs)])
     assert said.count("Held-out answers") == 2  # the first process alone speaks and writes
-    assert {file.name for file in parts.iterdir()} == {file.name for file in whole.iterdir()}
+    assert said.count("a loss was raised") == 2 and not (tmp_path / "broken" / "model.pt").exists()
     monkeypatch.setattr("data.folder.READ_FIRST", 0)  # as in tests/several.py
-    train.main([*mixed, "--out", str(one)])
-    for two in (whole, parts):
-        assert_close(result(two), result(one))
-        assert result(two)[2]["unread"] == result(one)[2]["unread"]
-    assert result(one)[2]["unread"]["pictures"] == 1
+    train.main([*mixed, "--accumulate", "1", "--out", str(one := tmp_path / "one")])
+    expected = result(one)
+    for two in (tmp_path / "whole", tmp_path / "parts"):
+        assert_close(result(two), expected)
+        assert result(two)[2]["unread"] == expected[2]["unread"]
+        assert {file.name for file in two.iterdir()} == {file.name for file in one.iterdir()}
+        assert lines_of(two)[-1]["val"]["n"] == lines_of(one)[-1]["val"]["n"]
+    assert expected[2]["unread"]["pictures"] == 1
     assert said.count("left out of training: ") == 2
+    splits = data.load("llava", Path(mixed[mixed.index("--source") + 1])).splits
+    turns = [[len(e.turns) for group in splits[s] for e in group] for s in ("val", "test")]
+    assert all(set(some) == {1, 2} for some in turns)  # answers of unequal shares are put together
 
 
 def test_parts_of_a_model_need_several_processes(tmp_path):
@@ -118,10 +127,10 @@ def test_parts_of_a_step_are_the_step(tokenizer):
     batches = StepBatches(data.load("shapes"), tokenizer, config, "sft", args)
     torch.manual_seed(0)
     model, losses = MLLM(config).double(), []
-    whole = answer_loss(model, **batches[0])
+    whole = model.loss(**batches[0][0])
     for rank in range(4):
         batches.rank, batches.world_size = rank, 4
-        losses.append(answer_loss(model, **batches[0]))
+        losses.append(model.loss(**batches[0][0]))
     assert torch.allclose(sum(losses) / 4, whole, atol=1e-9)
     batches.world_size = 10
     assert "9 rows for 10 processes" in str(batches[0])

@@ -2,10 +2,14 @@
 
 import pytest
 import torch
-import torch.utils.flop_counter
 
 from engine import optimizers
-from engine.optimizers import Muon, make_optimizers, orthogonalise, orthogonalise_flops
+from engine.optimizers import (
+    Muon,
+    make_optimizers,
+    orthogonalise,
+    set_rates,
+)
 from engine.options import arguments
 
 SHAPES = ((24, 16), (16, 40), (24, 16), (8, 8))
@@ -61,15 +65,6 @@ def test_muon_is_in_bfloat16_where_training_is(model, precision):
     assert make_optimizers(model, args, "sft")[0].dtype == expected
 
 
-def test_flops_of_newton_schulz_by_hand_and_as_torch_counts_them():
-    """Five steps of x x^T, a a and b x, two for each multiplication and addition."""
-    by_hand = 5 * 2 * (20 * 20 * 50 + 20 * 20 * 20 + 20 * 20 * 50)
-    assert orthogonalise_flops(20, 50) == orthogonalise_flops(50, 20) == by_hand
-    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
-        orthogonalise(torch.ones(3, 50, 20))
-    assert counter.get_total_flops() == 3 * by_hand
-
-
 def test_muon_creates_its_momentum_once(monkeypatch):
     params, made, plain = parameters(), [], torch.zeros_like
     muon = Muon(params, lr=0.1)
@@ -120,3 +115,14 @@ def test_who_trains_what(model, stage, rates):
     others, projector = make_optimizers(model, args, stage)
     assert names_of(model, projector) == {n for n in trained if n.startswith("projector")}
     assert names_of(model, others) == trained - names_of(model, projector)
+
+
+def test_every_group_has_its_share_of_the_rate():
+    p, q = (torch.nn.Parameter(torch.ones(())) for _ in range(2))
+    both = [
+        torch.optim.SGD([{"params": [p]}, {"params": [q]}], lr=2.0), torch.optim.AdamW([p], lr=0.5)
+    ]  # fmt: skip
+    for share in (0.5, 0.25):  # of the peak, not of the rate before
+        set_rates(both, share)
+        rates = [group["lr"] for optimizer in both for group in optimizer.param_groups]
+        assert rates == [2 * share, 2 * share, 0.5 * share]

@@ -15,7 +15,7 @@ from helpers import ROOT, RUN, at_steps, result_of, same, train_and_crash
 
 import data
 import train
-from data import shapes_scenes
+from data.shapes import scenes as shapes_scenes
 from engine import checkpoint
 from engine.lock import run_lock
 from engine.run import Run, one_line_errors
@@ -108,7 +108,7 @@ def test_damaged_files_are_named(stopped):
 @pytest.mark.parametrize("step,stage", [(4, "pt"), (8, "sft")])
 def test_after_a_resume_no_second_copy_of_the_state_is_kept(tmp_path, monkeypatch, step, stage):
     train_and_crash(tmp_path, step)
-    load, begin_stage, tensors, seen = checkpoint.load, Run.begin_stage, [], []
+    load, begin, tensors, seen = checkpoint.load, Run.begin, [], []
 
     def spy(*args):
         state = load(*args)
@@ -116,14 +116,14 @@ def test_after_a_resume_no_second_copy_of_the_state_is_kept(tmp_path, monkeypatc
         return state
 
     def begun(run, name, model, *args):
-        done = begin_stage(run, name, model, *args)
+        done = begin(run, name, model, *args)
         gc.collect()
         left = sum(tensor() is not None for tensor in tensors)
         seen.append((name, done, run.state, left))
         return done
 
     monkeypatch.setattr(checkpoint, "load", spy)
-    monkeypatch.setattr(Run, "begin_stage", begun)
+    monkeypatch.setattr(Run, "begin", begun)
     resume(tmp_path)
     assert len(tensors) > 50 and seen[0] == (stage, 2, None, 0)
     assert [name for name, *_ in seen] == ["pt", "sft"][stage == "sft" :]

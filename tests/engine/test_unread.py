@@ -13,7 +13,6 @@ import train
 from data.pictures import read_picture
 from engine.batches import StepBatches
 from engine.checkpoint import fingerprint
-from engine.last_layer import answer_loss
 from engine.options import arguments
 from model import MLLM, Config
 
@@ -161,16 +160,16 @@ def test_the_loss_is_the_same_for_any_number_of_processes(large, tokenizer):
     model = MLLM(config).double()
     for file in [f for e in batches.examples(0) for f in e.images if f in alone["train"]][:1]:
         cut_short(file)
-    whole = batches[0]
+    (whole,) = batches[0]
     assert len(whole.pop("unread")) == 1
     losses, unread = [], 0
     for rank in range(2):
         batches.rank, batches.world_size = rank, 2
-        part = batches[0]
+        (part,) = batches[0]
         unread += len(part.pop("unread", []))
-        losses.append(answer_loss(model, **part))
+        losses.append(model.loss(**part))
     assert unread == 1
-    assert torch.allclose(sum(losses) / 2, answer_loss(model, **whole), atol=1e-9)
+    assert torch.allclose(sum(losses) / 2, model.loss(**whole), atol=1e-9)
 
 
 def test_what_is_asked_about_it_is_not_answered_and_said(large, tmp_path, capsys):

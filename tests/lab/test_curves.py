@@ -11,7 +11,7 @@ from PIL import Image
 
 import data
 from data import shapes
-from lab import curves, experiments, figures, look, tables, watch
+from lab import curves, experiments, figures, look, results, watch
 
 ROOT = Path(__file__).parent.parent.parent
 ORANGE, BLUE = (240, 140, 40), (74, 111, 181)
@@ -116,9 +116,9 @@ def test_mma_is_orange_and_causal_is_blue():
 
 def test_without_matplotlib_training_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(watch, "told", False)
-    find = tables.importlib.util.find_spec
+    find = results.importlib.util.find_spec
     hidden = lambda name, *rest: None if name == "matplotlib" else find(name, *rest)
-    monkeypatch.setattr(tables.importlib.util, "find_spec", hidden)
+    monkeypatch.setattr(results.importlib.util, "find_spec", hidden)
     for _ in range(2):
         watch.write_curves(tmp_path / "curves.png", RECORDS)
     said = capsys.readouterr().err

@@ -1,6 +1,4 @@
-"""Arms and experiments: each is a command line of train.py; what a fork adds is among them."""
-
-import json
+"""Published comparisons: each line is one of its program; what a fork adds is among them."""
 
 import pytest
 import torch
@@ -9,82 +7,103 @@ import data
 from engine.batches import StepBatches
 from engine.options import arguments as train_arguments
 from engine.wings import VARIANTS, Variant
-from lab import arms, experiments
+from lab import bench_arms, compare, experiments, trials, variants
 from mma import EXTRA_PAIRS, attention_mask
-from model import Config
+from model import MLLM, Config
+
+SOURCE = ["--", "--preset", "tiny", "--device", "cpu", "--source", "x"]
 
 
-def test_every_arm_is_a_command_line_of_train():
-    settings, table = {}, experiments.ARMS
-    assert list(experiments.arms_of("shapes"))[: len(table)] == list(table)
-    for name, (source, _, seeds, _) in experiments.EXPERIMENTS.items():
-        assert set(seeds) <= set(experiments.arms_of(name))
-        assert source.split()[0] in data.NAMES
-        for arm, line in experiments.arms_of(name).items():
-            args = arms.command_line(["--data", *source.split()], line, 0, ["--preset", "tiny"])[1]
-            settings[name, arm] = arms.Trial(arm, 0, [], vars(args), True).identity
-    usual = train_arguments(["--preset", "tiny"])
-    default, layers = usual.steps, usual.n_layer
-    assert f'"steps": "{2 * default}"' in settings["budget", "causal@2x"]
-    assert f'"steps": "{4 * default}"' in settings["budget", "mma@4x"]
-    assert '"steps": "400"' in settings["easy_vqa", "mma"]
-    assert '"scenes": "8000"' in settings["scenes", "causal@8000"]
-    assert '"keep_best": "True"' in settings["scenes", "causal@8000"]
-    same = [
-        settings["depth", f"mma@{layers}"],
-        settings["budget", "mma@1x"],
-        settings["rates", "mma@0.004"],
-    ]
-    assert same == [settings["shapes", "mma"]] * 3
-    assert len({settings["shapes", arm] for arm in table}) == len(table)
-    equal = (
-        "data", "steps", "pt_steps", "pictures", "questions", "lr", "adam_lr", "preset", "n_layer",
-        "freeze", "pt_freeze",
-    )  # fmt: skip
-    parsed = {arm: json.loads(settings["shapes", arm]) for arm in table}
-    assert len({tuple(s[k] for k in equal) for s in parsed.values()}) == 1
-    line = ["--variant", "leaky-captions", "--preset", "tiny"]
-    leaky = vars(arms.command_line([], " ".join(line), 0, [])[1])
-    assert leaky["pt_mask"] == "leaky"  # as run.json will have it
+def settings_of(name, *words):
+    """arm -> what makes its run the run it is, seed 0."""
+    args = compare.arguments([name, "--runs", "none", *words])
+    planned = trials.plan(compare.comparison(args)[1], [0], args.extra, args.runs)
+    return {trial.arm: trials.identity(trial.settings) for trial in planned}
 
 
-def test_every_kind_and_every_variant_is_an_arm_by_its_name():
-    table = experiments.arms_of_the_table()
-    for kind in EXTRA_PAIRS:
-        assert kind in table or kind in experiments.NO_ARM
-    for name in VARIANTS:
-        (line,) = experiments.choose(table, [name]).values()
-        assert f"--variant {name}" in line
-    assert experiments.choose(table, ["rave"]) == {"rave-style": table["rave-style"]}
-    assert experiments.choose(table, ["mma+cca", "causal"]) == {
-        "causal": "--mask causal", "mma+cca": "--mask mma --variant cca"
-    }  # fmt: skip
-    assert experiments.choose(table, ["prefix+lora"]) == {
-        "prefix+lora": "--mask prefix --variant lora"
-    }
-    for wrong in ("no-such", "no-such+lora", "mma@3"):
-        with pytest.raises(data.DataError, match="no such arm; there are causal, mma"):
-            experiments.choose(table, [wrong])
-    with pytest.raises(data.DataError, match="no such arm"):
-        experiments.choose(experiments.arms_of("depth"), ["cca"])
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_every_line_is_one_of_its_program(name):
+    experiment, lines = experiments.EXPERIMENTS[name], experiments.lines_of(name)
+    settings = settings_of(name, *(SOURCE if "eyes" not in name else []))
+    assert list(settings) == list(lines)
+    assert len({str(s) for s in settings.values()}) == len(lines)
+    for claim in (*experiment.families, *experiment.steps):
+        assert claim in experiment.claims
+    counts = experiment.seeds if isinstance(experiment.seeds, dict) else {}
+    assert set(counts) <= set(lines) | set(experiments.ARMS)
+    assert experiment.split in ("", *experiment.asks)
 
 
-def test_a_line_that_a_fork_adds_is_an_arm(monkeypatch):
-    before = experiments.arms_of("shapes")  # a fork's own copy may have some already
+def test_what_the_experiments_vary():
+    shapes, depth, budget, rates, scenes = (
+        settings_of(name, *SOURCE) for name in ("shapes", "depth", "budget", "rates", "scenes")
+    )
+    same = [depth["mma@4"], budget["mma@1x"], rates["mma@0.004"]]
+    assert same == [shapes["mma"]] * 3
+    assert budget["causal@4x"]["steps"] == 4 * shapes["mma"]["steps"]
+    assert (scenes["causal@8000"]["scenes"], scenes["causal@8000"]["keep_best"]) == (8000, True)
+    equal = ("data", "steps", "pt_steps", "pictures", "questions", "lr", "adam_lr", "preset",
+             "n_layer", "freeze", "pt_freeze")  # fmt: skip
+    assert len({str([s[name] for name in equal]) for s in shapes.values()}) == 1
+    eyes = settings_of("eyes")
+    assert eyes["mma"]["llm"] == eyes["causal-fresh"]["llm"]
+    assert eyes["late-mma-fresh"]["fresh"] and eyes["late-mma-fresh"]["mask_from"] == 0.5
+    for name in ("eyes_smollm2", "eyes_smollm2_rates"):
+        for real in settings_of(name).values():
+            assert real["lr"] * real["pt_lr_times"] == pytest.approx(0.0002)
+
+
+def test_a_mask_and_a_method_that_a_fork_adds_are_arms(monkeypatch):
+    before = experiments.lines_of("shapes")  # a fork's own copy may have some already
+    for mask in EXTRA_PAIRS:
+        assert mask in before or mask in experiments.NO_ARM
     monkeypatch.setitem(EXTRA_PAIRS, "mine", EXTRA_PAIRS["mma"])
     monkeypatch.setitem(VARIANTS, "method", Variant("a method"))
     added = {"mine": "--mask mine", "method": "--mask causal --variant method"}
-    table = experiments.arms_of("shapes")
-    assert table == {**before, **added}
-    assert experiments.choose(table, ["mine", "method"]) == added
-    for line in [*added.values(), "--mask mine --variant method"]:
-        args = arms.command_line(["--data", "shapes"], line, 0, ["--preset", "tiny"])[1]
-        assert (args.mask == "mine") == ("mine" in line)
+    assert experiments.lines_of("shapes") == {**before, **added}
 
 
 def test_mutual_needs_no_run_of_its_own(tokenizer):
     args = train_arguments(["--preset", "tiny"])
     source, config = data.load("shapes"), Config(vocab_size=len(tokenizer))
     batch = StepBatches(source, tokenizer, config, "sft", args)[0][0]
-    kinds = (attention_mask(kind, batch["role"], batch["turn"]) for kind in ("mma", "mutual"))
-    assert torch.equal(*kinds)
+    masks = (attention_mask(mask, batch["role"], batch["turn"]) for mask in ("mma", "mutual"))
+    assert torch.equal(*masks)
+
+
+# --- What a step of each arm costs
+
+
+def test_step_times_are_those_of_a_step_of_train(monkeypatch):
+    """Forward and backward pass under the arm's mask, then the update."""
+    done, forward_backward = [], bench_arms.forward_backward
+    clip_and_step = bench_arms.clip_and_step
+
+    def forward(loss_of, batches, mask, *rest):
+        done.append(mask)
+        return forward_backward(loss_of, batches, mask, *rest)
+
+    def update(model, *rest):
+        done.append(type(model))
+        return clip_and_step(model, *rest)
+
+    monkeypatch.setattr(bench_arms, "forward_backward", forward)
+    monkeypatch.setattr(bench_arms, "clip_and_step", update)
+    small = "--preset tiny --pictures 2 --questions 2"
+    lines = {"mma": f"--mask mma {small}", "rave": f"--mask causal --variant rave {small}"}
+    times = bench_arms.step_times(lines, repeats=1)
+    assert set(times) == {"mma", "rave"} and all(ms > 0 for ms in times.values())
+    mma, rave = ["mma", MLLM], ["causal", variants.PairGateMLLM]
+    assert done == [*mma, *rave, *rave, *mma, *mma, *rave]  # every other round backwards
+
+
+def test_times_are_written_with_the_steps_of_the_published_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench_arms.results, "PUBLISHED", tmp_path / "published")
+    runs = [{"curve": {"900": 0.8}}, {"curve": {"900": 0.7}}]
+    bench_arms.publish.write_json(tmp_path / "published" / "shapes.json", {"arms": {"mma": runs}})
+    monkeypatch.setattr(bench_arms, "step_times", lambda arms, extra: dict.fromkeys(arms, 50.0))
+    bench_arms.main(["mma", "--results", str(tmp_path)])
+    row = "| mma    |        50 |      1.00 | 900 (1 of 2 seeds) | 45 (1 of 2 seeds) |"
+    assert row in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        bench_arms.main(["mma", "--publish"])

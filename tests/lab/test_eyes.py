@@ -12,7 +12,7 @@ import data
 import eval as evaluation
 import train
 from data.shapes import Shapes
-from data.shapes_questions import FAMILIES
+from data.shapes.questions import FAMILIES
 from engine.optimizers import freeze
 from lab import eyes, talk
 from mma import IMAGE, QUESTION, TEXT

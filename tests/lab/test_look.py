@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import TINY
 from PIL import Image
-from trials import TINY
 
 import data
 import train

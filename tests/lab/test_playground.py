@@ -10,8 +10,9 @@ from pages import make_run, opened
 from playing import half, write
 
 import data
-from data import shapes, shapes_scenes
+from data import shapes
 from data.shapes import Shapes
+from data.shapes import scenes as shapes_scenes
 from lab import playground
 from mma import EXTRA_PAIRS, attention_mask
 

@@ -1,0 +1,108 @@
+"""The built-in world: 4 x 4 cells with coloured shapes, captions, and questions with exact answers.
+
+scenes.py       what stands where, and pictures of it
+questions.py    what is said about it
+pairs.py        two pictures a row, and questions about both
+text.py         scenes in words alone
+"""
+
+import torch
+
+from data.errors import DataError
+from data.families import HELD_OUT, World, layouts_in
+from data.folder import seed_of
+from data.prompt import Example
+from data.shapes.questions import (
+    FAMILIES,
+    SceneFacts,
+    asked_about,
+    caption,
+    caption_of_places,
+    known_answers,
+)
+from data.shapes.scenes import CELLS, COLOUR, GRID, NAMES, SHAPE, layouts, render
+
+__all__ = ["CELLS", "GRID", "Shapes", "asked_about"]
+
+# Stage 1 begins with captions in reading order: a model that does not know what a cell holds yet
+# learns nothing from captions that name places (docs/log.md).
+STEPS_WITHOUT_PLACES = 120
+# What training asks, in turn. Stage 2 begins with places, every second question: without that some
+# seeds never learn to find a thing by both words of its name (docs/log.md). Then twice what is
+# learned last. Val and test ask each family once.
+STEPS_OF_PLACES = 400
+FIRST_FAMILIES = tuple("place existence place counting place attribute place comparison".split())
+TRAINING_FAMILIES = tuple(
+    "existence counting counting attribute comparison place spatial spatial".split()
+)
+BLOCK = 16  # scenes that are drawn together where training has a number of them
+QUESTIONS = len(FAMILIES)  # about each scene of val and test
+
+
+def families_of(step: int) -> tuple[str, ...]:
+    """What a training step of stage 2 asks, in turn."""
+    return FIRST_FAMILIES if step < STEPS_OF_PLACES else TRAINING_FAMILIES
+
+
+class Shapes(World):
+    """The world as a data set. With `scenes`, training has that many, each with its picture, its
+    captions and its questions, and comes to them again and again; which these are depends on its
+    seed."""
+
+    facts, families, known_answers = SceneFacts, FAMILIES, staticmethod(known_answers)
+    answers = {"yes", "no", *"01234", *COLOUR, *SHAPE, *NAMES}
+    seed = 0  # of the run whose scenes heldout("train") asks about
+
+    def __init__(self, scenes: int | None = None):
+        if scenes and scenes % BLOCK:
+            raise DataError(f"--scenes {scenes}: must be a multiple of {BLOCK}")
+        self.n_blocks = scenes and scenes // BLOCK
+
+    def new_layouts(self, split, S, g):
+        return layouts_in(split, S, g, layouts)
+
+    def render(self, layout, g):
+        return render(layout, g)[:, None]
+
+    def captions(self, scene, g):
+        return [caption(scene), caption_of_places(scene, g)]
+
+    def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
+        if self.n_blocks is None:
+            return self._examples(stage, step, per_picture, pictures, seed, step, stage == "pt")
+        if pictures % BLOCK:
+            advice = f"set --pictures and --pt-pictures to multiples of {BLOCK}"
+            raise DataError(f"--scenes: a step has {pictures} pictures; {advice}")
+        n, examples = pictures // BLOCK, []
+        for i in range(step * n, (step + 1) * n):  # blocks, in a random order of each epoch
+            order = torch.Generator().manual_seed(
+                seed_of(stage, seed, i // self.n_blocks, "blocks")
+            )
+            block = torch.randperm(self.n_blocks, generator=order)[i % self.n_blocks].item()
+            examples += self._examples(stage, step, per_picture, BLOCK, seed, block, "block")
+        return examples
+
+    def _examples(self, stage: str, step: int, per_picture: int, S: int, *key) -> list[Example]:
+        """About S training scenes drawn for the key: a caption each, every second of which names
+        places from some step on, or per_picture questions."""
+        facts, pictures = self.drawn("train", S, *key)
+        if stage == "sft":
+            return self.asked(facts, pictures, per_picture, families_of(step))
+        said = [
+            caption_of_places(scene, facts.generator)
+            if step >= STEPS_WITHOUT_PLACES and i % 2
+            else caption(scene)
+            for i, scene in enumerate(facts.layout.tolist())
+        ]
+        return self.captioned(pictures, said)
+
+    def held_out(self, split):
+        """With a number of scenes, those of "train" are the first that training has, or all, so
+        that memorising can be measured."""
+        if split != "train" or self.n_blocks is None:
+            return super().held_out(split)
+        blocks = range(min(self.n_blocks, -(-HELD_OUT // BLOCK)))
+        drawn = [self.drawn("train", BLOCK, self.seed, block, "block") for block in blocks]
+        facts, pictures = zip(*drawn)
+        layout = torch.cat([f.layout for f in facts])[:HELD_OUT]
+        return SceneFacts.of(layout, facts[0].generator), torch.cat(pictures)[:HELD_OUT]

@@ -1,0 +1,257 @@
+"""Compare: any command lines, side by side over seeds, each made by train.py or another program.
+
+    python -m lab.compare "--mask causal" "--mask mma" "--mask mma --lr 0.002" --seeds 0 1 2 \\
+        --jobs 2 -- --data llava --source mine.json --images pictures
+    python -m lab.compare shapes             a published comparison, of lab/experiments.py
+    python -m lab.compare shapes --tables    train nothing: the tables of what has finished
+    python -m lab.compare shapes --publish   write docs/results too; what is there is kept
+    python -m lab.compare --tables           README.md and docs/*.md from docs/results/*.json
+
+It trains what is not there yet, prints accuracy and its differences to the first line, tested over
+seeds, and writes both to runs/compare/results, with curves and all numbers as JSON. What follows --
+is given to every line. A line that begins with -m MODULE is one of that module, not of train.py.
+
+A run is known by its settings, not by its name, and is never made twice. Ctrl-C lets the runs save;
+the same command goes on. A run that fails is said at the end, and the others go on.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+from data import DataError
+from engine.checkpoint import StopRequest
+from engine.options import PATHS, Parser, positive
+from engine.run import one_line_errors
+from lab import publish, results
+from lab.experiments import EXPERIMENTS, Experiment, Question, lines_of
+from lab.trials import SETTINGS, Trial, bases_of, identity, plan, slug
+
+SHOWN = ("claims", "families", "steps", "largest", "marks", "counts", "short")
+
+
+# --- Training
+
+
+def launch(trial: Trial) -> subprocess.Popen:
+    """Start a run, or go on with it, on one thread; what it prints goes to log.txt. In a session of
+    its own: Ctrl-C reaches this command alone, which then asks each run once to stop."""
+    publish.write_json(trial.folder / SETTINGS, identity(trial.settings))
+    command = [sys.executable, "-m", trial.program, *trial.words]
+    with open(trial.folder / "log.txt", "a") as log:
+        return subprocess.Popen(
+            [*command, "--out", str(trial.folder), "--resume"],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            env={"OMP_NUM_THREADS": "1", **os.environ},
+        )  # fmt: skip
+
+
+def last_words(folder: Path) -> str:
+    lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
+    return ([line for line in lines if line.strip()] or ["it said nothing"])[-1].split("\r")[-1]
+
+
+def train_all(trials: list[Trial], jobs: int) -> dict[Path, str]:
+    """Make the runs that are not there, `jobs` at a time; returns folder -> why, of those that
+    failed. Ctrl-C, or SIGTERM, lets the runs save; a second Ctrl-C does not."""
+    todo = {trial.folder: trial for trial in trials if not finished(trial.folder)}
+    running, failed = {}, {}
+    with StopRequest() as stop:
+        try:
+            while (todo or running) and not stop.requested:
+                start(todo, running, failed, jobs)
+                time.sleep(0.1)
+                note_ended(running, failed)
+            for process, _ in running.values():
+                process.terminate()
+            for process, _ in running.values():
+                process.wait()
+        finally:
+            for process, _ in running.values():
+                process.kill()
+    if stop.requested:
+        print("the same command goes on", file=sys.stderr)
+        raise KeyboardInterrupt
+    return failed
+
+
+def finished(folder: Path) -> bool:
+    return (folder / "run.json").exists()
+
+
+def start(todo: dict, running: dict, failed: dict, jobs: int) -> None:
+    """Start what there is room for, and what has all that it begins with."""
+    for folder, trial in list(todo.items()):
+        if lost := [need for need in trial.needs if need in failed]:
+            failed[folder] = f"it begins with {lost[0]}, which failed"
+            del todo[folder]
+        elif all(map(finished, trial.needs)) and len(running) < jobs:
+            running[folder] = launch(trial), time.monotonic()
+            del todo[folder]
+
+
+def note_ended(running: dict, failed: dict) -> None:
+    for folder, (process, began) in list(running.items()):
+        if process.poll() is None:
+            continue
+        del running[folder]
+        if process.returncode:
+            failed[folder] = last_words(folder)
+        how = "FAILED" if process.returncode else "done"
+        print(f"{folder.name}: {how} after {time.monotonic() - began:.0f} s", flush=True)
+
+
+# --- What finished runs say
+
+
+def ask(trial: Trial, questions: dict[str, Question], make: bool, failed: dict) -> dict[str, Path]:
+    """name -> file, of what a finished run has been asked (Experiment.asks). The files lie in the
+    run's folder, and nothing is asked twice. failed gets what goes wrong."""
+    files = {
+        name: trial.folder / f"{slug(name)}.json" for name, question in questions.items()
+        if trial.arm in (question.arms or [trial.arm])
+        and trial.seed in (question.seeds or [trial.seed])
+    }  # fmt: skip
+    for name, file in files.items():
+        if make and not file.exists():
+            put(questions[name], trial, file, failed)
+    return {name: file for name, file in files.items() if file.exists()}
+
+
+def put(question: Question, trial: Trial, file: Path, failed: dict) -> None:
+    program, *words = question.command.split()
+    if question.limited and trial.settings.get("limit"):
+        words += ["--limit", str(trial.settings["limit"])]
+    try:
+        with contextlib.redirect_stdout(None):
+            import_module(program).main([str(trial.folder), *words, "--json", str(file)])
+    except SystemExit as error:
+        failed[file] = str(error)
+
+
+def collect(trials: list[Trial], experiment: Experiment, make: bool, failed: dict) -> dict:
+    """What has finished, as a result (lab/results.py). make: ask what has not been asked."""
+    arms, missing = {arm: [] for arm in experiment.lines}, []
+    for trial in sorted(trials, key=lambda trial: list(arms).index(trial.arm)):
+        there = finished(trial.folder)
+        asked = ask(trial, experiment.asks, make, failed) if there else {}
+        if there and (not experiment.split or experiment.split in asked):
+            arms[trial.arm].append(results.read_run(trial.folder, asked, experiment.split))
+        else:
+            missing.append(f"{trial.arm}-{trial.seed}")
+    result = {
+        "arms": {arm: runs for arm, runs in arms.items() if runs},
+        "options": {arm: experiment.lines[arm] for arm, runs in arms.items() if runs},
+        "missing": missing, "settings": common_settings(trials),
+        "show": {name: getattr(experiment, name) for name in SHOWN},
+    }  # fmt: skip
+    return json.loads(json.dumps(result))  # as it will be read again
+
+
+def common_settings(trials: list[Trial]) -> dict:
+    """What all runs have, those that others begin with apart; of folders the names."""
+    settings = [identity(trial.settings, *PATHS, "seed") for trial in trials if not trial.is_base]
+    alike = {n: v for n, v in settings[0].items() if all(s.get(n) == v for s in settings)}
+    return {name: Path(v).name if isinstance(v, str) else v for name, v in alike.items()}
+
+
+# --- The command
+
+
+def comparison(args) -> tuple[str, Experiment]:
+    """What is compared, and the name of its files. Own lines: each with the first one, in every
+    respect."""
+    if args.experiment:
+        name, experiment = args.experiment, EXPERIMENTS[args.experiment]
+        lines = chosen(lines_of(name), args.only)
+        marks = tuple(args.mark or experiment.marks)
+        return args.name or name, experiment._replace(lines=lines, marks=marks)
+    lines = {line.replace("--mask ", "").strip(): line for line in args.lines}
+    first, *others = lines
+    claims = tuple(f"{name} > {first}" for name in others)
+    marks = tuple(args.mark or (80, 95))
+    name = args.name or slug("-vs-".join(lines))[:80]
+    return name, Experiment(
+        lines, seeds=3, claims=claims, families=claims, steps=claims, marks=marks
+    )
+
+
+def chosen(lines: dict[str, str], only: list[str] | None) -> dict[str, str]:
+    """The lines that --only names, with those that they begin with."""
+    if unknown := [name for name in only or [] if name not in lines]:
+        raise DataError(f"--only {unknown[0]}: no such arm; there are {', '.join(lines)}")
+    some = {name: line for name, line in lines.items() if not only or name in only}
+    return {name: line for name, line in lines.items() if name in {*some, *bases_of(some)}}
+
+
+def compare(args) -> None:
+    for package, what in (("matplotlib", "curves"), ("scipy", "tests"), ("pandas", "tables")):
+        results.need(package, f"the {what}")  # before a day of training, not after it
+    name, experiment = comparison(args)
+    trials, failed = plan(experiment, args.seeds, args.extra, args.runs), {}
+    if args.publish:  # before the runs are made, too
+        publish.check_settings(name, common_settings(trials))
+    if not args.tables:
+        failed = train_all(trials, args.jobs)
+    result = collect(trials, experiment, not args.tables, failed)
+    said = "".join(f"\n  {folder}: {why}" for folder, why in failed.items())
+    if not result["arms"]:
+        nothing = f"no finished run of {name} in {args.runs}"
+        raise DataError(nothing + (said or "; leave --tables out to make them"))
+    files = publish.write(args.runs / "results", name, result)
+    files = publish.publish(name, result) if args.publish else files
+    for file in files:
+        if file.suffix == ".md":
+            print(file.read_text(encoding="utf-8"))
+    print("\n".join(f"wrote {file}" for file in files))
+    if failed:
+        raise DataError(f"{len(failed)} failed (see log.txt there), the others are done:{said}")
+
+
+def arguments(argv=None):
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("-h", "--help", action="help", help="show this and exit")
+    add("experiment", nargs="?", choices=list(EXPERIMENTS), metavar="LINE [LINE ...] or NAME",
+        help=f"command lines, each one word to the shell; or {', '.join(EXPERIMENTS)}")  # fmt: skip
+    add("--only", nargs="+", metavar="ARM", help="of NAME these arms alone")
+    add("--seeds", nargs="+", type=int, metavar="N",
+        help="of every line (default: 0 1 2; of NAME as lab/experiments.py says)")  # fmt: skip
+    add("--jobs", type=positive, default=1, metavar="N",
+        help="runs at a time, one thread each (default: 1)")  # fmt: skip
+    add("--mark", nargs="+", type=float, metavar="P",
+        help="validation accuracies, in %%, whose first step is told (default: 80 95)")  # fmt: skip
+    add("--runs", type=Path, default=Path("runs/compare"), metavar="DIR",
+        help="default: runs/compare; tables go to DIR/results")  # fmt: skip
+    add("--name", help="of the files in there (default: NAME, or the lines)")
+    add("--publish", action="store_true", help="write docs/results too; what is there is kept")
+    add("--tables", action="store_true", help="train nothing; the tables of what there is")
+    argv = sys.argv[1:] if argv is None else argv
+    cut = argv.index("--") if "--" in argv else len(argv)
+    lines = [word for word in argv[:cut] if word.startswith("-") and " " in word]
+    args = parser.parse_args([word for word in argv[:cut] if word not in lines])
+    args.lines, args.extra, args.runs = lines, argv[cut + 1 :], args.runs.resolve()
+    if bool(args.experiment) == bool(lines) and (lines or not args.tables):
+        parser.error("name one published comparison, or give command lines, quoted")
+    return args
+
+
+def main(argv=None) -> None:
+    args = arguments(argv)
+    with one_line_errors():
+        if args.experiment or args.lines:
+            compare(args)
+        else:
+            from lab import bench_arms
+
+            bench_arms.renew(results.PUBLISHED)
+            publish.renew()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What fits: parameters, memory and FLOPs of a training step at the paper's shapes.
+
+    python -m lab.bench size
+
+Nothing is computed: the model is on torch's meta device, whose tensors hold no numbers.
+"""
+
+from dataclasses import fields
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bridge.finetune import PRESETS
+from bridge.pretrained import PretrainedConfig, PretrainedMLLM
+from engine.optimizers import Muon, freeze, make_optimizers
+from engine.options import arguments
+from model import LOGITS_AT_ONCE, AttentionContext
+
+ROWS, QUESTION, ANSWER = 32, 60, 120  # of a step; tokens of a row, besides its picture
+DECODER = ["encoder", "embed", "blocks", "norm", "unembed"]  # all but the projector
+ARMS = {  # (what is frozen, optimizer, processes)
+    "paper, Muon": (["encoder"], "muon", 1),
+    "aki, stage 1": (DECODER, "adamw", 1),
+    "aki, stage 2": (["encoder"], "adamw", 1),
+    "aki, stage 2, each of 8 GPUs (--fsdp)": (["encoder"], "adamw", 8),
+}
+
+
+def paper_config() -> PretrainedConfig:
+    """The sizes of bridge.finetune's preset paper, with the vocabulary of Phi-3.5-mini."""
+    preset = PRESETS["paper"]
+    known = {field.name for field in fields(PretrainedConfig)}
+    sizes = {k: v for k, v in {**preset["own"], **preset["model"]}.items() if k in known}
+    return PretrainedConfig(vocab_size=32_064, **sizes)
+
+
+def on_meta(config: PretrainedConfig) -> PretrainedMLLM:
+    with torch.device("meta"):
+        return PretrainedMLLM(config)
+
+
+def parameters(model) -> dict[str, int]:
+    return {
+        name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()
+    }
+
+
+def memory(
+    model, rows: int, T: int, frozen=("encoder",), optimizer="adamw", processes=1
+) -> dict[str, float]:
+    """GiB that a training step of train.py holds on each GPU: float32 weights, gradients and
+    moments (AdamW two, Muon one), with --fsdp of several processes a part of each and what is
+    gathered meanwhile; of each layer its input and of one layer everything (--checkpointing); one
+    chunk of logits. rows: of all processes, of T tokens."""
+    config, counts = model.config, parameters(model)
+    total, of_layer = sum(counts.values()), counts["blocks"] // config.n_layer
+    trained = {name: n for name, n in counts.items() if name not in frozen}
+    by_adamw = trained if optimizer == "adamw" else {"embed", "unembed"} & trained.keys()
+    moments = sum(trained.values()) + sum(counts[name] for name in by_adamw)
+    # several processes gather all but the layers, and two of the layers at a time
+    gathered = total - counts["blocks"] - counts["encoder"] + 2 * of_layer
+    tokens, D = rows // processes * T, config.d_model
+    held = {
+        "weights": 4 * total / processes,
+        "gradients": 4 * sum(trained.values()) / processes,
+        "moments": 4 * moments / processes,
+        "gathered weights": 4 * gathered * (processes > 1),
+        "inputs of the layers": 4 * config.n_layer * tokens * D,
+        "one layer": tokens * (4 * 8 * D + 2 * 6 * config.d_ff) + 2 * of_layer,
+        "a chunk of logits": 3 * 4 * LOGITS_AT_ONCE * config.vocab_size,
+    }
+    return {name: n_bytes / 2**30 for name, n_bytes in held.items()}
+
+
+def flops(model, rows: int, T: int, answers: int, frozen, optimizer: str) -> tuple[int, int]:
+    """Of forward and backward pass, and of Muon's update, as torch counts them. Rows have a picture
+    each; all of attention's scores count, whatever the mask, and no second forward pass."""
+    freeze(model, frozen)
+    options = ["--preset", "tiny", "--device", "cpu", "--optimizer", optimizer]
+    optimizers, config = make_optimizers(model, arguments(options), "sft"), model.config
+    with torch.device("meta"), FlopCounterMode(display=False) as passes:
+        images = torch.empty(rows, 3, config.image_size, config.image_size, dtype=torch.uint8)
+        words = torch.empty(rows, T - config.n_image_tokens, config.d_model)
+        x = torch.cat([model.projector(model.encoder(images)), words], 1)
+        everything = torch.ones(rows, 1, T, T, dtype=torch.bool)
+        hidden = model.decode(x, AttentionContext(everything, torch.arange(T)[None]))
+        model.head(hidden[:, -answers:]).sum().backward()
+    with FlopCounterMode(display=False) as update:
+        for muon in (o for o in optimizers if isinstance(o, Muon)):
+            muon.step()
+    model.zero_grad()
+    return passes.get_total_flops(), update.get_total_flops()
+
+
+def size(args=None) -> list[list[str]]:
+    """A column for each of ARMS."""
+    model, columns = on_meta(paper_config()), []
+    T, counts = 1 + model.config.n_image_tokens + QUESTION + ANSWER, parameters(model)
+    for frozen, optimizer, processes in ARMS.values():
+        column = {"parameters": sum(counts.values()), **counts}
+        column = {name: f"{n / 1e6:,.1f} M" for name, n in column.items()}
+        held = memory(model, ROWS, T, frozen, optimizer, processes)
+        held["memory in all"] = sum(held.values())
+        column |= {f"{name}, GiB": f"{gib:.1f}" for name, gib in held.items()}
+        passes, update = flops(model, ROWS, T, ANSWER, frozen, optimizer)
+        column["model, TFLOP"], column["Muon, TFLOP"] = (
+            f"{passes / 1e12:.0f}",
+            f"{update / 1e12:.0f}",
+        )
+        columns.append(column)
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    return [[f"{ROWS} rows of {T} tokens", *ARMS], *rows]

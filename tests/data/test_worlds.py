@@ -1,0 +1,240 @@
+"""What every built-in world promises. What is special to one, such as its questions against a slow
+reading of its scenes, stands in a file of its own."""
+
+import pickle
+import re
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT
+
+import data
+from data import DataError, families
+from data.__main__ import main as show
+from data.families import SPLITS, split_of
+from data.nlvr.world import World as TowersAndItems
+from data.shapes import Shapes
+from data.shapes.pairs import Pairs
+from data.shapes.text import ShapesText
+from data.sounds import Sounds
+from engine.options import RECIPES
+from mma import Role, attention_mask, leaks
+
+IN_FAMILIES = {
+    "shapes": Shapes, "shapes-pairs": Pairs, "shapes-text": ShapesText, "sounds": Sounds,
+}  # fmt: skip
+ALL = {**IN_FAMILIES, "some shapes": lambda: Shapes(640), "nlvr": TowersAndItems}
+in_families = pytest.mark.parametrize("make", IN_FAMILIES.values(), ids=IN_FAMILIES)
+every_world = pytest.mark.parametrize("make", ALL.values(), ids=ALL)
+
+
+@pytest.fixture(autouse=True)
+def uncached(monkeypatch):
+    """The worlds themselves, not what conftest.py keeps of them; fewer scenes are held out."""
+    monkeypatch.setattr(families, "HELD_OUT", 60)
+    for name in ("texts", "heldout"):
+        monkeypatch.setattr(Shapes, name, getattr(families.World, name))
+
+
+def content(examples) -> list:
+    """All that examples hold, so that it can be compared."""
+    pictures = [[hash(image.numpy().tobytes()) for image in e.images] for e in examples]
+    return [(e.turns, e.family, e.id, shown) for e, shown in zip(examples, pictures)]
+
+
+@every_world
+@pytest.mark.parametrize("stage,step", [("pt", 200), ("sft", 7)])
+def test_a_step_follows_stage_step_and_seed_alone(make, stage, step):
+    """Also in a worker, which gets the world pickled."""
+    world = make()
+    drawn = content(world.draw(stage, step, 16, 4, 0))
+    world.heldout("val", 3)
+    assert drawn == content(world.draw(stage, step, 16, 4, 0))
+    assert drawn == content(pickle.loads(pickle.dumps(world)).draw(stage, step, 16, 4, 0))
+    others = [(stage, step + 1, 0), (stage, step, 1), ("sft" if stage == "pt" else "pt", step, 0)]
+    for stage_, step_, seed in others:
+        assert drawn != content(world.draw(stage_, step_, 16, 4, seed))
+
+
+@every_world
+def test_a_step_has_as_many_pictures_and_questions_as_it_is_asked_for(make):
+    world = make()
+    captions, asked = world.draw("pt", 0, 16, 5, 0), world.draw("sft", 0, 16, 5, 0)
+    assert len(captions) == 16
+    # In words alone a scene's questions are turns; beside NLVR's sentence stands a second turn
+    turns = sum(len(e.turns) for e in asked)
+    assert turns == 16 * 5 * (2 if make is TowersAndItems else 1)
+    assert len(asked) == (16 if make is ShapesText else 16 * 5)
+    if make is not TowersAndItems:  # the questions of a scene share its pictures, as objects
+        shown = {id(image) for e in asked for image in e.images}
+        assert len(shown) == {Pairs: 32, ShapesText: 0}.get(make, 16)
+
+
+@every_world
+def test_examples_are_what_a_batch_is_made_of(make, tokenizer):
+    """Pictures of one size, an <image> for each of them, a name for the family; answers of the
+    closed set where they are held out."""
+    world, side = make(), 100 if make is TowersAndItems else 64
+    held = world.heldout("val", 40)
+    for e in [*world.draw("pt", 300, 16, 4, 0), *world.draw("sft", 300, 16, 4, 0), *held]:
+        for image in e.images:
+            assert image.dtype == torch.uint8 and image.shape == (3, side, side)
+        row = data.encode(e, tokenizer, 4)
+        assert row.role.count(Role.IMAGE) == 4 * len(e.images) and Role.ANSWER in row.role
+        assert e.family and all(answer.strip() for _, answer in e.turns)
+    assert all(len(e.turns) == 1 and e.turns[0][1] in world.answers for e in held)
+
+
+@pytest.mark.parametrize("make", [*IN_FAMILIES.values(), TowersAndItems])
+def test_texts_have_every_word_of_what_is_drawn_and_held_out(make):
+    """The tokenizer is trained on them: it then knows each word whole."""
+    world = make()
+    known = {word for text in world.texts() for word in text.split()}
+    drawn = [
+        world.draw(*of, 16, 6, 3) for of in (("pt", 0), ("pt", 500), ("sft", 0), ("sft", 1500))
+    ]
+    for e in [*sum(drawn, []), *world.heldout("val"), *world.heldout("test")]:
+        for message, answer in e.turns:
+            words = f"{message} {answer}".replace(data.IMAGE_TOKEN, " ").split()
+            unknown = {*words} - known - {"first", "second"}  # before the pictures of a pair
+            assert not unknown
+
+
+@every_world
+def test_what_is_held_out_is_always_the_same_and_a_limit_is_its_beginning(make):
+    whole = content(make().heldout("test"))
+    assert whole == content(make().heldout("test")) != content(make().heldout("val"))
+    assert content(make().heldout("test", 7)) == whole[:7]
+
+
+@in_families
+def test_splits_are_disjoint_and_held_out_scenes_are_of_theirs(make):
+    """So no scene of val or test is in training, alone or in a pair."""
+    world, found = make(), {}
+    assert world.split_names() == list(SPLITS) and world.final_split == "test"
+    for split, residues in SPLITS.items():
+        layout = world.drawn(split, 500, "a key")[0].layout
+        cells = torch.cat([layout, torch.tensor(world.layouts(split))]).flatten(0, -2)
+        assert len(layout) == 500 and set(split_of(cells).tolist()) <= set(residues)
+        found[split] = {tuple(scene) for scene in cells.tolist()}
+    assert sum(map(len, found.values())) == len(set().union(*found.values()))
+
+
+def questions_of(world, S: int, per_scene: int, seed: int = 0):
+    """Layouts of training, and what is asked about each."""
+    g = torch.Generator().manual_seed(seed)
+    facts = world.facts.of(world.new_layouts("train", S, g), g)
+    return facts.layout.tolist(), world.questions(facts, per_scene)
+
+
+@in_families
+def test_families_take_turns_and_each_scene_is_asked_all_of_them(make):
+    world = make()
+    n, starts = len(world.families), set()
+    for asked in questions_of(world, 100, 2 * n)[1]:
+        names = [family for family, *_ in asked]
+        assert names[:n] == names[n:] and {*names} == {*world.families}
+        starts.add(names[0])
+    assert starts == {*world.families}
+    held = world.heldout("val")
+    assert Counter(e.family for e in held) == dict.fromkeys(world.families, 60)
+    assert [e.id for e in held] == [f"val-{i // n}" for i in range(60 * n)]
+
+
+@in_families
+def test_answers_are_balanced_in_every_family(make):
+    """As likely one as the other of those that make sense for a question; each one occurs."""
+    world, counts, answers = make(), defaultdict(Counter), set()
+    for asked in questions_of(world, 4000, len(make().families), 2)[1]:
+        for family, question, answer in asked:
+            known = list(world.known_answers(question))
+            counts[family, len(known)][known.index(answer)] += 1
+            answers.add(answer)
+    for (family, n), places in counts.items():
+        shares = [count / places.total() for count in places.values()]
+        assert len(shares) == n and max(shares) - min(shares) < 0.05, (family, places)
+    assert answers == world.answers
+
+
+@in_families
+def test_the_question_alone_tells_little(make):
+    for family, (ceiling, chance) in make().question_only(8000).items():
+        assert ceiling < chance + 0.03, family
+
+
+@every_world
+@pytest.mark.parametrize("kind", ["causal", "mma", "prefix"])
+def test_pictures_read_their_question_under_mma_and_no_label_leaks(make, kind, tokenizer):
+    for example in make().draw("sft", 0, 16, 1, 0)[:4]:
+        row = data.encode(example, tokenizer, 4)
+        role, turn = torch.tensor([row.role]), torch.tensor([row.turn])
+        mask = attention_mask(kind, role, turn)
+        assert not leaks(mask, role).any()
+        shown = (role[0] == Role.IMAGE).nonzero()[:, 0]
+        if not len(shown):
+            assert Role.QUESTION not in row.role  # in words alone no mask opens anything
+            continue
+        asked = (role[0] == Role.QUESTION) & (torch.arange(len(row.ids)) > shown.max())
+        reads = mask[0, 0][shown][:, asked]
+        assert asked.sum() > 3 and (reads.all() if kind != "causal" else not reads.any())
+
+
+# --- By name
+
+
+@pytest.mark.parametrize("name", data.NAMES)
+def test_an_option_that_a_data_set_does_not_take_is_an_error_that_names_those_that_do(name):
+    source = {"source": "x"} if "source" in data.WORLDS[name].takes else {}
+    for option in data.OPTIONS:
+        takers = [other for other in data.NAMES if option in data.WORLDS[other].takes]
+        if name not in takers:
+            flag = "--" + option.replace("_", "-")
+            says = f"{flag} belongs to --data {' or '.join(takers)}, not to {name}"
+            with pytest.raises(DataError, match=re.escape(says)):
+                data.load(name, **{**source, option: 16})
+    if source:
+        with pytest.raises(DataError, match=re.escape(f"--data {name} needs --source: the path")):
+            data.load(name)
+
+
+def test_every_data_set_has_a_recipe_and_a_fork_adds_one_by_a_line(monkeypatch):
+    assert set(data.NAMES) == set(RECIPES)
+    for name, make in IN_FAMILIES.items():
+        assert type(data.load(name, strict=False, images=None)) is make
+    assert data.load("shapes", scenes=48).n_blocks == 3
+    monkeypatch.setitem(data.WORLDS, "walls", data.DataSet("builtins:dict", ("scenes",)))
+    assert data.load("walls", scenes=3) == {"scenes": 3}
+
+
+def test_a_world_is_imported_when_it_is_asked_for():
+    code = """
+import sys, data, engine.options
+worlds = lambda: {name.split(".")[1] for name in sys.modules if name.startswith("data.")}
+assert not worlds() & {"shapes", "sounds", "nlvr", "llava", "easy_vqa", "families"}, worlds()
+data.load("shapes")
+assert "shapes" in worlds() and not worlds() & {"sounds", "nlvr", "llava", "easy_vqa"}, worlds()
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("name", [*IN_FAMILIES, "nlvr"])
+def test_a_world_is_shown(name, monkeypatch, capsys, tmp_path):
+    few, files = families.World.question_only, []
+    monkeypatch.setattr(families.World, "question_only", lambda self: few(self, 400))
+    for option in ["--png"] * (name != "shapes-text") + ["--wav"] * (name == "sounds"):
+        files += [option, str(tmp_path / f"x.{option[2:]}")]
+    show([name, *files])
+    out = capsys.readouterr().out
+    assert "<image>" not in out and "examples a second" in out
+    assert re.search(r"^  .* -> [a-z0-9 ]+$", out, re.M)
+    assert ("question only  chance" in out) == (name != "nlvr")
+    assert all(Path(file).stat().st_size > 1000 for file in files[1::2])
+    other = ("--png", "shows no picture") if name == "shapes-text" else ("--wav", "sounds")
+    if name != "sounds":
+        with pytest.raises(SystemExit):
+            show([name, other[0], "x"])
+        assert other[1] in capsys.readouterr().err

@@ -1,0 +1,78 @@
+"""Results as a JSON has them, and a program whose runs take no time."""
+
+import json
+
+from lab.compare import SHOWN
+from lab.experiments import Experiment
+
+# It answers as its mask and seed say. --fail fails, --wait waits for a file beside --out, or for
+# SIGTERM, which it survives by saving.
+FAKE = """
+import argparse, json, os, signal, sys, time
+from pathlib import Path
+
+def arguments(argv=None):
+    parser = argparse.ArgumentParser()
+    for name, default in (("data", "shapes"), ("mask", "mma"), ("source", None), ("llm", None)):
+        parser.add_argument(f"--{name}", default=default)
+    parser.add_argument("--lr", type=float, default=0.004)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--wait")
+    for flag in ("fail", "resume"):
+        parser.add_argument(f"--{flag}", action="store_true")
+    return parser.parse_args(argv)
+
+def save(number, frame):
+    (args.out / "saved").write_text("")
+    raise SystemExit(130)
+
+if __name__ == "__main__":
+    args = arguments()
+    signal.signal(signal.SIGTERM, save)
+    with open(args.out / "begun", "a") as file:
+        file.write(os.environ["OMP_NUM_THREADS"] + "\\n")
+    if args.fail and args.seed:
+        sys.exit("error: it was to fail")
+    while args.wait and not (args.out / "saved").exists():
+        if any((other / "begun").exists() for other in args.out.parent.glob(args.wait)):
+            break
+        time.sleep(0.02)
+    right = {"causal": 0.5, "mma": 0.75}[args.mask] + args.seed ** 2 / 100
+    families = {name: {"accuracy": right, "n": 50} for name in ("place", "count")}
+    record = {"accuracy": right, "families": families, "n": 100, "unparsed": 0, "params": 7,
+              "seconds": 1.0, "mask": args.mask, "seed": args.seed, "args": vars(args)}
+    curve = [{"step": 10 * k, "val": {"accuracy": k * right / 4}} for k in range(1, 5)]
+    lines = [json.dumps(line) for line in [{"step": 5}, *curve]]
+    (args.out / "metrics.jsonl").write_text("\\n".join(lines))
+    (args.out / "run.json").write_text(json.dumps(record, default=str))
+"""
+
+
+def read(file):
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def run_of(accuracy, seed=0, families=None, curve=None, **more):
+    """A run as results.read_run gives it. accuracy: in %, like those of families."""
+    families = {"other": accuracy} if families is None else families
+    return {
+        "seed": seed, "accuracy": accuracy / 100, "n": 100, "unparsed": 0, "params": 5,
+        "families": {name: {"accuracy": a / 100, "n": 20} for name, a in families.items()},
+        "curve": {"2": accuracy / 100} if curve is None else curve, "run": f"run-{seed}", **more,
+    }  # fmt: skip
+
+
+def result_of(arms, options=None, settings=None, **show):
+    """A comparison's JSON. arms: name -> runs; show: fields of Experiment."""
+    experiment = Experiment({}, **show)
+    return {
+        "arms": arms, "options": options or dict.fromkeys(arms, ""), "missing": [],
+        "settings": settings or {"preset": "tiny"},
+        "show": {name: getattr(experiment, name) for name in SHOWN},
+    }  # fmt: skip

@@ -1,0 +1,331 @@
+"""The runner of comparisons: on a program whose runs take no time, and on train.py."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from compared import FAKE, contents, read, result_of, run_of
+from helpers import ROOT, without_drawing
+
+import train
+from lab import compare, experiments, publish, results, trials
+from lab.experiments import Experiment, Question
+
+LINES = ["-m fake --mask causal", "-m fake --mask mma"]
+CAUSAL, MMA = "-m fake causal", "-m fake mma"  # their names
+
+
+@pytest.fixture(autouse=True)
+def published(tmp_path, monkeypatch):
+    """A docs/results of each test's own, and the program."""
+    monkeypatch.setattr(results, "PUBLISHED", tmp_path / "published")
+    (tmp_path / "fake.py").write_text(FAKE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return tmp_path / "published"
+
+
+@pytest.fixture
+def call(tmp_path):
+    """call(words...) -> the JSON that it wrote."""
+
+    def call(*words):
+        compare.main(["--name", "it", "--runs", str(tmp_path / "runs"), *words])
+        return read(tmp_path / "runs" / "results" / "it.json")
+
+    return call
+
+
+def folders(tmp_path, program="fake"):
+    """What was begun, and how often."""
+    files = sorted((tmp_path / "runs" / program).glob("*/begun"))
+    return {file.parent.name: len(file.read_text().split()) for file in files}
+
+
+# --- Lines over seeds
+
+
+def test_lines_are_compared_over_seeds(call, tmp_path, capsys):
+    result = call(*LINES, "--seeds", "0", "1", "2", "--jobs", "2", "--mark", "30")
+    seeds = {arm: [run["seed"] for run in runs] for arm, runs in result["arms"].items()}
+    assert seeds == {CAUSAL: [0, 1, 2], MMA: [0, 1, 2]}
+    assert result["options"] == {CAUSAL: LINES[0], MMA: LINES[1]}
+    rows = {row["claim"]: row for row in result["differences"]}
+    overall = rows[f"{MMA} > {CAUSAL}"]
+    assert overall["difference"] == pytest.approx(25) and overall["test"] == "paired"
+    assert {f"{MMA} > {CAUSAL}, place", f"{MMA} > {CAUSAL}, count"} < set(rows)
+    steps = rows[f"{MMA} is at 30 % on validation after fewer steps than {CAUSAL}"]
+    assert steps["difference"] == pytest.approx(10)  # 20 steps of each seed, against 30
+    out = capsys.readouterr().out
+    assert " 51.7 ± 2.1 " in out and "30 % at step" in out and "+25.0 points" in out
+    names = ("it.json", "it.md", "it_claims.md", "it.png")
+    assert set(contents(tmp_path / "runs" / "results")) == set(names)
+    assert not results.PUBLISHED.exists()
+    assert set(folders(tmp_path)) == {folder.split("/")[-1] for folder in folders(tmp_path)}
+    assert any(name.startswith("shapes-m-fake-mma-2-") for name in folders(tmp_path))
+
+
+def test_a_run_is_made_once_and_known_by_its_settings(call, tmp_path):
+    call(LINES[1], "--seeds", "0")
+    (name,) = folders(tmp_path)
+    (tmp_path / "runs" / "fake" / name).rename(tmp_path / "runs" / "fake" / "another-name")
+    line = "-m fake --mask mma --lr 0.004"  # the default
+    assert call(line, "--seeds", "0")["arms"]["-m fake mma --lr 0.004"][0]["run"] == "another-name"
+    assert folders(tmp_path) == {"another-name": 1}
+    for other in ("--lr 0.002", "--source x.json", "--limit 7"):
+        call(f"{LINES[1]} {other}", "--seeds", "0")
+    call(LINES[1], "--seeds", "1")
+    assert len(folders(tmp_path)) == 5 and set(folders(tmp_path).values()) == {1}
+
+
+def test_an_option_that_is_younger_than_the_run_has_its_default(tmp_path):
+    """And a run with an option that the program does not know is another run."""
+    args = SimpleNamespace(mask="mma", lr=0.004, origin={"mask": "you", "lr": "preset"})
+    folder = tmp_path / "a"
+    for made, found in (
+        ({"mask": "mma", "lr": 0.004, "out": "x"}, folder), ({"mask": "mma"}, folder),
+        ({"lr": 0.004}, None), ({"mask": "mma", "order": "first"}, None),
+    ):  # fmt: skip
+        publish.write_json(folder / "run.json", {"args": {"data": "shapes", **made}})
+        wanted = SimpleNamespace(data="shapes", **vars(args))
+        assert trials.find(tmp_path, wanted) == found, made
+
+
+def test_a_run_that_fails_is_said_and_loses_nothing(call, tmp_path, capsys):
+    with pytest.raises(
+        SystemExit, match=r"(?s)1 failed .*fail-1-\w+: error: it was to fail"
+    ) as end:
+        call(*LINES, "-m fake --fail", "--seeds", "0", "1")
+    assert end.value.code not in (0, None)
+    result = read(tmp_path / "runs" / "results" / "it.json")
+    assert [len(runs) for runs in result["arms"].values()] == [2, 2, 1]
+    assert result["missing"] == ["-m fake --fail-1"] and "Not yet run" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="1 failed"):  # the same command tries it again, alone
+        call(*LINES, "-m fake --fail", "--seeds", "0", "1")
+    assert sorted(folders(tmp_path).values()) == [1, 1, 1, 1, 1, 2]
+
+
+def test_runs_go_side_by_side_on_one_thread_each(call, tmp_path):
+    """Each of these waits for the other."""
+    call("-m fake --wait *causal*", "-m fake --mask causal --wait *shapes-m-fake-wait*",
+         "--seeds", "0", "--jobs", "2")  # fmt: skip
+    threads = [file.read_text() for file in (tmp_path / "runs" / "fake").glob("*/begun")]
+    assert threads == ["1\n", "1\n"]
+
+
+def test_ctrl_c_lets_the_runs_save_and_the_same_command_goes_on(call, tmp_path, capsys):
+    line = ["-m fake --wait never", LINES[0], "--seeds", "0", "1", "--jobs", "2"]
+    waiting = lambda: [name for name in folders(tmp_path) if "wait" in name]
+
+    def interrupt():
+        while len(waiting()) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(SystemExit) as end:
+        call(*line)
+    assert end.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+    assert all((tmp_path / "runs" / "fake" / name / "saved").exists() for name in waiting())
+    assert [len(runs) for runs in call(*line)["arms"].values()] == [2, 2]
+    assert all(folders(tmp_path)[name] == 2 for name in waiting())
+
+
+def test_what_cannot_be_compared_is_said_before_anything_is_trained(call, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "train_all", None)
+    for line, why in (("-m nowhere --x 1", "nowhere"), ("-m json --x 1", "cannot be compared"),
+                      ("-m fake --llm {text}", "no line before it is named text")):  # fmt: skip
+        with pytest.raises(SystemExit, match=why):
+            call(line)
+    with pytest.raises(SystemExit, match="no such arm; there are causal, mma"):
+        call("nlvr", "--only", "cca")
+    for words in ([], ["shapes", LINES[0]]):
+        with pytest.raises(SystemExit):
+            call(*words)
+        assert "or give command lines, quoted" in capsys.readouterr().err
+    find = results.importlib.util.find_spec
+    missing = lambda name: None if name == "scipy" else find(name)
+    monkeypatch.setattr(results.importlib.util, "find_spec", missing)
+    with pytest.raises(SystemExit, match="the tests need scipy: pip install scipy"):
+        call(*LINES)
+
+
+# --- Named comparisons
+
+
+def named(monkeypatch, **fields):
+    fields = {"program": "fake", "lines": {"causal": "--mask causal", "mma": "--mask mma"}} | fields
+    monkeypatch.setitem(experiments.EXPERIMENTS, "depth", Experiment(**fields))
+
+
+def test_a_first_seed_of_everything_comes_first(monkeypatch):
+    named(monkeypatch, seeds={"mma": 3})
+
+    def plan(*words):
+        args = compare.arguments(["depth", *words])
+        planned = trials.plan(compare.comparison(args)[1], args.seeds, args.extra, args.runs)
+        return [(trial.arm, trial.seed) for trial in planned]
+
+    assert plan() == [("causal", 0), ("mma", 0), ("mma", 1), ("mma", 2)]
+    assert plan("--seeds", "3", "5", "--only", "mma") == [("mma", 3), ("mma", 5)]
+
+
+def test_a_line_may_begin_with_the_run_of_another(call, tmp_path, monkeypatch):
+    """Which is trained first, and without what follows --."""
+    named(monkeypatch, lines={"text": "--mask causal", "mma": "--llm {text}"}, seeds=2)
+    result = call("depth", "--only", "mma", "--jobs", "4", "--", "--lr", "0.5")
+    assert list(result["arms"]) == ["text", "mma"] and result["settings"]["lr"] == 0.5
+    for seed in (0, 1):
+        text, mma = (result["arms"][arm][seed]["run"] for arm in ("text", "mma"))
+        args = read(tmp_path / "runs" / "fake" / mma / "run.json")["args"]
+        assert args["llm"] == str(tmp_path / "runs" / "fake" / text) and args["lr"] == 0.5
+        assert read(tmp_path / "runs" / "fake" / text / "run.json")["args"]["lr"] == 0.004
+    named(monkeypatch, lines={"text": "--fail", "mma": "--llm {text}"})
+    with pytest.raises(SystemExit, match="2 failed|begins with .*, which failed"):
+        call("depth", "--seeds", "7")
+
+
+ASKED = """
+import json, sys
+from pathlib import Path
+def main(argv):
+    run, *words, flag, file = argv
+    with open(Path(run) / "asked", "a") as asked:
+        asked.write(" ".join(words) + ";")
+    if "--fail" in words:
+        raise SystemExit("error: no such split")
+    of_eval = {"runs": [{"accuracy": 0.25, "n": 8, "families": {}}]}
+    losses = [{"loss": 3.5}, {"loss": 9.25}]
+    Path(file).write_text(json.dumps(losses if "loss" in words else of_eval))
+"""
+
+
+def test_finished_runs_are_asked_once(call, tmp_path, monkeypatch):
+    """An official split, whose accuracy then is the run's; other masks; what is lost of a text."""
+    (tmp_path / "asked_of_runs.py").write_text(ASKED)
+    asks = {"dev": Question("asked_of_runs --split dev", limited=False),
+            "v2v": Question("asked_of_runs --mask v2v", arms=("mma",), seeds=(0,)),
+            "text, nats": Question("asked_of_runs loss", limited=False)}  # fmt: skip
+    named(monkeypatch, asks=asks, split="dev", claims=("mma > causal",), seeds=2)
+    for _ in range(2):
+        result = call("depth", "--", "--limit", "9")
+    run, other = result["arms"]["mma"]
+    assert run["accuracy"] == 0.25 and run["n"] == 8
+    assert run["asked"]["v2v"]["accuracy"] == 0.25 and "v2v" not in other["asked"]
+    assert run["asked"]["text, nats"] == {"before": 3.5, "after": 9.25}
+    asked = (tmp_path / "runs" / "fake" / run["run"] / "asked").read_text()
+    assert asked == "--split dev;--mask v2v --limit 9;loss;"
+    table = (tmp_path / "runs" / "results" / "it_claims.md").read_text()
+    assert "| as trained | text, nats, before | text, nats, after |  v2v |" in table
+    named(monkeypatch, asks={"dev": Question("asked_of_runs --fail")}, split="dev", seeds=2)
+    with pytest.raises(SystemExit, match="dev.json: error: no such split"):
+        call("depth", "--seeds", "5", "6")
+    with pytest.raises(SystemExit, match="no finished run of it .*leave --tables out"):
+        call("depth", "--seeds", "5", "--tables")  # asks nothing either
+
+
+# --- What is published
+
+
+def test_a_part_never_replaces_what_is_published(call, published, monkeypatch):
+    named(monkeypatch, claims=("mma > causal",), seeds=2)
+    settings = {"data": "shapes", "lr": 0.004}
+    runs = [run_of(80 + s, s, {"place": 80, "count": 80}) for s in range(3)]
+    options = {"gone": "--mask gone", "causal": "--mask causal", "mma": "--mask mma"}
+    old = result_of({arm: runs for arm in options}, options, settings, claims=("mma > causal",))
+    publish.write(published, "it", old | {"missing": ["gone-7", "mma-1"]})
+    before = contents(published)
+    new = call("depth", "--only", "mma")
+    assert contents(published) == before
+    call("depth", "--only", "mma", "--publish")
+    after = read(published / "it.json")
+    assert list(after["arms"]) == ["gone", "causal", "mma"] and after["missing"] == ["gone-7"]
+    assert after["arms"]["causal"] == runs and after["arms"]["gone"] == runs
+    assert after["arms"]["mma"] == [*new["arms"]["mma"], runs[2]]
+    for name, text in publish.report("it", after).items():
+        assert (published / name).read_text(encoding="utf-8") == text + "\n"
+    monkeypatch.setattr(compare, "train_all", None)  # what follows is said before the first run
+    with pytest.raises(SystemExit, match="do not belong .*: --lr is 0.5 and was 0.004"):
+        call("depth", "--publish", "--", "--lr", "0.5")
+    publish.write_json(published / "it.json", {"runs": []})
+    with pytest.raises(SystemExit, match="written by another command"):
+        call("depth", "--publish")
+
+
+def test_an_arm_whose_options_changed_is_replaced_as_a_whole():
+    old = result_of({"dot": [run_of(1, seed) for seed in (0, 1)]}, {"dot": "--order both"})
+    new = result_of({"dot": [run_of(2, 1)]}, {"dot": "--variant dot"})
+    merged = publish.merge(old, new)
+    assert merged["arms"] == new["arms"] and merged["options"] == new["options"]
+
+
+def test_tables_are_put_into_readme_and_docs_from_the_json(tmp_path, published, monkeypatch):
+    publish.write(published, "a+b", result_of({"mma": [run_of(80)]}))
+    table = (published / "a+b.md").read_text()
+    (published / "a+b.md").write_text("| old |")
+    (tmp_path / "docs").mkdir()
+    text = "before\n<!-- a+b.md -->\n{}<!-- end -->\nafter\n"
+    pages = [tmp_path / "README.md", tmp_path / "docs" / "results.md"]
+    for page in pages:
+        page.write_text(text.format("| old |\n"))
+    renew = publish.renew
+    monkeypatch.setattr(publish, "renew", lambda: renew(tmp_path))
+    compare.main(["--tables"])
+    assert [page.read_text() for page in pages] == [text.format(table)] * 2
+    (tmp_path / "docs" / "more.md").write_text("<!-- none.md -->\n<!-- end -->")
+    pages[0].write_text(text.format(""))
+    with pytest.raises(SystemExit, match="none.md is missing"):
+        compare.main(["--tables"])
+    assert pages[0].read_text() == text.format("")
+
+
+# --- With train.py
+
+
+FEW = ("--preset tiny --device cpu --pt-pictures 2 --pictures 2 --questions 2 --pt-steps 1 "
+       "--steps 2 --eval-every 1 --save-every 1 --limit 6 --val-limit 6").split()  # fmt: skip
+
+
+def here(trial):
+    """As compare.launch, in this process, and without pictures."""
+    publish.write_json(trial.folder / trials.SETTINGS, trials.identity(trial.settings))
+    with pytest.MonkeyPatch.context() as patch, open(trial.folder / "log.txt", "a") as log:
+        without_drawing(patch)
+        try:
+            with contextlib.redirect_stdout(log):
+                train.main([*trial.words, "--out", str(trial.folder), "--resume"])
+            code = 0
+        except SystemExit as error:
+            code = error.code
+    return SimpleNamespace(poll=lambda: code, returncode=code)
+
+
+def test_train_py_end_to_end_and_a_run_that_was_stopped_goes_on(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "launch", here)
+    update, done = train.clip_and_step, []
+
+    def stop_in_the_third_run(*args):
+        done.append(args)
+        if len(done) == 9:
+            raise KeyboardInterrupt
+        return update(*args)
+
+    monkeypatch.setattr(train, "clip_and_step", stop_in_the_third_run)
+    line = ["--mask causal", "--mask mma --lr 0.002", "--seeds", "0", "1", "--jobs", "4"]
+    with pytest.raises(SystemExit, match="1 failed"):
+        call(*line, "--", *FEW)
+    result = call(*line, "--", *FEW)
+    assert len(done) == 4 * 3 + 1  # the step that was lost is made again
+    assert {arm: [run["seed"] for run in runs] for arm, runs in result["arms"].items()} == {
+        "causal": [0, 1], "mma --lr 0.002": [0, 1]
+    }  # fmt: skip
+    stopped = result["arms"]["causal"][1]["run"]
+    log = (tmp_path / "runs" / "train" / stopped / "log.txt").read_text()
+    assert "going on after step 1 of stage sft" in log
+    again = call(*line, "--tables", "--", *FEW)
+    assert again == result and len(done) == 13
