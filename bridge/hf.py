@@ -157,7 +157,7 @@ def apply_mma(model, processor=None, *, kind="mma", answer_header: list[int] | N
     pictures = sorted({getattr(vlm.config, n, None) for n in PICTURES} - {None})
     vlm.set_attn_implementation({text_name: f"mma_{text._attn_implementation}"})
     for part in {vlm, vlm.base_model}:  # trl calls the latter by itself
-        # A class, for PEFT calls forward past all hooks; of the same name, because files keep it
+        # A class, for peft < 0.20 calls forward past all hooks; of the same name, as files keep it
         own = type(part)
         body = dict(forward=with_roles(own.forward), __module__=own.__module__)
         part.__class__ = type(own.__name__, (own,), body)

@@ -137,7 +137,8 @@ def arguments(argv=None):
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="its folder: config.json, *.safetensors, ...")
     add("-h", "--help", action="help", help="show this and exit")
-    add("--data", default="llava", choices=data.NAMES, metavar="NAME", help="default: llava")
+    names = [name for name in data.NAMES if name not in data.TEXT_WORLDS]
+    add("--data", default="llava", choices=names, metavar="NAME", help=", ".join(names))
     add("--source", type=Path, metavar="PATH", help="llava: the JSON file")
     add("--images", type=Path, metavar="DIR", help="llava: the folder of the pictures")
     add("--strict", action="store_true", help="llava: a damaged entry is an error")
@@ -197,7 +198,7 @@ def shown(args, without=()) -> dict:
 
 def open_source(args):
     """The data set, less the pictures that cannot be read, which are counted and named."""
-    source = data.load(args.data, args.source, args.images, args.strict)
+    source = data.load(args.data, args.source, images=args.images, strict=args.strict)
     if hasattr(source, "read_pictures"):
         if skipped := source.read_pictures(64):
             print(skipped)

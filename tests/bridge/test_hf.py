@@ -172,6 +172,8 @@ def test_a_label_that_a_picture_reads_is_refused(monkeypatch):
     bad[1, t] = inputs["input_ids"][1, t]
     with pytest.raises(ValueError, match=rf"row 1, token {t}: a picture reads this token"):
         tiny.model(**inputs, labels=bad)
+    with pytest.raises(ValueError, match="a picture reads this token"):  # as peft before 0.20
+        tiny.model.forward(**inputs, labels=bad)
     with monkeypatch.context() as patch:  # as trl's SFTTrainer does
         patch.setattr(tiny.model, "forward", lambda **inputs: None)
         with pytest.raises(ValueError, match=rf"row 1, token {t}: a picture reads this token"):

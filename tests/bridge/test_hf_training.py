@@ -61,7 +61,7 @@ def test_lora(before):
     inputs, role, _ = batch(tiny, DIALOGUES)
     labels = labels_of(inputs["input_ids"], role)
     wanted = apply_mma(build("llava").model, answer_header=HEADER)(**inputs).logits
-    # With the task PEFT calls forward itself, past all hooks; without it, the model
+    # With a task peft before 0.20 calls forward, past all hooks; without one, the model
     task = "CAUSAL_LM" if before else None
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type=task)
     if before:
