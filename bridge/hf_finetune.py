@@ -1,0 +1,327 @@
+"""Fine-tune a Hugging Face vision-language model from a local folder, under MMA.
+
+    python -m bridge.hf_finetune MODEL --data llava --source FILE.json --images DIR --out RUN
+
+The model answers by its own chat template, and learns from the answers alone. The data are those
+of train.py, and so are the scores of eval.py that end in run.json. transformers' Trainer does the
+work (pip install accelerate; for --lora peft, too).
+
+Written to --out: the model, or with --lora its adapter, with its processor; run.json;
+metrics.jsonl; checkpoint-STEP while it is not finished. Loaded again, it needs apply_mma again.
+"""
+
+import importlib.util
+import json
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+import data
+from bridge.folders import files_of, read_config
+from bridge.hf_dialogues import Dialogues, answer_all, loss_of
+from data import DataError, reason
+from engine.answering import say_unread
+from engine.batches import describe_splits
+from engine.checkpoint import write_file
+from engine.lock import run_lock
+from engine.optimizers import freeze
+from engine.options import Parser, not_negative, positive, rate, seed
+from engine.precision import check_device, default_device, usual_format
+from engine.run import check_out, one_line_errors
+from engine.tables import pool, table
+from eval import summarise
+
+try:
+    from bridge.hf import apply_mma, check_mma
+    from bridge.hf_roles import kinds
+except ImportError as error:
+    raise SystemExit(f"error: {error}") from None
+import transformers
+from transformers.trainer_utils import get_last_checkpoint
+
+VISION = ("model.vision_tower", "model.visual", "model.vision_model", "model.vision_encoder")
+TRIES = 8  # steps whose rows are tried, where none of a step's can be used
+# What may differ when a run goes on
+APART = ("out", "resume", "overwrite", "device", "limit", "save_every", "checkpointing")
+
+
+def load(args):
+    """Model and processor of the folder. DataError, in one line, if it is no such folder."""
+    kind = read_config(args.model).get("model_type")
+    files_of(args.model)
+    dtype = torch.bfloat16 if args.lora and args.precision == "bfloat16" else torch.float32
+    try:
+        model = transformers.AutoModelForImageTextToText.from_pretrained(args.model, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        why = reason(error)
+        if "Unrecognized configuration class" in why:
+            why = f"{kind} is no vision-language model of transformers"
+        raise DataError(f"{args.model}: {why}") from None
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(args.model)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{args.model}: its processor cannot be read ({reason(error)})") from None
+    if not hasattr(processor, "image_processor"):
+        raise DataError(f"{args.model}: no processor of pictures (preprocessor_config.json)")
+    return model, processor
+
+
+def with_lora(model, rank: int):
+    """The model with LoRA of a rank on the linear layers of its text model."""
+    from peft import LoraConfig, get_peft_model
+
+    text = {id(m) for m in model.get_decoder().modules() if isinstance(m, torch.nn.Linear)}
+    names = [name for name, module in model.named_modules() if id(module) in text]
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names))
+
+
+class Steps(torch.utils.data.Dataset):
+    """Item s is the number of a step; `collate` makes its batch, a function of s and the seed
+    alone, so that a run goes on where it stopped without reading what it has read."""
+
+    def __init__(self, source, dialogues: Dialogues, args):
+        self.source, self.dialogues, self.args = source, dialogues, args
+
+    def __len__(self) -> int:
+        return self.args.steps * self.args.accumulate
+
+    def __getitem__(self, item: int) -> int:
+        return item
+
+    def examples(self, item: int) -> list[data.Example]:
+        args, parts = self.args, self.args.accumulate
+        drawn = self.source.draw("sft", item // parts, args.pictures, args.questions, args.seed)
+        return drawn[item % parts :: parts]
+
+    def collate(self, items: list[int]) -> dict:
+        for again in range(TRIES):  # rows that are left out are counted and said
+            examples = [e for item in items for e in self.examples(item + again * len(self))]
+            if batch := self.dialogues.batch(examples):
+                return batch
+        last = next(iter(self.dialogues.left_out))
+        raise DataError(f"no row of {TRIES} steps can be used: {last}")
+
+
+class Trainer(transformers.Trainer):
+    """Steps in their order; evaluation is `measure()`."""
+
+    def __init__(self, *args, measure, **options):
+        super().__init__(*args, **options)
+        self.measure = measure
+
+    def _get_train_sampler(self, *_):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    def _load_from_checkpoint(self, checkpoint, model=None):
+        """transformers' own goes by the names in the model. LLaVA's files have others, and of
+        weights that it does not find it only warns: seen in 5.24."""
+        if not isinstance(self.model, transformers.PreTrainedModel):  # PEFT reads its own
+            return super()._load_from_checkpoint(checkpoint, model)
+        auto = transformers.AutoModelForImageTextToText
+        saved = auto.from_pretrained(checkpoint, dtype=self.model.dtype)
+        self.model.load_state_dict(saved.state_dict())
+
+    def evaluate(self, *_, **__):
+        summary, loss = self.measure()
+        metrics = {"eval_loss": loss, "eval_accuracy": summary["accuracy"]}
+        self.log(metrics)
+        on_evaluate = self.callback_handler.on_evaluate
+        self.control = on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def arguments(argv=None):
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL", help="its folder: config.json, *.safetensors, ...")
+    add("-h", "--help", action="help", help="show this and exit")
+    names = [name for name in data.NAMES if name not in data.TEXT_WORLDS]
+    add("--data", default="llava", choices=names, metavar="NAME", help=", ".join(names))
+    add("--source", type=Path, metavar="PATH", help="llava: the JSON file")
+    add("--images", type=Path, metavar="DIR", help="llava: the folder of the pictures")
+    add("--strict", action="store_true", help="llava: a damaged entry is an error")
+    add("--mask", default="mma", choices=kinds(), metavar="KIND", help=", ".join(kinds()))
+    add("--lora", type=positive, metavar="R", help="train LoRA of rank R alone")
+    add("--freeze", nargs="*", metavar="NAME", help="beginnings of names of parameters that stay "
+        "as they are (default: the vision tower)")  # fmt: skip
+    add("--steps", type=not_negative, default=1000, metavar="N", help="default: 1000")
+    add("--pictures", type=positive, default=8, metavar="N", help="of a step (8)")
+    add("--questions", type=positive, default=1, metavar="N", help="about each of them (1)")
+    add("--accumulate", type=positive, default=1, metavar="N", help="compute a step in N parts")
+    add("--lr", type=rate, metavar="LR", help="peak rate of AdamW (2e-5; with --lora 2e-4)")
+    add("--max-tokens", type=positive, default=2048, metavar="N", help="longer rows are left out")
+    add("--eval-every", type=positive, default=100, metavar="N", help="steps (100)")
+    add("--save-every", type=positive, default=100, metavar="N", help="steps (100)")
+    add("--val-limit", type=positive, default=100, metavar="N", help="examples of a validation")
+    add("--limit", type=positive, metavar="N", help="test examples (default: all)")
+    add("--seed", type=seed, default=0, metavar="N", help="default: 0")
+    add("--out", type=Path, metavar="DIR", help="default: runs/MODEL-DATA-MASK-SEED")
+    add("--resume", action="store_true", help="go on with the run in --out")
+    add("--overwrite", action="store_true", help="replace the run in --out")
+    add("--device", default=default_device(), metavar="NAME", help="cuda, mps or cpu")
+    add("--precision", choices=("float32", "bfloat16"), metavar="NAME", help="float32, bfloat16")
+    add("--checkpointing", action="store_true", help="save memory, for time")
+    args = parser.parse_args(argv)
+    args.lr = args.lr or (2e-4 if args.lora else 2e-5)
+    args.precision = args.precision or usual_format(args.device)
+    name = f"{args.model.resolve().name}-{args.data}-{args.mask}-{args.seed}"
+    args.out = args.out or Path("runs") / name
+    return args
+
+
+def check_ready(args) -> None:
+    """DataError for a package that is missing, or a folder that holds another run."""
+    for package in ("accelerate", *["peft"] * bool(args.lora)):
+        if importlib.util.find_spec(package) is None:
+            raise DataError(f"this command needs the package {package}: pip install {package}")
+    check_out(args)
+    check_device(args.device)
+    settings, file = json.dumps(shown(args, APART), indent=1), args.out / "settings.json"
+    stopped = args.out.is_dir() and get_last_checkpoint(args.out)
+    if stopped and not args.resume and not args.overwrite:
+        raise DataError(f"{args.out} holds a run that was stopped: --resume or --overwrite")
+    if stopped and args.resume and file.exists() and file.read_text("utf-8") != settings:
+        raise DataError(f"{args.out} was begun with other options (settings.json); repeat those")
+    if not args.resume:
+        (args.out / "run.json").unlink(missing_ok=True)
+        for folder in args.out.glob("checkpoint-*"):
+            shutil.rmtree(folder)
+    file.write_text(settings, "utf-8")
+
+
+def shown(args, without=()) -> dict:
+    values = {k: v for k, v in vars(args).items() if k not in without}
+    return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+def open_source(args):
+    """The data set, less the pictures that cannot be read, which are counted and named."""
+    source = data.load(args.data, args.source, images=args.images, strict=args.strict)
+    if hasattr(source, "read_pictures"):
+        if skipped := source.read_pictures(64):
+            print(skipped)
+        print(describe_splits(source))
+        if empty := [split for split, groups in source.splits.items() if not groups]:
+            raise DataError(f"{args.source}: too few pictures: none is left for {', '.join(empty)}")
+    return source
+
+
+def prepare(args):
+    """Model, with mask and what is to be trained, and what makes its batches."""
+    model, processor = load(args)
+    try:
+        apply_mma(model, processor, kind=args.mask)
+    except ValueError as error:
+        raise DataError(f"{args.model}: {error}") from None
+    if args.checkpointing:
+        model.gradient_checkpointing_enable()
+    if args.lora:
+        model = with_lora(model, args.lora)
+    else:
+        names = [name for name, _ in model.named_parameters()]
+        tower = [part for part in VISION if any(name.startswith(part) for name in names)]
+        freeze(model, tower if args.freeze is None else args.freeze, steps=args.steps)
+    ends = model.generation_config.eos_token_id or []
+    ends = [ends] if isinstance(ends, int) else ends
+    return model.to(args.device), Dialogues(processor, ends, args.max_tokens)
+
+
+def trainer_of(model, dialogues: Dialogues, source, args) -> Trainer:
+    validation, size = source.heldout("val", args.val_limit), args.pictures * args.questions
+
+    def measure():
+        answers = answer_all(model, dialogues, validation, source.answers, size)
+        return summarise(answers), loss_of(model, dialogues, validation, size)
+
+    steps = Steps(source, dialogues, args)
+    options = transformers.TrainingArguments(
+        output_dir=args.out, max_steps=args.steps, per_device_train_batch_size=1,
+        gradient_accumulation_steps=args.accumulate, learning_rate=args.lr, seed=args.seed,
+        lr_scheduler_type="cosine", warmup_steps=min(150, args.steps // 10), logging_steps=10,
+        eval_strategy="steps", eval_steps=args.eval_every, save_steps=args.save_every,
+        save_total_limit=1, remove_unused_columns=False, report_to=[],
+        bf16=args.precision == "bfloat16", use_cpu=args.device == "cpu",
+        dataloader_pin_memory=False,
+    )  # fmt: skip
+    return Trainer(
+        model, options, data_collator=steps.collate, train_dataset=steps, eval_dataset=validation,
+        measure=measure,
+    )  # fmt: skip
+
+
+def write_run(trainer: Trainer, summary: dict, dialogues: Dialogues, args, **more) -> dict:
+    """The model, run.json and metrics.jsonl; checkpoints go. Returns the record of run.json."""
+    trainer.model.save_pretrained(args.out)
+    dialogues.processor.save_pretrained(args.out)
+    lines = []
+    for line in trainer.state.log_history:
+        if "loss" in line:
+            lines.append({"stage": "sft", "step": line["step"], "loss": line["loss"]})
+        elif "eval_accuracy" in line:
+            val = {"accuracy": line["eval_accuracy"], "loss": line["eval_loss"]}
+            lines.append({"stage": "sft", "step": line["step"], "val": val})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    write_file(args.out / "metrics.jsonl", lambda file: file.write(text.encode()))
+    record = {
+        "run": str(args.out), **summary,
+        "params": sum(p.numel() for p in trainer.model.parameters()), "mask": args.mask,
+        "seed": args.seed, "args": shown(args), **more, "left_out": dialogues.left_out,
+        "torch": torch.__version__, "transformers": transformers.__version__,
+    }  # fmt: skip
+    text = json.dumps(record, indent=1) + "\n"
+    write_file(args.out / "run.json", lambda file: file.write(text.encode()))
+    for folder in args.out.glob("checkpoint-*"):
+        shutil.rmtree(folder)
+    return record
+
+
+def checked_mma(model, batch: dict) -> float:
+    try:
+        return check_mma(model, batch)
+    except ValueError as error:
+        raise DataError(f"the first step: {error}") from None
+
+
+def finetune(args) -> dict:
+    """The whole run; returns the record of run.json."""
+    began = time.perf_counter()
+    source = open_source(args)
+    model, dialogues = prepare(args)
+    trainer = trainer_of(model, dialogues, source, args)
+    batch = {k: x.to(model.device) for k, x in trainer.data_collator([0]).items()}
+    dialogues.left_out.clear()  # the first step is counted when it is trained on
+    checked = [checked_mma(model, batch)]
+    if args.steps:
+        last = get_last_checkpoint(args.out) if args.resume else None
+        try:
+            trainer.train(resume_from_checkpoint=last)
+        except KeyboardInterrupt:
+            print(
+                "\nthe same command with --resume goes on at the last checkpoint, if there is one"
+            )
+            raise
+    checked.append(checked_mma(model, batch))
+    examples, size = source.heldout(source.final_split, args.limit), args.pictures * args.questions
+    results = answer_all(model, dialogues, examples, source.answers, size)
+    say_unread(results, print)
+    loss = loss_of(model, dialogues, examples, size)
+    seconds = round(time.perf_counter() - began, 1)
+    more = dict(loss=loss, check=checked, seconds=seconds)
+    return write_run(trainer, summarise(results), dialogues, args, **more)
+
+
+def main(argv=None) -> None:
+    args = arguments(argv)
+    with one_line_errors(), run_lock(args.out):
+        check_ready(args)
+        record = finetune(args)
+        print(f"\nHeld-out answers, after {record['seconds']:.0f} seconds:")
+        print(table(pool([record])))
+        print(f"held-out loss {record['loss']:.3f}; the check moved pictures by "
+              f"{record['check'][0]:.2g} before and {record['check'][1]:.2g} after")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

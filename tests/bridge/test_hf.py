@@ -1,0 +1,333 @@
+"""bridge/hf.py: what each layer reads in every family, answers, what is refused, planted faults."""
+
+import copy
+import inspect
+import runpy
+import sys
+
+import pytest
+import torch
+
+hf = pytest.importorskip("transformers", "5.6")
+
+from hf_reading import reads, wrong  # noqa: E402
+from tiny_vlms import (  # noqa: E402
+    DIALOGUES,
+    FAMILIES,
+    HEADER,
+    PROMPTS,
+    batch,
+    build,
+    labels_of,
+    one_of,
+)
+
+from bridge import hf as door  # noqa: E402
+from bridge.hf import apply_mma, check_mma, remove_mma  # noqa: E402
+from bridge.hf_roles import kinds  # noqa: E402
+from mma import QUESTION  # noqa: E402
+
+KINDS = ("causal", "mma", "v2v", "f")
+GREEDY = dict(max_new_tokens=5, do_sample=False)
+
+
+def prepared(family="llava", kind="mma", implementation="sdpa"):
+    tiny = build(family)
+    tiny.model.set_attn_implementation(implementation)
+    apply_mma(tiny.model, kind=kind, answer_header=HEADER)
+    return tiny
+
+
+def test_kinds_follow_from_the_rule(monkeypatch):
+    assert set(KINDS) <= set(kinds())
+    assert not {"prefix", "mutual", "leaky"} & set(kinds())
+    later_pictures = lambda q, k: door.EXTRA_PAIRS["v2v"](q, k)
+    monkeypatch.setitem(door.EXTRA_PAIRS, "of a fork", later_pictures)
+    assert "of a fork" in kinds()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_layer_reads_what_the_mask_says(family):
+    tiny = build(family)
+    for kind in KINDS:
+        apply_mma(tiny.model, kind=kind, answer_header=HEADER)
+        for side in ("left", "right"):
+            assert not wrong(tiny, kind, *batch(tiny, DIALOGUES, side)), (kind, side)
+
+
+@pytest.mark.parametrize("family", ["llava", "idefics3", "gemma3"])
+@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+def test_other_implementations(family, implementation):
+    tiny, stance = prepared(family, "mma", implementation), "default"
+    if implementation == "flex_attention":
+        stance = "force_eager"  # compiling it takes a minute
+    if implementation == "eager":  # which alone says how much each token reads
+        inputs, _, _ = batch(tiny, DIALOGUES)
+        attentions = tiny.model(**inputs, output_attentions=True).attentions
+        assert attentions[-1].shape[-1] == inputs["input_ids"].shape[1]
+    with torch.compiler.set_stance(stance):
+        assert not wrong(tiny, "mma", *batch(tiny, DIALOGUES, "left"), torch.float32)
+
+
+def test_packed_documents_stay_apart():
+    """Two documents in a row, told apart by positions that begin anew. If the first has lost the
+    header of its answer, the second one's does not stand in for it."""
+    tiny = prepared()
+    inputs, _, _ = batch(tiny, ["BUVqqHaeBUVqqHa"])
+    ids = inputs["input_ids"][0]
+    n = int((ids == ids[0]).nonzero()[1])
+    column = torch.arange(len(ids))
+    inputs |= dict(position_ids=torch.where(column < n, column, column - n)[None])
+    del inputs["attention_mask"]
+    found = reads(tiny.model, inputs)[0][0]
+    assert not found[:n, n:].any() and not found[n:, :n].any()
+    assert found[3, n - 4]  # a picture reads the last token before its answer
+    ids[n - 4] = 30
+    with pytest.raises(ValueError, match="row 0, token 2: no answer header"):
+        tiny.model(**inputs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ragged_batches_answer_as_single_prompts(family):
+    tiny = prepared(family)
+    inputs, _, _ = batch(tiny, PROMPTS, "left")
+    options = dict(**GREEDY, output_logits=True, return_dict_in_generate=True)
+    together = tiny.model.generate(**inputs, **options)
+    for row in range(len(PROMPTS)):
+        alone = one_of(inputs, row, PROMPTS)
+        single = tiny.model.generate(**alone, **options)
+        said = single.sequences[0, alone["input_ids"].shape[1] :]
+        n = len(said)
+        assert torch.equal(together.sequences[row, inputs["input_ids"].shape[1] :][:n], said)
+        for a, b in zip(together.logits[:n], single.logits):
+            assert torch.allclose(a[row], b[0], atol=2e-4)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_every_way_of_decoding_agrees(family):
+    """No cache, prompt lookup and an assistant give the greedy answer; beams of a ragged batch are
+    those of single prompts; mma and causal differ, so that the test has power."""
+    tiny = prepared(family)
+    inputs, _, _ = batch(tiny, PROMPTS, "left")
+    alone = one_of(inputs, 1, PROMPTS)
+    answer = lambda **more: tiny.model.generate(**alone, **GREEDY, **more).tolist()
+    greedy = answer()
+    assert answer(use_cache=False) == greedy
+    assert answer(prompt_lookup_num_tokens=2) == greedy
+    assistant = remove_mma(copy.deepcopy(tiny.model))  # Gemma's gets no token_type_ids
+    assert answer(assistant_model=assistant) == greedy
+    beams = tiny.model.generate(**inputs, **GREEDY, num_beams=3)
+    one = tiny.model.generate(**alone, **GREEDY, num_beams=3)[0]
+    assert one.tolist() == beams[1, -len(one) :].tolist()
+    mma = tiny.model(**alone).logits
+    apply_mma(tiny.model, kind="causal", answer_header=HEADER)
+    assert (tiny.model(**alone).logits - mma).abs().max() > 0.1
+
+
+def test_a_chat_goes_on_over_its_cache():
+    tiny = prepared()
+    inputs, _, _ = batch(tiny, ["BUVqHaaeUVqqHae"])
+    start = int((inputs["input_ids"][0] == 2).nonzero()[0]) + 1
+    whole = tiny.model(**inputs).logits[0, start:]
+    pixels = inputs["pixel_values"]
+    parts, cache = (slice(None, start), slice(start, None)), None
+    for k, part in enumerate(parts):
+        mask = inputs["attention_mask"][:, : part.stop]
+        out = tiny.model(
+            inputs["input_ids"][:, part], pixels[k : k + 1], attention_mask=mask,
+            past_key_values=cache, use_cache=True,
+        )  # fmt: skip
+        cache = out.past_key_values
+    assert torch.allclose(out.logits[0], whole, atol=1e-4)
+
+
+def test_the_check_measures_and_leaves_the_model_as_it_was():
+    tiny = prepared()
+    inputs, role, _ = batch(tiny, DIALOGUES)
+    tiny.model.train()
+    assert check_mma(tiny.model, {**inputs, "labels": labels_of(inputs["input_ids"], role)}) > 0.01
+    assert tiny.model.training
+    for kind in ("causal", "v2v"):
+        apply_mma(tiny.model, kind=kind, answer_header=HEADER)
+        assert check_mma(tiny.model, inputs) == 0
+    plain = build("llava").model(**inputs).logits
+    remove_mma(tiny.model).eval()
+    assert torch.equal(tiny.model(**inputs).logits, plain)
+    assert type(tiny.model) is hf.LlavaForConditionalGeneration
+    assert type(tiny.model.model) is hf.LlavaModel
+    with pytest.raises(ValueError, match="no question after a picture"):
+        check_mma(apply_mma(tiny.model, answer_header=HEADER), batch(tiny, ["BUttHa"])[0])
+
+
+# --- What is refused
+
+
+def test_a_label_that_a_picture_reads_is_refused(monkeypatch):
+    tiny = prepared()
+    inputs, role, _ = batch(tiny, DIALOGUES)
+    good = labels_of(inputs["input_ids"], role)
+    assert torch.isfinite(tiny.model(**inputs, labels=good).loss)
+    bad = good.clone()
+    t = int((role[1] == QUESTION).nonzero()[-1])  # the header of the second answer
+    bad[1, t] = inputs["input_ids"][1, t]
+    with pytest.raises(ValueError, match=rf"row 1, token {t}: a picture reads this token"):
+        tiny.model(**inputs, labels=bad)
+    with pytest.raises(ValueError, match="a picture reads this token"):  # as peft before 0.20
+        tiny.model.forward(**inputs, labels=bad)
+    with monkeypatch.context() as patch:  # as trl's SFTTrainer does
+        patch.setattr(tiny.model, "forward", lambda **inputs: None)
+        with pytest.raises(ValueError, match=rf"row 1, token {t}: a picture reads this token"):
+            tiny.model(**inputs, labels=bad)
+    for kind in ("causal", "v2v"):  # there no picture reads it
+        apply_mma(tiny.model, kind=kind, answer_header=HEADER)
+        tiny.model(**inputs, labels=bad)
+
+
+def changed_inputs(tiny):
+    """name -> (arguments of forward, the error that they get)."""
+    inputs, _, _ = batch(tiny, PROMPTS, "left")
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    pictures = {k: x for k, x in inputs.items() if k not in ("input_ids", "attention_mask")}
+    embeds = tiny.model.get_input_embeddings()(ids)
+    four = mask[:, None, None].expand(-1, 1, ids.shape[1], -1).bool()
+    short = {k: inputs[k][:, :-1] for k in ("input_ids", "attention_mask")}
+    return {
+        "no header": ({**inputs, **short}, "row 0, token .*: no answer header follows"),
+        "a 4-D mask": ({**inputs, "attention_mask": four}, r"attention_mask must be \[B, T\]"),
+        "embeddings": ({**pictures, "inputs_embeds": embeds}, "input_ids, which are missing"),
+    }
+
+
+@pytest.mark.parametrize("name", ["no header", "a 4-D mask", "embeddings"])
+def test_inputs_that_are_refused(name):
+    tiny = prepared()
+    inputs, error = changed_inputs(tiny)[name]
+    with pytest.raises(ValueError, match=error):
+        tiny.model(**inputs)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3"])
+def test_token_types_that_are_left_out_are_missed(family):
+    tiny = prepared(family)
+    inputs, _, _ = batch(tiny, DIALOGUES)
+    del inputs[tiny.types]
+    with pytest.raises(ValueError, match=f"{tiny.types} is missing"):
+        tiny.model(**inputs)
+
+
+def test_the_inner_model_by_itself_reads_the_same():
+    """trl's SFTTrainer calls it, to compute the loss by itself."""
+    tiny = prepared()
+    inputs, _, _ = batch(tiny, DIALOGUES)
+    states = tiny.model(**inputs, output_hidden_states=True).hidden_states[-1]
+    assert torch.equal(tiny.model.model(**inputs).last_hidden_state, states)
+
+
+def test_masks_without_roles_are_refused():
+    tiny = prepared()
+    inputs, _, _ = batch(tiny, PROMPTS, "left")
+    with pytest.raises(RuntimeError, match="knows no roles here"):
+        tiny.model.get_decoder()(inputs["input_ids"])
+    with pytest.raises(RuntimeError, match="knows no roles here"):
+        tiny.model.generate(**inputs, **GREEDY, cache_implementation="static")
+    tiny.model.set_attn_implementation("sdpa")
+    with pytest.raises(RuntimeError, match="not in force"):
+        tiny.model(**inputs)
+
+
+def flash(tiny):
+    tiny.model.config.text_config._attn_implementation_internal = "flash_attention_2"
+    return tiny.model
+
+
+LLAMA = dict(
+    vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+)
+REFUSED = {
+    "another kind": (lambda: build("llava").model, dict(kind="prefix"), "no mask 'prefix'"),
+    "bidirectional": (lambda: build("paligemma").model, {}, "reads its whole prompt both ways"),
+    "flash": (lambda: flash(build("llava")), {}, "flash_attention_2 takes no mask"),
+    "text": (lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA)), {}, "no image tokens"),
+    "a module": (lambda: torch.nn.Linear(1, 1), {}, "Linear is no model of transformers"),
+    "no template": (
+        lambda: build("llava").model,
+        dict(answer_header=None, processor=hf.CLIPImageProcessor()),
+        "CLIPImageProcessor has no chat template",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_models_that_are_refused(name):
+    model, options, error = REFUSED[name]
+    with pytest.raises(ValueError, match=error) as caught:
+        apply_mma(model(), **{"answer_header": HEADER, **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_transformers_missing_or_too_old(monkeypatch):
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "5.5.4")
+    with pytest.raises(ImportError, match=r"needs transformers 5.6 or later.*5\.5\.4"):
+        runpy.run_path(door.__file__)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match="pip install 'transformers>=5.6'"):
+        runpy.run_path(door.__file__)
+
+
+# --- Planted faults: each turns a check red
+
+
+def plant(monkeypatch, old: str, new: str) -> None:
+    """Another bridge.hf.opening, with `new` in the place of `old`, is what transformers calls."""
+    source = inspect.getsource(door.opening)
+    assert source.count(old) == 1
+    space = dict(vars(door))
+    exec(source.replace(old, new), space)
+    opened = space["opening"](hf.masking_utils.sdpa_mask)
+    masks = door.AttentionMaskInterface._global_mapping
+    monkeypatch.setitem(masks, "mma_sdpa", opened)
+
+
+FAULTS = {  # what is changed -> a family and a kind that show it
+    "roles shifted by one": ("role[b, j])", "role[b, (j - 1).clamp(0)])", "llava", "mma"),
+    "no key > query": ("(k > q) & ", "", "mistral3", "f"),
+    "turns are not told apart": (" & (cut[b, i] == cut[b, j])", "", "llava", "mma"),
+    "the kind is ignored": ("[call.kind]", "['mma']", "llava", "v2v"),
+    "the family's mask is lost": ("mask_function(b, h, q, k) |", "(k <= q) |", "mistral3", "mma"),
+    "nothing is opened": ("call.kind == 'causal'", "call.kind", "llava", "mma"),
+    "answers are opened": ("(pair & (k > q)", "((role[b, i] == IMAGE) & (k > q)", "llava", "mma"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_are_noticed(name, monkeypatch):
+    old, new, family, kind = FAULTS[name]
+    tiny = prepared(family, kind)
+    inputs, role, turn = batch(tiny, DIALOGUES, "left")
+    assert not wrong(tiny, kind, inputs, role, turn)
+    plant(monkeypatch, old.replace("'causal'", '"causal"'), new)
+    assert wrong(tiny, kind, inputs, role, turn)
+
+
+SEEN_BY_USERS = ["nothing is opened", "the kind is ignored", "answers are opened"]
+
+
+@pytest.mark.parametrize("name", SEEN_BY_USERS)
+def test_faults_that_the_users_check_notices(name, monkeypatch):
+    old, new, family, kind = FAULTS[name]
+    tiny = prepared(family, kind)
+    plant(monkeypatch, old.replace("'causal'", '"causal"'), new)
+    with pytest.raises(RuntimeError, match=f"the mask '{kind}' is not in force"):
+        check_mma(tiny.model, batch(tiny, DIALOGUES)[0])
+
+
+def test_half_a_registration_is_noticed(monkeypatch):
+    tiny = prepared()
+    inputs, _, _ = batch(tiny, DIALOGUES)
+    with monkeypatch.context() as patch:
+        patch.delitem(door.AttentionMaskInterface._global_mapping, "mma_sdpa")
+        with pytest.raises(RuntimeError, match="not in force"):
+            tiny.model(**inputs)
+    monkeypatch.delitem(door.AttentionInterface._global_mapping, "mma_sdpa")
+    with pytest.raises(KeyError, match="mma_sdpa"):
+        tiny.model(**inputs)
