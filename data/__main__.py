@@ -50,7 +50,7 @@ def main(argv=None) -> None:
         for family, (ceiling, chance) in world.question_only().items():
             print(f"{family:<12}{ceiling:>13.1%}{chance:>8.1%}")
     start = time.perf_counter()
-    made = sum(len(world.draw("sft", step, 32, 4, 0)) for step in range(20))
+    made = sum(len(world.draw("sft", step, 32, 4, 0)) for step in range(10))
     print(f"{made / (time.perf_counter() - start):,.0f} examples a second")
     for example in [*world.draw("pt", 0, 32, 4, 0)[::16], *world.draw("sft", 500, 32, 4, 0)[:12]]:
         print(shown(example))
