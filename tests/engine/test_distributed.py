@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine.last_layer import answer_loss
 from helpers import ROOT, lines_of, train_and_crash, weights_of
 from PIL import Image
 
@@ -19,6 +18,7 @@ import data
 import train
 from engine import checkpoint
 from engine.batches import StepBatches
+from engine.last_layer import answer_loss
 from engine.options import arguments
 from model import MLLM, Config
 

@@ -7,13 +7,13 @@ from functools import partial
 
 import pytest
 import torch
-from engine.last_layer import answer_loss, find_loss_positions
 from helpers import ROOT, TINY, lines_of
 
 import data
 import train
 from engine.batches import StepBatches
 from engine.distributed import Distributed
+from engine.last_layer import answer_loss, find_loss_positions
 from engine.optimizers import make_optimizers
 from engine.options import arguments
 from engine.precision import (

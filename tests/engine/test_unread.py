@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from engine.last_layer import answer_loss
 from helpers import TINY, Crash, at_steps, crash, lines_of, weights_of
 
 import data
@@ -14,6 +13,7 @@ import train
 from data.pictures import read_picture
 from engine.batches import StepBatches
 from engine.checkpoint import fingerprint
+from engine.last_layer import answer_loss
 from engine.options import arguments
 from model import MLLM, Config
 
