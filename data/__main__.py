@@ -29,7 +29,7 @@ def write_sheet(file: str, world) -> None:
     save_image(torch.stack(pictures).float() / 255, file, nrow=6, pad_value=0.5)
 
 
-def main(argv=None) -> None:
+def arguments(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m data", description=__doc__.split("\n")[0])
     parser.add_argument("name", choices=[*BUILT_IN, "nlvr"])
     parser.add_argument("--png", metavar="FILE", help="write a sheet of pictures here")
@@ -39,13 +39,18 @@ def main(argv=None) -> None:
         parser.error(f"--png: {args.name} shows no picture")
     if args.wav and args.name not in data.AUDIO_WORLDS:
         parser.error(f"--wav belongs to {' or '.join(data.AUDIO_WORLDS)}")
+    return args
+
+
+def main(argv=None) -> None:
+    args = arguments(argv)
     world = World() if args.name == "nlvr" else data.load(args.name)
     if hasattr(world, "question_only"):
         print(f"{'family':<12}{'question only':>14}{'chance':>8}")
         for family, (ceiling, chance) in world.question_only().items():
             print(f"{family:<12}{ceiling:>13.1%}{chance:>8.1%}")
     start = time.perf_counter()
-    made = sum(len(world.draw("sft", step, 32, 4, 0)) for step in range(20))
+    made = sum(len(world.draw("sft", step, 32, 4, 0)) for step in range(10))
     print(f"{made / (time.perf_counter() - start):,.0f} examples a second")
     for example in [*world.draw("pt", 0, 32, 4, 0)[::16], *world.draw("sft", 500, 32, 4, 0)[:12]]:
         print(shown(example))

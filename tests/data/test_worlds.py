@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,9 @@ every_world = pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 
 @pytest.fixture(autouse=True)
 def uncached(monkeypatch):
-    """The worlds themselves, not what conftest.py keeps of them; fewer scenes are held out."""
+    """Held-out examples made anew, not those that conftest.py keeps, and of fewer scenes."""
     monkeypatch.setattr(families, "HELD_OUT", 60)
-    for name in ("texts", "heldout"):
-        monkeypatch.setattr(Shapes, name, getattr(families.World, name))
+    monkeypatch.setattr(Shapes, "heldout", families.World.heldout)
 
 
 def content(examples) -> list:
@@ -93,7 +93,8 @@ def test_examples_are_what_a_batch_is_made_of(make, tokenizer):
 def test_texts_have_every_word_of_what_is_drawn_and_held_out(make):
     """The tokenizer is trained on them: it then knows each word whole."""
     world = make()
-    known = {word for text in world.texts() for word in text.split()}
+    texts = islice(world.texts(), 20_000 if make is TowersAndItems else 6000)
+    known = {word for text in texts for word in text.split()}
     drawn = [
         world.draw(*of, 16, 6, 3) for of in (("pt", 0), ("pt", 500), ("sft", 0), ("sft", 1500))
     ]
@@ -107,8 +108,7 @@ def test_texts_have_every_word_of_what_is_drawn_and_held_out(make):
 @every_world
 def test_what_is_held_out_is_always_the_same_and_a_limit_is_its_beginning(make):
     whole = content(make().heldout("test"))
-    assert whole == content(make().heldout("test")) != content(make().heldout("val"))
-    assert content(make().heldout("test", 7)) == whole[:7]
+    assert content(make().heldout("test", 7)) == whole[:7] != content(make().heldout("val", 7))
 
 
 @in_families
@@ -117,9 +117,9 @@ def test_splits_are_disjoint_and_held_out_scenes_are_of_theirs(make):
     world, found = make(), {}
     assert world.split_names() == list(SPLITS) and world.final_split == "test"
     for split, residues in SPLITS.items():
-        layout = world.drawn(split, 500, "a key")[0].layout
+        layout = world.drawn(split, 200, "a key")[0].layout
         cells = torch.cat([layout, torch.tensor(world.layouts(split))]).flatten(0, -2)
-        assert len(layout) == 500 and set(split_of(cells).tolist()) <= set(residues)
+        assert len(layout) == 200 and set(split_of(cells).tolist()) <= set(residues)
         found[split] = {tuple(scene) for scene in cells.tolist()}
     assert sum(map(len, found.values())) == len(set().union(*found.values()))
 
@@ -149,7 +149,7 @@ def test_families_take_turns_and_each_scene_is_asked_all_of_them(make):
 def test_answers_are_balanced_in_every_family(make):
     """As likely one as the other of those that make sense for a question; each one occurs."""
     world, counts, answers = make(), defaultdict(Counter), set()
-    for asked in questions_of(world, 4000, len(make().families), 2)[1]:
+    for asked in questions_of(world, 2500, len(make().families), 2)[1]:
         for family, question, answer in asked:
             known = list(world.known_answers(question))
             counts[family, len(known)][known.index(answer)] += 1
@@ -162,7 +162,7 @@ def test_answers_are_balanced_in_every_family(make):
 
 @in_families
 def test_the_question_alone_tells_little(make):
-    for family, (ceiling, chance) in make().question_only(8000).items():
+    for family, (ceiling, chance) in make().question_only(5000).items():
         assert ceiling < chance + 0.03, family
 
 

@@ -180,7 +180,7 @@ def test_every_turn_of_a_dialogue(talk, tokenizer, tmp_path, capsys):
     assert "page.html: 1 example, 1 question, 1 run, " in capsys.readouterr().out
     (example,) = contents(tmp_path / "page.html")["examples"]
     (question,) = example["questions"]
-    (e,) = data.load("llava", talk, talk.parent).heldout("train")
+    (e,) = data.load("llava", talk, images=talk.parent).heldout("train")
     model, tokenizer = opened(run)
     limit = explore.LONGEST
     results = evaluation.answer_all(model, tokenizer, [e], max_new_tokens=limit)
