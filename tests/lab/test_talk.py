@@ -1,5 +1,8 @@
 """A conversation over the cache is what the whole dialogue, read anew, would have given."""
 
+import functools
+import io
+
 import pytest
 import torch
 from PIL import Image as Picture
@@ -82,7 +85,14 @@ def test_the_help_of_the_command_names_the_devices(capsys):
         assert "--device NAME" in (out := capsys.readouterr().out) and "cuda, mps or cpu" in out
 
 
-def say(run, monkeypatch, capsys, *lines):
+def printed(monkeypatch) -> io.StringIO:
+    """What lab/talk.py prints from now on: a model may print lines of its own."""
+    out = io.StringIO()
+    monkeypatch.setattr(talk, "print", functools.partial(print, file=out), raising=False)
+    return out
+
+
+def say(run, monkeypatch, *lines):
     """What a conversation prints, line by line, after its help."""
     left = iter(lines)
 
@@ -92,40 +102,40 @@ def say(run, monkeypatch, capsys, *lines):
             raise line
         return line
 
-    capsys.readouterr()
+    out = printed(monkeypatch)
     monkeypatch.setattr("builtins.input", read)
     talk.main([str(run / "run"), "--device", "cpu", "--image", str(run / "a.png")])
-    said = capsys.readouterr().out.splitlines()
+    said = out.getvalue().splitlines()
     assert said[0] == HELP
     return said[1:]
 
 
-def test_a_conversation_at_the_keyboard(run, monkeypatch, capsys):
+def test_a_conversation_at_the_keyboard(run, monkeypatch):
     show = f"/image {run / 'b.png'}"
     lines = ("is there a red circle?", "/image none.png", show, "and here?", "")
-    said = say(run, monkeypatch, capsys, *lines)
+    said = say(run, monkeypatch, *lines)
     assert len(said) == 3 and "none.png: no such picture" in said[1]
 
 
-def test_a_line_that_is_not_utf8_is_said_and_the_next_one_is_answered(run, monkeypatch, capsys):
-    first, second = say(run, monkeypatch, capsys, "caf\udce9?", "is there a circle?", "")
+def test_a_line_that_is_not_utf8_is_said_and_the_next_one_is_answered(run, monkeypatch):
+    first, second = say(run, monkeypatch, "caf\udce9?", "is there a circle?", "")
     assert "is not UTF-8 text" in first and "UTF-8" not in second
 
 
 @pytest.mark.parametrize("line", ["/help", "/image", "quit"])
-def test_commands_are_not_asked_of_the_model(run, monkeypatch, capsys, line):
-    assert say(run, monkeypatch, capsys, line, "") == [HELP]
+def test_commands_are_not_asked_of_the_model(run, monkeypatch, line):
+    assert say(run, monkeypatch, line, "") == [HELP]
 
 
-def test_a_run_that_was_trained_on_sounds_is_asked_about_sounds(tmp_path, monkeypatch, capsys, run):
+def test_a_run_that_was_trained_on_sounds_is_asked_about_sounds(tmp_path, monkeypatch, run):
     file, hears = tmp_path / "a.wav", tmp_path / "run"
     audio.write(file, torch.randn(1, audio.SAMPLES)[0])
     train.main([*QUICK, "--data", "sounds", "--out", str(hears)])
     lines = iter(["is there a low drum?", f"/audio {file}", f"/image {run / 'a.png'}", "and?", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    capsys.readouterr()
+    out = printed(monkeypatch)
     talk.main([str(hears), "--device", "cpu", "--audio", str(file)])
-    said = capsys.readouterr().out.splitlines()
+    said = out.getvalue().splitlines()
     assert (
         said[0] == HELP.replace("image", "audio")
         and len(said) == 4
@@ -138,17 +148,17 @@ def test_a_run_that_was_trained_on_sounds_is_asked_about_sounds(tmp_path, monkey
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), EOFError()])
-def test_ctrl_c_and_ctrl_d_end_it(run, monkeypatch, capsys, end):
-    assert say(run, monkeypatch, capsys, end) == [""]
+def test_ctrl_c_and_ctrl_d_end_it(run, monkeypatch, end):
+    assert say(run, monkeypatch, end) == [""]
 
 
 @pytest.mark.parametrize("file", ["~nosuchuser/a.png", "no room.png"])
-def test_a_path_that_leads_nowhere_does_not_end_the_conversation(run, monkeypatch, capsys, file):
-    error, _ = say(run, monkeypatch, capsys, f"/image {file}", "is there a circle?", "")
+def test_a_path_that_leads_nowhere_does_not_end_the_conversation(run, monkeypatch, file):
+    error, _ = say(run, monkeypatch, f"/image {file}", "is there a circle?", "")
     assert error.startswith(f"error: {file}: no such")
 
 
-def test_a_message_that_is_too_long_does_not_end_the_conversation(run, monkeypatch, capsys):
+def test_a_message_that_is_too_long_does_not_end_the_conversation(run, monkeypatch):
     """Nor does one picture too many; what was shown before is still asked about."""
     asked, ask = [], Conversation.ask
 
@@ -159,25 +169,23 @@ def test_a_message_that_is_too_long_does_not_end_the_conversation(run, monkeypat
     monkeypatch.setattr(Conversation, "ask", counting)
     show = [f"/image {run / 'b.png'}"] * 200
     lines = ["is there a circle? " * 600, *show, "and here?", ""]
-    said = say(run, monkeypatch, capsys, *lines)
+    said = say(run, monkeypatch, *lines)
     assert said[0].startswith("error: the message is too long: ") and "\n" not in said[0]
     assert said[1].startswith("error: ") and "cannot hold one more" in said[1]
     left_out = sum("cannot hold one more" in line for line in said)
     assert asked == [1, 201 - left_out] and len(said) == 1 + left_out + 1
 
 
-def test_ctrl_c_ends_an_answer_too(run, monkeypatch, capsys):
+def test_ctrl_c_ends_an_answer_too(run, monkeypatch):
     def interrupted(*args):
         yield "ye"
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Conversation, "ask", interrupted)
-    assert say(run, monkeypatch, capsys, "why?", "never asked") == ["ye"]
+    assert say(run, monkeypatch, "why?", "never asked") == ["ye"]
 
 
-def test_a_full_conversation_ends_once(run, monkeypatch, capsys):
+def test_a_full_conversation_ends_once(run, monkeypatch):
     full = lambda *args: (_ for _ in ()).throw(data.DataError("no room for more: 9 of 9"))
     monkeypatch.setattr(Conversation, "ask", full)
-    assert say(run, monkeypatch, capsys, "why?", "never asked") == [
-        "error: no room for more: 9 of 9"
-    ]
+    assert say(run, monkeypatch, "why?", "never asked") == ["error: no room for more: 9 of 9"]
