@@ -216,3 +216,18 @@ def test_what_a_run_reports_is_of_the_test_split(tmp_path):
         train.main([*TINY, "--limit", "7", "--out", str(tmp_path / "run")])
     assert asked == [("val", 40), ("test", 7)]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["n"] == 7
+
+
+def test_checkpointing_computes_a_layer_again_in_backward(tmp_path, monkeypatch):
+    calls, forward_backward = [], train.forward_backward
+
+    def noted(loss_of, *rest):
+        norm = loss_of.__self__.blocks[0].norm1
+        with norm.register_forward_hook(lambda *_: calls.append(1)):
+            return forward_backward(loss_of, *rest)
+
+    monkeypatch.setattr(train, "forward_backward", noted)
+    line = [*TINY, "--pt-steps", "1", "--steps", "0", "--limit", "1"]
+    train.main([*line, "--out", str(tmp_path / "plain")])
+    train.main([*line, "--checkpointing", "--out", str(tmp_path / "again")])
+    assert len(calls) == 1 + 2
