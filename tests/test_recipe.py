@@ -3,6 +3,7 @@ recipe that so few steps do not show. A change of one of these is another recipe
 numbers belong here."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import data
 import eval as evaluation
 import train
 from data.shapes import Shapes
+from engine.batches import StepBatches
 from engine.optimizers import Muon, make_optimizers
 from engine.options import RECIPES, arguments
 from model import MLLM, Config
@@ -231,3 +233,12 @@ def test_checkpointing_computes_a_layer_again_in_backward(tmp_path, monkeypatch)
     train.main([*line, "--out", str(tmp_path / "plain")])
     train.main([*line, "--checkpointing", "--out", str(tmp_path / "again")])
     assert len(calls) == 1 + 2
+
+
+def test_dialogues_of_very_different_lengths_are_packed(tokenizer):
+    """A step has fewer rows than dialogues, and tells these apart."""
+    answers = ["yes"] * 7 + ["red circle, blue square, " * 20]
+    drawn = [data.Example([], [("is it red?", answer)]) for answer in answers]
+    source, config = SimpleNamespace(draw=lambda *key: drawn), Config(vocab_size=len(tokenizer))
+    (batch,) = StepBatches(source, tokenizer, config, "sft", arguments(TINY))[0]
+    assert len(batch["ids"]) < len(drawn) and batch["document"].max() > 0
