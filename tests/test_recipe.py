@@ -242,3 +242,20 @@ def test_dialogues_of_very_different_lengths_are_packed(tokenizer):
     source, config = SimpleNamespace(draw=lambda *key: drawn), Config(vocab_size=len(tokenizer))
     (batch,) = StepBatches(source, tokenizer, config, "sft", arguments(TINY))[0]
     assert len(batch["ids"]) < len(drawn) and batch["document"].max() > 0
+
+
+def test_an_answer_is_right_that_says_the_true_one_and_no_more(tokenizer):
+    example = data.Example([], [("which colour?", "red")])
+    for given, right in (("red", True), ("red.", True), ("red circle", False), ("re", False)):
+        ids = [*tokenizer.encode(given), tokenizer.eos]
+        assert evaluation.score(example, 0, ids, tokenizer, None)["correct"] == right, given
+
+
+def test_the_seed_draws_the_parameters(tmp_path):
+    """Of what is not trained, too."""
+    line, drawn = [*TINY, "--pt-steps", "1", "--steps", "0", "--limit", "1"], []
+    for seed in ("0", "1"):
+        out = tmp_path / seed
+        train.main([*line, "--pt-freeze", "encoder", "--seed", seed, "--out", str(out)])
+        drawn.append(weights_of(out)["encoder.row"])
+    assert not torch.equal(*drawn)
