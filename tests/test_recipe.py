@@ -259,3 +259,15 @@ def test_the_seed_draws_the_parameters(tmp_path):
         train.main([*line, "--pt-freeze", "encoder", "--seed", seed, "--out", str(out)])
         drawn.append(weights_of(out)["encoder.row"])
     assert not torch.equal(*drawn)
+
+
+def test_the_default_job():
+    """What `python train.py` does on a CPU: README and the published tables say so."""
+    job = dict(
+        data="shapes", mask="mma", pt_mask="causal", preset="tiny", optimizer="muon", seed=0,
+        pt_steps=500, pt_pictures=32, steps=2400, pictures=16, questions=6, freeze=["encoder"],
+        pt_freeze=[], image_size=64, patch_size=16, n_layer=4, vocab_size=4096, max_tokens=512,
+        eval_every=100, val_limit=500, limit=None, precision="float32",
+    )  # fmt: skip
+    args = vars(arguments(["--device", "cpu"]))
+    assert {name: args[name] for name in job} == job
