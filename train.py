@@ -75,7 +75,7 @@ def train_stage(model, batches: StepBatches, run: Run, args, scaler, validate, s
     """One stage: "pt" under --pt-mask, "sft" under the mask of the model. batches: of each step.
     validate(): the summary of the answers to validation questions."""
     stage, steps, processes = batches.stage, len(batches), run.processes
-    freeze(model, args.pt_freeze if stage == "pt" else args.freeze)
+    freeze(model, args.pt_freeze if stage == "pt" else args.freeze, steps=steps)
     optimizers, autocast = make_optimizers(model, args, stage), autocast_of(args)
     loss_of = processes.loss_function(model)  # model.loss; several processes share its gradients
     first_step = run.begin(stage, model, optimizers, scaler)

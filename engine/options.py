@@ -215,7 +215,7 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
     if args.resume and args.overwrite:
         parser.error("--resume goes on with a run, --overwrite replaces it: choose one")
     if args.keep_best and args.fsdp:
-        parser.error("--keep-best does not go with --fsdp: best.pt holds a whole model")
+        parser.error("--keep-best does not go with --fsdp: the best weights are kept whole")
     if args.steps == 0 and args.pt_steps == 0:
         parser.error("--pt-steps 0 --steps 0 leaves nothing to train")
     args.precision = args.precision or usual_format(args.device)

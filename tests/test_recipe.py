@@ -251,6 +251,14 @@ def test_an_answer_is_right_that_says_the_true_one_and_no_more(tokenizer):
         assert evaluation.score(example, 0, ids, tokenizer, None)["correct"] == right, given
 
 
+def test_a_stage_without_steps_may_freeze_everything(tmp_path):
+    """There is nothing to train in it."""
+    parts = ["encoder", "projector", "embed", "blocks", "norm"]
+    line = [*TINY, "--pt-steps", "0", "--steps", "1", "--limit", "1", "--pt-freeze", *parts]
+    train.main([*line, "--out", str(tmp_path / "run")])
+    assert (tmp_path / "run" / "run.json").exists()
+
+
 def test_the_seed_draws_the_parameters(tmp_path):
     """Of what is not trained, too."""
     line, drawn = [*TINY, "--pt-steps", "1", "--steps", "0", "--limit", "1"], []
