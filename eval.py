@@ -55,7 +55,7 @@ def answer_all(model: MLLM, tokenizer, examples: list[data.Example], known=None,
     for encoded in row_batches(rows, limit, batch_size, one_token.k.nbytes + one_token.v.nbytes):
         batch = data.collate(encoded, tokenizer.pad, model.config.image_size)
         batch = {name: x.to(one_token.k.device) for name, x in batch.items()}
-        answers = model.generate(**batch, eos=tokenizer.eos, max_new_tokens=limit)
+        answers = model.generate(**batch, eos=tokenizer.ends, max_new_tokens=limit)
         for row, ids in zip(encoded, answers):
             result = score(*next(todo), [] if row.unread else ids, tokenizer, known)
             results.append({**result, "unread": row.unread})
@@ -68,7 +68,7 @@ def score(example: data.Example, turn: int, ids: list[int], tokenizer, known) ->
     (question, answer), given = example.turns[turn], tokenizer.decode(ids)
     said = normalise(given)
     correct = said == normalise(answer)
-    unparsed = (said not in known) if known else (not said or ids[-1] != tokenizer.eos)
+    unparsed = (said not in known) if known else (not said or ids[-1] not in tokenizer.ends)
     return dict(
         id=example.id, group=example.group, family=example.family,
         question=question.replace(data.IMAGE_TOKEN, " ").strip(), answer=answer, given=given,

@@ -297,13 +297,13 @@ class MLLM(nn.Module):
         return sum(parts) / (max(1, len(label)) if num_targets is None else num_targets)
 
     @torch.no_grad()
-    def generate(self, ids, role, images=None, image_index=None, turn=None, *, eos: int,
+    def generate(self, ids, role, images=None, image_index=None, turn=None, *, eos,
                  max_new_tokens=32, temperature: float = 0.0, top_p: float = 1.0,
                  generator: torch.Generator | None = None) -> list[list[int]]:  # fmt: skip
         """Continue prompts padded on the right, else ValueError: prefill under the run's mask, then
         causal decoding over the KV cache, image keys as prefilled. Temperature 0 is greedy.
-        max_new_tokens: one number, or a list. Returns each row's new ids; `eos` ends a row."""
-        B, T = ids.shape
+        max_new_tokens: one, or a list. Returns each row's new ids; `eos`, one or more, end it."""
+        (B, T), ends = ids.shape, torch.as_tensor(eos)
         limit = torch.as_tensor(max_new_tokens).expand(B).tolist()
         column = torch.arange(T + max(limit), device=ids.device)
         length = (role != PAD).sum(1, keepdim=True)  # [B, 1]
@@ -320,7 +320,7 @@ class MLLM(nn.Module):
             new = dict(zip(running, token.tolist()))  # the one wait for a GPU
             for row in running:
                 answers[row] += [new[row]][: limit[row]]
-            going = [k for k, r in enumerate(running) if new[r] != eos and step + 1 < limit[r]]
+            going = [k for k, r in enumerate(running) if new[r] not in ends and step + 1 < limit[r]]
             if not going:
                 break
             if len(going) < len(running):  # what has finished is not computed any more

@@ -1,186 +1,226 @@
-"""Tokenizers that come with a pretrained decoder: sentencepiece or byte-level BPE (pieces.py), its
-special tokens, and its chat template as data.
+"""A pretrained decoder's tokenizer and chat template, through transformers' AutoTokenizer, as a
+tokenizer of data/prompt.py.
 
-In a template special tokens are looked up by name; in what a user writes, the same letters are
-plain text.
+The template is tried on a few dialogues, and what is common to them is the form of every dialogue.
+The ids are those of apply_chat_template, with two exceptions: in what a user writes, the letters of
+a special token are letters; and an answer begins right behind the header that a prompt ends with,
+without what a template may add there (Qwen3's empty <think>).
 """
 
 import json
 import re
-from dataclasses import dataclass
-from functools import lru_cache
+import warnings
+from functools import lru_cache, partial, reduce
 from pathlib import Path
 
-from bridge.folders import number, read_config
-from bridge.pieces import SPECIAL, ByteLevel, SentencePieces
-from data import DataError, Tokenizer
+from bridge.folders import needed, one_line, read_config
+from bridge.hf_roles import QUESTIONS, common, header_of, rendered
+from data import IMAGE_TOKEN, DataError, Example, Tokenizer, encode
 
-
-@dataclass(frozen=True)
-class Template:
-    """start: what begins a dialogue; next: what begins every later message; opening: what stands
-    between a message and its answer; end: what ends an answer.
-
-    Of byte-level BPE the ids are those of transformers' apply_chat_template. system: the start of a
-    dialogue with a system prompt. lead: what a message begins with; it is encoded together with the
-    message, because the spaces that follow a line's end become one token with it. trim: white space
-    around a message is left out. (Of sentencepiece it is left out around pictures too.)
-    """
-
-    start: str
-    next: str
-    opening: str
-    end: str
-    byte_level: bool = False
-    system: str = ""
-    lead: str = ""
-    trim: bool = True
-
-
-VICUNA = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
-    "helpful, detailed, and polite answers to the user's questions."
-)
-CHATML_SYSTEM = "<|im_start|>system\n{system}<|im_end|>\n"
-LLAMA3_SYSTEM = "<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>"
-LLAMA3_USER = "<|start_header_id|>user<|end_header_id|>\n\n"
-TEMPLATES = {
-    "llama-2": Template("<s>[INST]", "<s>[INST]", "[/INST]", "</s>"),
-    "vicuna": Template(f"<s>{VICUNA} USER:", "USER:", "ASSISTANT:", "</s>"),
-    "phi-3": Template("<|user|>", "<|user|>", "<|end|><|assistant|>", "<|end|>"),
-    "chatml": Template(  # SmolLM2, Qwen
-        "<|im_start|>user",
-        "\n<|im_start|>user",
-        "<|im_end|>\n<|im_start|>assistant\n",
-        "<|im_end|>",
-        byte_level=True,
-        system=CHATML_SYSTEM + "<|im_start|>user",
-        lead="\n",
-        trim=False,
-    ),
-    "llama-3": Template(
-        "<|begin_of_text|>" + LLAMA3_USER,
-        LLAMA3_USER,
-        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-        "<|eot_id|>",
-        byte_level=True,
-        system="<|begin_of_text|>" + LLAMA3_SYSTEM + LLAMA3_USER,
-    ),
-}
+OWN = "own"  # --template: the one in the folder
+SPECIAL = r"<s>|</s>|<\|\w+\|>"  # though a file may not call it so
+WORD, ANSWER = "quetzal", "zebra"  # no template has these
 
 
 class ChatTokenizer(Tokenizer):
-    """model: a sentencepiece model or a tokenizer.json. added: special tokens that a sentencepiece
-    model does not have, text -> id. image: the id of the new token <image>, the one after the
-    decoder's last. system: a system prompt, if there is to be one."""
+    """model: a tokenizer.json. start, next, opening, end: the ids of the template, as in
+    data.Tokenizer; the last of `end`, eos, and all of `ends` end an answer. asked, answered: (what
+    stands before a message or an answer, behind the last special token; the white space of it that
+    is encoded with the words). trim: messages lose the white space around them. image: the id of
+    the new token <image>, the one after the decoder's last."""
 
-    def __init__(
-        self, model: bytes, template: str, added: dict[str, int], image: int, system: str = ""
-    ):
-        self.model, self.template, self.added, self.system = model, template, added, system
-        self.image, self.pad = image, 0
-        if template not in TEMPLATES:
-            raise DataError(f"no chat template {template!r}; there are {', '.join(TEMPLATES)}")
-        self.sp = ByteLevel(model) if model.startswith(b"{") else SentencePieces(model, added)
+    def __init__(self, model: bytes, **form):
+        self.model, self.form, self.pad = model, form, 0
+        self.start, self.next, self.opening, self.end, self.ends = (
+            form[name] for name in ("start", "next", "opening", "end", "ends")
+        )
+        self.eos, self.image = self.end[-1], form["image"]
+        self.bpe = needed("tokenizers", "tokenizers").Tokenizer.from_str(model.decode())
+        self.bpe.encode_special_tokens = True  # "encode" their letters, that is: do not find them
         self.encode = lru_cache(maxsize=65536)(self.ids_of)
-        self.form = form = TEMPLATES[template]
-        self.check()
-        start = form.system if system else form.start
-        texts = start, form.next, form.opening, form.end
-        self.start, self.next, self.opening, self.end = map(self.with_specials, texts)
-        self.eos = self.end[0]
-
-    def check(self) -> None:
-        """DataError unless template, tokenizer and system prompt fit each other."""
-        if self.form.byte_level != self.sp.byte_level:
-            needed = (
-                "a tokenizer.json" if self.form.byte_level else "sentencepiece's tokenizer.model"
-            )
-            raise DataError(f"the template {self.template!r} needs {needed}")
-        if self.system and not self.form.system:
-            raise DataError(f"the template {self.template!r} has no place for a system prompt")
-        if self.sp.byte_level and self.sp.last >= self.image:
-            raise DataError(
-                f"the tokenizer has ids up to {self.sp.last}, but the decoder {self.image} tokens"
-            )
-
-    def with_specials(self, text: str) -> list[int]:
-        """The tokens of a template's text, its special tokens among them."""
-        ids = []
-        for part in filter(None, re.split(f"({SPECIAL})", text)):
-            if not re.fullmatch(SPECIAL, part):
-                system = self.system.strip() if self.form.trim else self.system
-                ids += self.encode(part.replace("{system}", system))
-                continue
-            special = self.sp.special(part)
-            if special is None or special >= self.image:
-                raise DataError(
-                    f"the template {self.template!r} needs the special token {part}, which this "
-                    "tokenizer does not have"
-                )
-            ids.append(special)
-        return ids
-
-    def arrange(self, parts: list[str]) -> list[str]:
-        if not self.form.byte_level:
-            return super().arrange(parts)
-        parts = list(parts)
-        if self.form.trim:
-            parts[0] = parts[0].lstrip()
-            parts[-1] = parts[-1].rstrip()
-        return [self.form.lead + parts[0], *parts[1:]]
+        self.space = ""  # in front of a decoded answer
+        self.space = self.decode(self.answer_ids("x")).removesuffix("x")
 
     def __len__(self) -> int:
         return self.image + 1
 
     def __reduce__(self):  # for worker processes
-        return type(self), (self.model, *self.extras().values())
-
-    def piece(self, i: int) -> str:
-        return self.sp.piece(i)
-
-    def decode(self, ids: list[int]) -> str:
-        return self.sp.decode(ids)
+        return made_again, (self.model, self.form)
 
     def extras(self) -> dict:
-        """What __init__ needs beside the model; a run keeps it in tokenizer.json, and the model,
-        of whatever kind, in tokenizer.model."""
-        names = ("template", "added", "image", "system")
-        return {name: getattr(self, name) for name in names}
+        """What __init__ needs beside the model; a run keeps it in tokenizer.json, and the model in
+        tokenizer.model."""
+        return self.form
+
+    def ids_of(self, text: str) -> tuple[int, ...]:
+        try:
+            return tuple(self.bpe.encode(text, add_special_tokens=False).ids)
+        except TypeError:  # half of a surrogate pair
+            raise DataError(f"{text[:80]!r} is not UTF-8 text") from None
+
+    def behind(self, place: str, words: str) -> list[int]:
+        """The ids of words where a message or an answer begins."""
+        before, space = self.form[place]
+        return list(self.encode(before + space + words)[len(self.encode(before)) :])
+
+    def message_ids(self, parts: list[str]) -> list[list[int] | None]:
+        parts = list(parts)
+        if self.form["trim"]:
+            parts[0] = parts[0].lstrip()
+            parts[-1] = parts[-1].rstrip()
+        ids = [None if part == IMAGE_TOKEN else list(self.encode(part)) for part in parts[1:]]
+        return [self.behind("asked", parts[0]), *ids]
+
+    def answer_ids(self, answer: str) -> list[int]:
+        return [*self.behind("answered", answer.strip()), *self.end]
+
+    def piece(self, i: int) -> str:
+        known = self.bpe.id_to_token(i) is not None
+        return self.bpe.decode([i], skip_special_tokens=False) if known else f"<{i}>"
+
+    def decode(self, ids: list[int]) -> str:
+        n = len(self.end)
+        ids = ids[:-n] if list(ids[-n:]) == self.end else ids
+        ids = [i for i in ids if i not in self.ends and i < self.image]
+        return self.bpe.decode(ids, skip_special_tokens=True).removeprefix(self.space)
 
 
-def read_tokenizer(folder: Path, template: str, system: str = "") -> ChatTokenizer:
-    """Of a decoder's Hugging Face folder: tokenizer.model, with tokenizer_config.json or
-    added_tokens.json, or else tokenizer.json; and config.json."""
+def made_again(model: bytes, form: dict) -> ChatTokenizer:
+    return ChatTokenizer(model, **form)
+
+
+# --- From a folder
+
+
+def read_tokenizer(folder: Path, template: str = OWN, system: str = "") -> ChatTokenizer:
+    """Of a decoder's Hugging Face folder. template: a file in Jinja, in place of the folder's own.
+    system: a system prompt, in place of the one that a template may begin with."""
+    vocabulary, theirs = read_config(folder).vocab_size, auto_tokenizer(folder)
     try:
-        name = "tokenizer.model"
-        if not (folder / name).exists() and (folder / "tokenizer.json").exists():
-            name = "tokenizer.json"
-        model = (folder / name).read_bytes()
-        vocabulary = number(folder, read_config(folder), "vocab_size")
-        added = added_tokens(folder, vocabulary) if name == "tokenizer.model" else {}
-        return ChatTokenizer(model, template, added, vocabulary, system)
-    except (FileNotFoundError, NotADirectoryError) as error:
+        if template != OWN:
+            theirs.chat_template = Path(template).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"--template {template} cannot be read: {error}") from None
+    if not theirs.chat_template:
+        raise DataError(f"{folder}: no chat template is there; --template FILE.jinja names one")
+    try:
+        form = form_of(theirs, folder, system)
+        tokenizer = ChatTokenizer(model_of(theirs), image=vocabulary, **form)
+        check_form(tokenizer, theirs, folder, system)
+    except (ValueError, OSError, needed("jinja2", "jinja2").TemplateError) as error:
+        raise DataError(f"{folder}: {one_line(error)}") from None
+    plain = set(theirs.get_vocab().values()) - specials_of(theirs)
+    used = [*tokenizer.start, *tokenizer.next, *tokenizer.opening, *tokenizer.end]
+    if (last := max(*plain, *used)) >= vocabulary:
         raise DataError(
-            f"{error.filename}: no such file; tokenizers are read from sentencepiece's "
-            "tokenizer.model or from the tokenizer.json of a byte-level BPE"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{error.filename}: not readable ({error.strerror})") from None
-    except (ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
-        raise DataError(f"{folder}: its tokenizer cannot be read ({error})") from None
+            f"{folder}: the tokenizer has ids up to {last}, but the decoder {vocabulary} tokens"
+        )
+    return tokenizer
 
 
-def added_tokens(folder: Path, vocabulary: int) -> dict[str, int]:
-    """Special tokens that are not in the sentencepiece model, text -> id."""
-    added = {}
-    if (file := folder / "added_tokens.json").exists():
-        added |= read(file)
-    if (file := folder / "tokenizer_config.json").exists():
-        listed = read(file).get("added_tokens_decoder", {})
-        added |= {token["content"]: int(i) for i, token in listed.items()}
-    return {text: i for text, i in added.items() if i < vocabulary}
+def auto_tokenizer(folder: Path):
+    """transformers' tokenizer of a folder: from tokenizer.json, whatever else is there."""
+    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
+        if not (folder / "tokenizer.model").exists():
+            raise DataError(f"{folder}: no tokenizer.json or tokenizer.model")
+        for module, package in (("sentencepiece",) * 2, ("google.protobuf", "protobuf")):
+            needed(module, package)
+    auto = needed("transformers", "transformers>=5.6").AutoTokenizer
+    try:
+        theirs = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        theirs.backend_tokenizer  # noqa: B018 - those in Python have none
+    except Exception as error:  # tokenizers raises nothing more special
+        raise DataError(f"{folder}: its tokenizer cannot be read ({one_line(error)})") from None
+    return theirs
 
 
-def read(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8"))
+def specials_of(theirs) -> set[int]:
+    """The ids of special tokens, and of what looks like one though a file does not say so."""
+    tokens = theirs.added_tokens_decoder.items()
+    return {i for i, token in tokens if token.special or re.fullmatch(SPECIAL, token.content)}
+
+
+def model_of(theirs) -> bytes:
+    """The tokenizer.json of plain text: what looks like a special token is one, nothing is cut."""
+    settings, specials = json.loads(theirs.backend_tokenizer.to_str()), specials_of(theirs)
+    for token in settings["added_tokens"]:
+        token["special"] = token["id"] in specials
+    return json.dumps({**settings, "truncation": None, "padding": None}).encode()
+
+
+def form_of(theirs, folder: Path, system: str) -> dict:
+    """What a ChatTokenizer needs to know of a template."""
+    show = partial(rendered, theirs, system=system)
+    prompt, whole = show(WORD, add_generation_prompt=True), show(WORD, ANSWER)
+    if system.strip() not in prompt:
+        raise ValueError("the chat template has no place for a system prompt")
+    trim = f"\t{WORD}" not in show(f"\t{WORD}", add_generation_prompt=True)
+    probes = QUESTIONS if trim else (*QUESTIONS, "\n" + QUESTIONS[0], "  " + QUESTIONS[0])
+    before, _, to_answer = prompt.partition(WORD)
+    opened, after = whole.partition(WORD)[2].split(ANSWER)
+    header = common(to_answer, opened)
+    space = opened[len(header) :]  # or an empty <think>, which is left out
+    end, next_start = between_turns(theirs, show, after, probes)
+    start, _, asked = words_behind(theirs, before, probes)
+    *_, answered = words_behind(theirs, header + space * space.isspace(), QUESTIONS)
+    stated = [end[-1], theirs.eos_token_id, *stated_ends(folder)]
+    return dict(
+        start=start, next=next_start, opening=header_of(theirs), end=end, asked=asked,
+        answered=answered, trim=trim, ends=sorted(specials_of(theirs).intersection(stated)),
+    )  # fmt: skip
+
+
+def words_behind(theirs, text: str, probes: tuple) -> tuple:
+    """Of a template's text before words: the ids that no words change, the letters that each is of,
+    and (what of them stands behind the last special token; what is left, encoded with the words).
+    """
+    encoded = partial(theirs, add_special_tokens=False)
+    found = [encoded(text + probe, return_offsets_mapping=True) for probe in probes]
+    ids = reduce(common, (of_probe.input_ids for of_probe in found))
+    spans, specials = found[0].offset_mapping[: len(ids)], specials_of(theirs)
+    last = max((span[1] for i, span in zip(ids, spans) if i in specials), default=0)
+    reach = max(last, len(text.rstrip(" ")))  # a space is of the word behind it
+    ids = ids[: sum(span[1] <= reach for span in spans)]
+    reach = spans[len(ids) - 1][1] if ids else 0
+    before, space, words = text[last:reach], text[reach:], found[0].input_ids[len(ids) :]
+    if encoded(before + space + probes[0]).input_ids[len(encoded(before).input_ids) :] != words:
+        before = "\n"  # of sentencepiece, where only a text's very beginning gets a space
+    return ids, spans[: len(ids)], [before, space]
+
+
+def between_turns(theirs, show, after: str, probes: tuple) -> tuple:
+    """The ids that end an answer, and those that begin a later message. after: what the template
+    writes behind the last answer."""
+    text = show(QUESTIONS[0], ANSWER, WORD, add_generation_prompt=True)
+    ids, spans, _ = words_behind(theirs, text[: text.rindex(WORD)], probes)
+    said = text.index(ANSWER) + len(ANSWER)
+    first = next((k for k, span in enumerate(spans) if span[0] >= said), len(ids))
+    specials = specials_of(theirs)
+    for k in range(first, len(ids)):
+        white, ending = text[said : spans[k][0]], text[said : spans[k][1]].rstrip()
+        if ids[k] in specials and not white.strip() and after.startswith(ending):
+            return ids[first : k + 1], ids[k + 1 :]
+    if theirs.eos_token_id is None:
+        raise ValueError("neither the chat template nor the tokenizer says what ends an answer")
+    return [theirs.eos_token_id], ids[first:]
+
+
+def stated_ends(folder: Path) -> list[int]:
+    """The ids that end an answer, as the folder's settings have it: one or several."""
+    stated = read_config(folder).eos_token_id
+    if (folder / "generation_config.json").exists():
+        config = needed("transformers", "transformers>=5.6").GenerationConfig
+        stated = config.from_pretrained(folder, local_files_only=True).eos_token_id
+    return [stated] if isinstance(stated, int) else list(stated or [])
+
+
+def check_form(tokenizer: ChatTokenizer, theirs, folder: Path, system: str) -> None:
+    """Warn of a template that no form is the whole of."""
+    first, second = QUESTIONS
+    ours = encode(Example([], [(first, ANSWER), (second, "")]), tokenizer, 1, upto=1).ids
+    said = rendered(theirs, first, ANSWER, second, system=system, add_generation_prompt=True)
+    expected = theirs(said, add_special_tokens=False).input_ids
+    if ours != expected:
+        at = len(common(ours, expected))
+        said = f"two turns differ from what its chat template gives from token {at} on"
+        warnings.warn(f"{folder}: {said} ({theirs.decode(expected[at:])!r})", stacklevel=3)

@@ -1,6 +1,6 @@
 """Train from pretrained weights, a SigLIP and a decoder from local folders, in the paper's stages.
 
-    python -m bridge.finetune --llm DIR --vision DIR --template NAME --data llava --source FILE.json
+    python -m bridge.finetune --llm DIR --vision DIR --data llava --source FILE.json
 
 Stage 1 trains the projector alone, stage 2 all but the vision encoder; --pt-freeze and --freeze say
 otherwise. All other options are those of train.py, except that the model's sizes are those of the
@@ -18,7 +18,7 @@ import torch
 
 import data
 import train
-from bridge.chat import TEMPLATES, read_tokenizer
+from bridge.chat import OWN, read_tokenizer
 from bridge.pretrained import PretrainedConfig, PretrainedMLLM, config_of, load
 from engine import wings
 from engine.batches import StepBatches, check_source
@@ -68,26 +68,12 @@ def extend(parser) -> dict:
     add = g.add_argument
     add("--llm", type=Path, required=True, metavar="DIR", help="the decoder, with its tokenizer")
     add("--vision", type=Path, required=True, metavar="DIR", help="the SigLIP")
-    add(
-        "--template",
-        required=True,
-        choices=list(TEMPLATES),
-        metavar="NAME",
-        help=f"the decoder's chat template: {', '.join(TEMPLATES)}",
-    )
-    add("--system", default="", metavar="TEXT", help="a system prompt (default: none)")
-    add(
-        "--pool",
-        type=positive,
-        metavar="N",
-        help="N x N patches become one image token (default: 3; presets tiny and small 1)",
-    )
-    add(
-        "--schedule",
-        choices=list(SCHEDULES),
-        metavar="NAME",
-        help=f"of the learning rates: {', '.join(SCHEDULES)}",
-    )
+    add("--template", default=OWN, metavar="FILE", help="a chat template, in place of --llm's")
+    add("--system", default="", metavar="TEXT", help="a system prompt (default: the template's)")
+    add("--pool", type=positive, metavar="N",
+        help="N x N patches become one image token (default 3; presets tiny, small 1)")  # fmt: skip
+    add("--schedule", choices=list(SCHEDULES), metavar="NAME",
+        help=f"of the learning rates: {', '.join(SCHEDULES)}")  # fmt: skip
     add("--pt-adam-lr", type=rate, metavar="LR", help="--adam-lr of stage 1")
     parser.set_defaults(pt_freeze=PT_FREEZE)
     parser.refused = dict.fromkeys(OF_THE_FOLDERS, "it is that of the folders --llm and --vision")
@@ -130,7 +116,7 @@ def model_config(args, tokenizer) -> PretrainedConfig:
     """The model's sizes, from the folders; args, which the run records, are set to them."""
     method = dict(vocab_size=len(tokenizer), mask=args.mask, pool=args.pool)
     try:
-        config = config_of(args.vision, args.llm, args.max_tokens, **method)
+        config = config_of(args.vision, args.llm, **method)
     except ValueError as error:
         raise data.DataError(str(error)) from None
     for name in OF_THE_FOLDERS:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from mma import EXTRA_PAIRS, IMAGE, PAD, QUESTION, TEXT, Role
 
+QUESTIONS = "A?", "Be it b"  # that begin and end otherwise
+
 
 @dataclass
 class Call:
@@ -96,6 +98,34 @@ def guard_labels(model, args, given: dict) -> None:
         check_labels(labels, call)
 
 
+# --- From a chat template
+
+
+def rendered(processor, *said: str, system: str = "", **options) -> str:
+    """A dialogue of a user and an assistant in turn, by a processor's or tokenizer's chat template.
+    Templates of text take words; those of pictures take parts, of which words are one kind."""
+    roles = ["system"] * bool(system) + ["user", "assistant"] * len(said)
+    said = [system] * bool(system) + list(said)
+
+    def by_template(content) -> str:
+        chat = [{"role": role, "content": content(text)} for role, text in zip(roles, said)]
+        return processor.apply_chat_template(chat, tokenize=False, **options)
+
+    if not hasattr(processor, "image_processor"):
+        try:
+            text = by_template(str)
+        except TypeError:  # words where parts were expected
+            text = ""
+        if all(words.strip() in text for words in said):
+            return text
+    return by_template(lambda words: [{"type": "text", "text": words}])
+
+
+def common(a, b):
+    """What two texts or two lists begin with."""
+    return a[: next((n for n, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))]
+
+
 def header_of(processor) -> list[int]:
     """The ids between any question and its answer, by the chat template: what a prompt and a whole
     dialogue begin with, and of that what two questions end with. ValueError if there is none."""
@@ -104,16 +134,10 @@ def header_of(processor) -> list[int]:
         raise ValueError(f"{name} has no chat template: {advice}")
 
     def ids(*said, **options):
-        said = [[{"type": "text", "text": text}] for text in said]
-        chat = [{"role": r, "content": c} for r, c in zip(("user", "assistant"), said)]
-        text = processor.apply_chat_template(chat, tokenize=False, **options)
+        text = rendered(processor, *said, **options)
         return getattr(processor, "tokenizer", processor)(text, add_special_tokens=False).input_ids
 
-    def common(a, b):
-        return a[: next((n for n, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))]
-
-    questions = "A?", "Be it b"
-    starts = [common(ids(q, add_generation_prompt=True), ids(q, "zebra")) for q in questions]
+    starts = [common(ids(q, add_generation_prompt=True), ids(q, "zebra")) for q in QUESTIONS]
     if header := common(*(start[::-1] for start in starts))[::-1]:
         return header
     raise ValueError(f"the chat template of {name} puts nothing before an answer: {advice}")

@@ -4,9 +4,8 @@
     model = load("siglip-so400m-patch14-384", "Phi-3.5-mini-instruct", pool=3, dtype=torch.bfloat16)
 
 The encoder is a SigLIP's (siglip.py) or, with load_decoder, that of model.py; the decoder a Llama's
-or one like it (decoders.py); the projector between them is new. Every tensor is accounted for: one
-that is missing, unexpected or of another shape is an error. To train from there: python -m
-bridge.finetune.
+or one like it (decoders.py); the projector between them is new. Every tensor is accounted for
+(folders.py). To train from there: python -m bridge.finetune.
 
 Long-rope: rows of more than rope_short tokens divide RoPE's frequencies by other factors than
 shorter rows. What counts is the dialogue itself, never what it is padded to, packed with or cached
@@ -18,8 +17,7 @@ Shapes:  B rows   T tokens of a row   D decoder width   H query heads   G key/va
          d head width
 """
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,9 +25,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from bridge.decoders import DECODER, decoder_sizes
-from bridge.folders import tensors
+from bridge.folders import fill
 from bridge.siglip import VISION, SiglipEncoder, vision_sizes
-from data import DataError
 from mma import ANSWER, PAD
 from model import MLLM, Attention, Config, VisionEncoder, init_weights
 
@@ -43,10 +40,10 @@ class PretrainedConfig(Config):
     d_head: int = 0  # width of a head of the decoder; 0: d_model / n_head
     qkv_bias: bool = False  # Qwen2: queries, keys and values have biases
     qk_norm: bool = False  # Qwen3: queries and keys are normed, head by head
-    rope_llama3: tuple = ()  # Llama-3.1: factor, low, high, original length; see llama3_frequencies
-    rope_factors: tuple = ()  # long-rope: d/2 divisors for short rows, as many for long; () = none
+    windows: tuple = ()  # sliding ones: tokens that a query of each layer reads back; 0: all
+    rope: tuple = ()  # (d/2 frequencies,); long-rope: of short rows, of long; (): by rope_theta
     rope_short: int = 0  # long-rope: rows of up to so many tokens are short
-    rope_scale: float = 1.0  # long-rope: cosines and sines are multiplied by it
+    rope_scale: float = 1.0  # cosines and sines are multiplied by it
 
     def __post_init__(self):
         pixels = self.image_size  # SigLIP leaves out what is less than a patch
@@ -75,8 +72,8 @@ class NormedLinear(nn.Linear):
 
 
 class PretrainedAttention(Attention):
-    """With Qwen2's biases, Qwen3's norms, and long-rope's scale: cosines and sines are multiplied
-    by rope_scale, those of queries and of keys: a score by its square."""
+    """With Qwen2's biases, Qwen3's norms, sliding windows, and the scale of some ropes: cosines and
+    sines are multiplied by rope_scale, those of queries and of keys: a score by its square."""
 
     def __init__(self, config: PretrainedConfig, layer: int):
         super().__init__(config, layer)
@@ -87,19 +84,22 @@ class PretrainedAttention(Attention):
             heads = config.n_head, G
             self.q, self.k = (NormedLinear(D, H, d, config.norm_eps) for H in heads)
         self.score_scale = config.rope_scale**2
+        self.window = config.windows[layer] if config.windows else 0
 
     def queries_keys_values(self, x, context):
         q, k, v = super().queries_keys_values(x, context)
         return (q if self.score_scale == 1 else q * self.score_scale), k, v
 
-
-def llama3_frequencies(plain: Tensor, factor, low, high, length) -> Tensor:
-    """Llama-3.1's: a frequency that turns less than `low` times within the original `length` is
-    divided by `factor`, one that turns more than `high` times stays, and between them it is a mean
-    of both. It holds for rows of every length. plain: float32 [d/2]."""
-    turns = length * plain / (2 * torch.pi)
-    stays = ((turns - low) / (high - low)).clamp(0, 1)
-    return plain * (stays + (1 - stays) / factor)
+    def forward(self, x, context, read_at=None):
+        """A window hides the past, never what a mask opens ahead."""
+        if self.window:
+            query = context.position[:, None, :, None]
+            key = context.position[:, None, None]
+            if context.cache is not None:  # where a token's column is its position
+                key = torch.arange(context.attention_mask.shape[-1], device=query.device)
+            near = context.attention_mask & (key > query - self.window)
+            context = replace(context, attention_mask=near)
+        return super().forward(x, context, read_at)
 
 
 class PretrainedMLLM(MLLM):
@@ -113,15 +113,15 @@ class PretrainedMLLM(MLLM):
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
-        if config.rope_factors:
-            # A buffer, so that no forward pass copies them to a GPU; float32 [2, d/2], kept as the
-            # integers of the same bits, because .to(bfloat16) would round what is a float
-            bits = torch.tensor(config.rope_factors, device="cpu").view(torch.int32)
-            self.register_buffer("rope_factors", bits, persistent=False)
+        if config.rope:
+            # A buffer, so that no forward pass copies them to a GPU; float32 [1 or 2, d/2], kept as
+            # the integers of the same bits, because .to(bfloat16) would round what is a float
+            bits = torch.tensor(config.rope, device="cpu").view(torch.int32)
+            self.register_buffer("rope", bits, persistent=False)
 
     def context_of(self, mask, role, turn=None, document=None):
         context = super().context_of(mask, role, turn, document)
-        if self.config.rope_factors:  # no pad makes a row longer: see frequencies
+        if self.config.rope_short:  # no pad makes a row longer: see frequencies
             context.position = context.position * (role != PAD)
         return context
 
@@ -129,21 +129,20 @@ class PretrainedMLLM(MLLM):
         """float32 [d/2]; with long-rope [B, 1, T, d/2], by the length of each token's document. A
         document begins at position 0 and is as long as its last position says: that of the whole
         row in a forward pass, that of the token itself where it is decoded over a cache."""
-        plain, config = super().frequencies(position), self.config
-        if config.rope_llama3:
-            return llama3_frequencies(plain, *config.rope_llama3)
-        if not config.rope_factors:
-            return plain
+        if not self.config.rope:
+            return super().frequencies(position)
+        short, *long = self.rope.view(torch.float32)
+        if not long:
+            return short
         document = (position == 0).cumsum(1)  # [B, T]
         last = position.new_zeros(len(position), position.shape[1] + 1)
         last = last.scatter_reduce(1, document, position, "amax").gather(1, document)  # [B, T]
-        is_long = (last >= config.rope_short)[:, None, :, None]
-        short, long = plain / self.rope_factors.view(torch.float32)
-        return torch.where(is_long, long, short)
+        is_long = (last >= self.config.rope_short)[:, None, :, None]
+        return torch.where(is_long, long[0], short)
 
     @torch.no_grad()
     def generate(
-        self, ids, role, images=None, image_index=None, turn=None, *, eos: int, max_new_tokens=32,
+        self, ids, role, images=None, image_index=None, turn=None, *, eos, max_new_tokens=32,
         **sampling,
     ) -> list[list[int]]:  # fmt: skip
         """As MLLM.generate. With long-rope a short row that goes on past rope_short tokens is, with
@@ -153,14 +152,15 @@ class PretrainedMLLM(MLLM):
             options = dict(eos=eos, max_new_tokens=limit)
             return MLLM.generate(self, ids, role, images, image_index, turn, **options, **sampling)
 
-        if not self.config.rope_factors:
+        if not self.config.rope_short:
             return answer(ids, role, turn, max_new_tokens)
         limit = torch.as_tensor(max_new_tokens, device=ids.device).expand(len(ids))
         length = (role != PAD).sum(1)
         room = self.config.rope_short + 1 - length  # the last of them is not yet read
         first = torch.where(room > 0, limit.minimum(room), limit)
         answers = answer(ids, role, turn, first)
-        ended = torch.tensor([eos in a for a in answers], device=ids.device)
+        ends = torch.as_tensor(eos)
+        ended = torch.tensor([a[-1] in ends for a in answers], device=ids.device)
         rest = (limit - first) * ~ended
         if not rest.any():
             return answers
@@ -195,24 +195,16 @@ def with_answers(answers: list[list[int]], ids: Tensor, role: Tensor, turn: Tens
 # --- From the folders
 
 
-def config_of(
-    vision: Path, decoder: Path, max_tokens: int | None = None, **changes
-) -> PretrainedConfig:
+def config_of(vision: Path, decoder: Path, **changes) -> PretrainedConfig:
     """The sizes of both folders. changes: fields of the config, such as pool=3, or vocab_size one
     larger, for a new token. Raises ValueError for sizes that do not fit each other."""
-    sizes = {**vision_sizes(vision), **decoder_sizes(decoder, max_tokens)}
-    return PretrainedConfig(**{**sizes, **changes})
+    return PretrainedConfig(**{**vision_sizes(vision), **decoder_sizes(decoder), **changes})
 
 
 def load(
-    vision: Path | str,
-    decoder: Path | str,
-    config: PretrainedConfig | None = None,
-    *,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-    **changes,
-) -> PretrainedMLLM:
+    vision: Path | str, decoder: Path | str, config: PretrainedConfig | None = None, *,
+    dtype: torch.dtype = torch.float32, seed: int = 0, **changes,
+) -> PretrainedMLLM:  # fmt: skip
     """The model with a SigLIP from the folder `vision`, a decoder from the folder `decoder`, and a
     new projector. config: as config_of gives it (default: with the changes given). Raises DataError
     if a file is damaged or a tensor missing, unexpected or misshaped."""
@@ -222,10 +214,9 @@ def load(
         model = PretrainedMLLM(config)
     encoder = {name for name, _ in model.named_parameters() if name.startswith("encoder.")}
     fill(model, vision, VISION, encoder, dtype)
-    fill_decoder(model, decoder, dtype, seed)
     for name in ("pixel_mean", "pixel_std"):  # buffers are no tensors of the files
         setattr(model.encoder, name, torch.full((3,), 127.5))
-    return model
+    return fill_decoder(model, decoder, dtype, seed)
 
 
 def load_decoder(decoder: Path, config: PretrainedConfig, *, seed: int = 0) -> OwnEncoderMLLM:
@@ -236,107 +227,15 @@ def load_decoder(decoder: Path, config: PretrainedConfig, *, seed: int = 0) -> O
     model.encoder = VisionEncoder(config)
     model.encoder.apply(init_weights)
     model.encoder.init_positions()
-    fill_decoder(model, decoder, torch.float32, seed)
-    return model
+    return fill_decoder(model, decoder, torch.float32, seed)
 
 
-def fill_decoder(model: PretrainedMLLM, decoder: Path, dtype: torch.dtype, seed: int) -> None:
-    """Give a model on the meta device a decoder from a folder, and a new projector."""
+def fill_decoder(model: PretrainedMLLM, decoder: Path, dtype: torch.dtype, seed: int):
+    """The model, on the meta device so far, with a decoder from a folder and a new projector."""
     names = {name for name, _ in model.named_parameters()}
     own = {name for name in names if name.startswith(("encoder.", "projector."))}
-    fill(model, decoder, DECODER, names - own, dtype)
+    same = {r"lm_head\.weight": ""} if model.config.tied else {}  # some files hold it twice
+    fill(model, decoder, DECODER | same, names - own, dtype)
     torch.manual_seed(seed)
     model.projector.to_empty(device="cpu").to(dtype).apply(init_weights)
-
-
-def fill(
-    model: nn.Module, folder: Path, names: dict[str, str], wanted: set[str], dtype: torch.dtype
-) -> None:
-    """Give the parameters `wanted` of a model on the meta device their values from a folder.
-    names: siglip.VISION or decoders.DECODER."""
-    filling = Filling(model, names, set(wanted), dtype)
-    for file, name, tensor in tensors(folder):
-        filling.take(file.name, name, tensor)
-    missing = [f"{name} {list(filling.shapes[name])} is missing" for name in sorted(filling.wanted)]
-    if wrong := filling.wrong + missing:
-        shown = "; ".join(wrong[:8]) + ("; ..." if len(wrong) > 8 else "")
-        raise DataError(f"{folder}: {len(wrong)} tensors do not fit: {shown}")
-
-
-class Filling:
-    """Takes one tensor after the other and keeps account: `wanted`, the parameters still without
-    values; `wrong`, what did not fit.
-
-    names: a pattern of a tensor's name -> the parameters it fills. Several ("a b c") share its rows
-    in this order; of one that several tensors fill, "name#1/3" is the second of three pieces of
-    rows; "" = known and not needed."""
-
-    FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-    ROOM_FOR_NEW = ("embed.weight", "unembed.weight")  # may have one token more than the files
-
-    def __init__(self, model, names: dict[str, str], wanted: set[str], dtype: torch.dtype):
-        self.model, self.names, self.wanted, self.dtype = model, names, wanted, dtype
-        self.shapes = {name: p.shape for name, p in model.named_parameters()}
-        self.wrong, self.pieces = [], {}  # pieces: parameter -> {which: rows}
-
-    def targets(self, name: str) -> list[str] | None:
-        """The parameters that a tensor fills; None: it is not expected."""
-        for pattern, to in self.names.items():
-            if match := re.fullmatch(pattern, name):
-                targets = match.expand(to).split()
-                if targets == ["unembed.weight"] and "unembed.weight" not in self.shapes:
-                    return []  # tied: some files hold the embedding twice
-                known = all(target.split("#")[0] in self.wanted for target in targets)
-                return targets if known else None
-        return None
-
-    def take(self, file: str, name: str, tensor: Tensor) -> None:
-        targets = self.targets(name)
-        if targets is None:
-            self.wrong.append(f"{name} {list(tensor.shape)} in {file} is not expected")
-        if not targets:
-            return
-        if tensor.dtype not in self.FLOATS:
-            kind = str(tensor.dtype).removeprefix("torch.")
-            self.wrong.append(f"{name} in {file} is quantised ({kind}), which is not read")
-            self.wanted -= {target.partition("#")[0] for target in targets}
-            return
-        came_as = f"{name} has the shape {list(tensor.shape)}"
-        tensor = torch.atleast_1d(tensor)  # a single number has no rows, and fits no parameter
-        rows = [len(tensor)]
-        if len(targets) > 1:
-            rows = [self.shapes[target][0] for target in targets]
-        if sum(rows) != len(tensor):
-            self.wrong.append(f"{came_as}, and {sum(rows)} rows were expected")
-            self.wanted -= set(targets)
-            return
-        for target, values in zip(targets, tensor.split(rows)):
-            to, _, piece = target.partition("#")
-            if piece and values.shape[1:] == self.shapes[to][1:]:  # else put says what is wrong
-                values = self.joined(to, piece, values)
-            if values is not None:
-                self.put(to, values, came_as)
-
-    def joined(self, to: str, piece: str, values: Tensor) -> Tensor | None:
-        """All rows of a parameter, as soon as the last of its pieces is there."""
-        which, of = map(int, piece.split("/"))
-        pieces = self.pieces.setdefault(to, {})
-        pieces[which] = values
-        if len(pieces) < of:
-            return None
-        del self.pieces[to]
-        return torch.cat([pieces[k] for k in range(of)])
-
-    def put(self, to: str, values: Tensor, came_as: str) -> None:
-        self.wanted.discard(to)
-        shape = self.shapes[to]
-        if to == "encoder.patch.weight" and values.dim() > 1:
-            values = values.flatten(1)
-        if to in self.ROOM_FOR_NEW and len(values) + 1 == shape[0]:
-            values = torch.cat([values, values.mean(0, keepdim=True)])  # the mean of the others
-        if values.shape != shape:
-            self.wrong.append(f"{came_as}: {to} would be {list(values.shape)}, not {list(shape)}")
-            return
-        path, _, leaf = to.rpartition(".")
-        parameter = nn.Parameter(values.to(self.dtype, copy=True))
-        setattr(self.model.get_submodule(path), leaf, parameter)
+    return model

@@ -9,33 +9,30 @@ Shapes:  N pictures   g patches along a side   n image tokens of a picture   E e
          p pixels along a patch's side
 """
 
-from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bridge.folders import demand, number, read_config, section
+from bridge.folders import demand, read_config
+from model import EncoderBlock
 
 EPS = 1e-6
 
 
-class SiglipBlock(nn.Module):
+class SiglipBlock(EncoderBlock):
     """Pre-norm transformer block; every patch reads every patch."""
 
     def __init__(self, width: int, heads: int, d_ff: int):
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        super().__init__(width, heads)
+        self.norm1.eps = self.norm2.eps = EPS
         self.up, self.down = nn.Linear(width, d_ff), nn.Linear(d_ff, width)
 
     def forward(self, x: Tensor) -> Tensor:
         N, n, E = x.shape
         qkv = self.qkv(self.norm1(x)).view(N, n, 3, self.heads, E // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, heads, n, E / heads]
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))  # [N, heads, n, E / heads]
         x = x + self.out(y.transpose(1, 2).reshape(N, n, E))
         return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
 
@@ -84,30 +81,24 @@ class SiglipEncoder(nn.Module):
 
 # --- A SigLIP's Hugging Face folder
 
-DEFAULTS = dict(  # what config.json leaves out
-    hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-    image_size=224, patch_size=16,
-)  # fmt: skip
-
 
 def vision_sizes(folder: Path) -> dict:
     """Fields of PretrainedConfig, from config.json of a vision tower or of a whole SigLIP."""
     config = read_config(folder)
-    demand(folder, config, model_type=["siglip", "siglip_vision_model", "siglip2"])
-    config = section(folder, config, "vision_config") if "vision_config" in config else config
+    demand(folder, config, model_type=["siglip", "siglip_vision_model"])
+    config = getattr(config, "vision_config", config)
     demand(folder, config, hidden_act=["gelu_pytorch_tanh"], num_channels=[3], layer_norm_eps=[EPS])
-    of = partial(number, folder, {**DEFAULTS, **config})
     return dict(
-        encoder_width=of("hidden_size"),
-        encoder_d_ff=of("intermediate_size"),
-        encoder_layers=of("num_hidden_layers"),
-        encoder_heads=of("num_attention_heads"),
-        image_size=of("image_size"),
-        patch_size=of("patch_size"),
+        encoder_width=config.hidden_size,
+        encoder_d_ff=config.intermediate_size,
+        encoder_layers=config.num_hidden_layers,
+        encoder_heads=config.num_attention_heads,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
     )
 
 
-# A tensor of the files, as a pattern -> the parameter it fills; see pretrained.Filling
+# A tensor of the files, as a pattern -> the parameter it fills; see folders.fill
 ROOT = r"(?:vision_model\.)?"
 LAYER = ROOT + r"encoder\.layers\.(\d+)\."
 VISION = {
@@ -115,9 +106,9 @@ VISION = {
     ROOT + r"embeddings\.position_embedding\.weight": "encoder.position",
     ROOT + r"post_layernorm\.(weight|bias)": r"encoder.norm.\1",
     LAYER + r"layer_norm([12])\.(weight|bias)": r"encoder.blocks.\1.norm\2.\3",
-    LAYER + r"self_attn\.q_proj\.(weight|bias)": r"encoder.blocks.\1.qkv.\2#0/3",
-    LAYER + r"self_attn\.k_proj\.(weight|bias)": r"encoder.blocks.\1.qkv.\2#1/3",
-    LAYER + r"self_attn\.v_proj\.(weight|bias)": r"encoder.blocks.\1.qkv.\2#2/3",
+    LAYER + r"self_attn\.q_proj\.(weight|bias)": r"encoder.blocks.\1.qkv.\2#0",
+    LAYER + r"self_attn\.k_proj\.(weight|bias)": r"encoder.blocks.\1.qkv.\2#1",
+    LAYER + r"self_attn\.v_proj\.(weight|bias)": r"encoder.blocks.\1.qkv.\2#2",
     LAYER + r"self_attn\.out_proj\.(weight|bias)": r"encoder.blocks.\1.out.\2",
     LAYER + r"mlp\.fc1\.(weight|bias)": r"encoder.blocks.\1.up.\2",
     LAYER + r"mlp\.fc2\.(weight|bias)": r"encoder.blocks.\1.down.\2",

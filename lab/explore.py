@@ -79,7 +79,7 @@ def trace(model: MLLM, tokenizer: data.Tokenizer, asked: list[data.Example]) -> 
 
     n = config.n_image_tokens
     rows = [data.encode(e, tokenizer, n, upto=len(e.turns) - 1) for e in asked]
-    answers = model.generate(**batch_of(rows), eos=tokenizer.eos, max_new_tokens=LONGEST)
+    answers = model.generate(**batch_of(rows), eos=tokenizer.ends, max_new_tokens=LONGEST)
     for row, answer in zip(rows, answers):
         row.add(answer, Role.ANSWER, row.turn[-1])
     batch, states = batch_of(rows), []

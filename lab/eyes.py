@@ -20,7 +20,7 @@ import torch
 
 import data
 import train
-from bridge.chat import TEMPLATES, read_tokenizer
+from bridge.chat import OWN, read_tokenizer
 from bridge.decoders import decoder_sizes
 from bridge.pretrained import PretrainedConfig, load_decoder
 from engine import options as engine_options
@@ -42,7 +42,7 @@ PROJECTOR_AND_LLM = dict(pt_freeze=["encoder"], freeze=["encoder"])
 PRESETS = {
     "eyes": {**engine_options.PRESETS["tiny"], "own": PROJECTOR_AND_LLM},
     "smollm2": dict(
-        model=dict(n_layer=30), template="chatml", pictures=16, questions=6,
+        model=dict(n_layer=30), template=OWN, pictures=16, questions=6,
         optimizer="adamw", lr=0.0002, adam_lr=0.0002, pt_adam_lr=0.001,
         own=dict(
             pt_lr_times=1, pt_pictures=32, pt_steps=400, steps=1500,
@@ -64,8 +64,8 @@ def extend(parser) -> dict:
     add("--encoder", type=Path, required=True, metavar="RUN", help="whose encoder is taken")
     add("--llm", type=Path, required=True, metavar="RUN",
         help="whose decoder and tokenizer are taken; or a Hugging Face folder")  # fmt: skip
-    add("--template", choices=list(TEMPLATES), metavar="NAME",
-        help=f"of such a folder: {', '.join(TEMPLATES)} (preset smollm2: chatml)")  # fmt: skip
+    add("--template", metavar="FILE",
+        help=f"chat template of such a folder; {OWN}: its own (preset smollm2: {OWN})")  # fmt: skip
     add("--fresh", action="store_true", help="the decoder of --llm, but with new weights")
     add("--mask-from", type=share, default=0.0, metavar="SHARE",
         help="stage 2 is causal up to this share of its steps (default: 0)")  # fmt: skip
@@ -143,7 +143,7 @@ def real(args, sight: dict) -> tuple[MLLM, data.Tokenizer]:
     if args.fresh:
         raise data.DataError("--fresh belongs to runs of train.py, not to a Hugging Face folder")
     tokenizer = read_tokenizer(args.llm, args.template)
-    sizes = {**decoder_sizes(args.llm, args.max_tokens), **sight, "vocab_size": len(tokenizer)}
+    sizes = {**decoder_sizes(args.llm), **sight, "vocab_size": len(tokenizer)}
     try:
         config = PretrainedConfig(**sizes)
     except ValueError as error:

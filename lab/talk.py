@@ -95,7 +95,7 @@ class Conversation:
         for _ in range(max_new_tokens):
             token = int(self.model.head(hidden)[0].argmax())
             said.append(token)
-            if token == self.tokenizer.eos:
+            if token in self.tokenizer.ends:
                 break
             text = self.tokenizer.decode(said)
             if not text.endswith("\ufffd"):  # half of a character
@@ -105,8 +105,8 @@ class Conversation:
                 hidden = self._read(torch.tensor([[token]], device=device), role)
         if (text := self.tokenizer.decode(said)) != shown:
             yield text[len(shown) :]
-        end = self.tokenizer.end
-        self.pending = [said[-1], *(end[1:] if said[-1] == self.tokenizer.eos else end)]
+        unread = [] if said[-1] in self.tokenizer.ends else said[-1:]
+        self.pending = unread + self.tokenizer.end
 
 
 @dataclass

@@ -33,8 +33,8 @@ class Method:
         model_class, tokenizer_class = METHODS[name]
         config = replace(config, image_size=8 * GRID, d_model=16, n_head=2, n_kv_head=1)
         if name == "long-rope":
-            factors = (1.0, 1.1, 1.3, 1.4), (1.0, 2.0, 3.0, 5.0)
-            more = dict(rope_factors=factors, rope_short=40, rope_scale=1.2)
+            rope = (1.0, 0.09, 0.008, 0.0007), (1.0, 0.05, 0.003, 0.0002)
+            more = dict(rope=rope, rope_short=40, rope_scale=1.2)
             config = PretrainedConfig(**asdict(config), **more)
         self.model, self.images = enlarge(model_class(config)), images
         self.tokenizer, self.most_pictures = tokenizer_class(tokenizer), 0

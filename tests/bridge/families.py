@@ -1,5 +1,6 @@
-"""Small byte-level tokenizers of three families, trained here, with the families' special tokens,
-split patterns and chat templates (less the branches for tools), as their repositories have them."""
+"""Small tokenizers of families, trained here, with the families' special tokens, split patterns and
+chat templates (less the branches for tools), as their repositories have them: byte-level, and of
+sentencepiece's kind."""
 
 import json
 
@@ -31,43 +32,43 @@ def chatml_system(text: str) -> str:
     return f"<|im_start|>system\n{text}<|im_end|>\n"
 
 
-# family -> our template, theirs, and the block that theirs begins with where no system is given
+SPEAKERS = "{% for m in messages %}{% if m.role == 'user' %}"
 FAMILIES = {
-    "smollm2": (
-        "chatml",
-        "{% if messages[0]['role'] != 'system' %}{{ '" + chatml_system(SMOL_SYSTEM) + "' }}"
-        "{% endif %}" + MESSAGES,
-        chatml_system(SMOL_SYSTEM),
-    ),
-    "qwen2.5": (
-        "chatml",
-        "{%- if messages[0]['role'] != 'system' %}\n    {{- '" + chatml_system(QWEN_SYSTEM) + "' }}"
-        "\n{%- endif %}\n"
-        "{%- for message in messages %}\n    {{- '<|im_start|>' + message.role + '\n' + "
-        "message.content + '<|im_end|>' + '\n' }}\n{%- endfor %}\n"
-        "{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\n' }}\n{%- endif %}\n",
-        chatml_system(QWEN_SYSTEM),
-    ),
-    "qwen3": ("chatml", MESSAGES, ""),
-    "llama-3": (
-        "llama-3",
-        "{% set loop_messages = messages %}{% for message in loop_messages %}"
-        "{% set content = " + HEADER + " %}"
-        "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}"
-        "{% endfor %}" + LLAMA3_OPENING,
-        "",
-    ),
-    "llama-3.1": (
-        "llama-3",
-        "{{- bos_token }}{%- if messages[0]['role'] == 'system' %}"
-        "{%- set system_message = messages[0]['content']|trim %}{%- set messages = messages[1:] %}"
-        "{%- else %}{%- set system_message = '' %}{%- endif %}"
-        "{{- '<|start_header_id|>system<|end_header_id|>\n\n" + DATES + "' }}"
-        "{{- system_message }}{{- '<|eot_id|>' }}"
-        "{%- for message in messages %}{{- " + HEADER + " }}{%- endfor %}" + LLAMA3_OPENING,
-        f"<|start_header_id|>system<|end_header_id|>\n\n{DATES}<|eot_id|>",
-    ),
-}
+    "smollm2": "{% if messages[0]['role'] != 'system' %}{{ '" + chatml_system(SMOL_SYSTEM) + "' }}"
+    "{% endif %}" + MESSAGES,
+    "qwen2.5": "{%- if messages[0]['role'] != 'system' %}\n    {{- '"
+    + chatml_system(QWEN_SYSTEM) + "' }}\n{%- endif %}\n"
+    "{%- for message in messages %}\n    {{- '<|im_start|>' + message.role + '\n' + "
+    "message.content + '<|im_end|>' + '\n' }}\n{%- endfor %}\n"
+    "{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\n' }}\n{%- endif %}\n",
+    "qwen3": MESSAGES,
+    "llama-3": "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = " + HEADER + " %}"
+    "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}"
+    "{% endfor %}" + LLAMA3_OPENING,
+    "llama-3.1": "{{- bos_token }}{%- if messages[0]['role'] == 'system' %}"
+    "{%- set system_message = messages[0]['content']|trim %}{%- set messages = messages[1:] %}"
+    "{%- else %}{%- set system_message = '' %}{%- endif %}"
+    "{{- '<|start_header_id|>system<|end_header_id|>\n\n" + DATES + "' }}"
+    "{{- system_message }}{{- '<|eot_id|>' }}"
+    "{%- for message in messages %}{{- " + HEADER + " }}{%- endfor %}" + LLAMA3_OPENING,
+    "llama-2": "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
+    "{% set system_message = messages[0]['content'] %}{% else %}"
+    "{% set loop_messages = messages %}{% set system_message = false %}{% endif %}"
+    "{% for message in loop_messages %}{% if loop.index0 == 0 and system_message != false %}"
+    "{% set content = '<<SYS>>\n' + system_message + '\n<</SYS>>\n\n' + message['content'] %}"
+    "{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}"
+    "{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% else %}"
+    "{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}",
+    "vicuna": "{{ bos_token }}A chat. " + SPEAKERS + "USER: {{ m.content }} "
+    "{% elif m.role == 'assistant' %}ASSISTANT: {{ m.content }}{{ eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}",
+    "phi-3": SPEAKERS + "{{'<|user|>\n' + m.content + '<|end|>\n'}}"
+    "{% elif m.role == 'assistant' %}"
+    "{{'<|assistant|>\n' + m.content + '<|end|>\n'}}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}",
+}  # fmt: skip
+PIECES = ("llama-2", "vicuna", "phi-3")  # as sentencepiece writes them
 
 LEARNED_FROM = [
     "which colour is this? it is red. it is green.\n\nUSER user assistant system\n",
@@ -111,9 +112,44 @@ def bpe_of(family: str) -> Tokenizer:
     return tokenizer
 
 
-def write_folder(folder, family: str, more: int = 3) -> None:
-    """tokenizer.json and a config.json whose vocabulary has some more, unused tokens, as Qwen's."""
-    tokenizer = bpe_of(family)
+def pieces_of(family: str) -> Tokenizer:
+    """As Llama-2's tokenizer.json: a space is a letter, one stands before every text, and bytes
+    stand in for what no piece has."""
+    learner = Tokenizer(models.BPE())
+    learner.normalizer = normalizers.Replace(" ", "\u2581")
+    words = [f" {word}" for text in LEARNED_FROM for word in text.split()]
+    learner.train_from_iterator(words, BpeTrainer(vocab_size=200, show_progress=False))
+    learned = json.loads(learner.to_str())["model"]
+    known = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    known += sorted(learned["vocab"], key=learned["vocab"].get)
+    vocab, merges = {text: i for i, text in enumerate(known)}, map(tuple, learned["merges"])
+    model = models.BPE(vocab, list(merges), unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    tokenizer.decoder = decoders.Sequence([
+        decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ])  # fmt: skip
+    tokenizer.add_special_tokens(known[:3])
+    if family == "phi-3":
+        names = ("<|user|>", "<|assistant|>", "<|end|>")
+        tokenizer.add_special_tokens([AddedToken(name, rstrip=True) for name in names])
+    return tokenizer
+
+
+def write_folder(folder, family: str, more: int = 3, kind: str = "llama") -> int:
+    """A folder's tokenizer, and a config.json whose vocabulary has some more, unused tokens, as
+    Qwen's; returns its size."""
+    tokenizer = pieces_of(family) if family in PIECES else bpe_of(family)
     tokenizer.save(str(folder / "tokenizer.json"))
+    bos = "<s>" if family in PIECES else "<|begin_of_text|>" if family[:5] == "llama" else None
+    eos = {"vicuna": "</s>", "llama-2": "</s>", "phi-3": "<|end|>"}
+    settings = dict(tokenizer_class="PreTrainedTokenizerFast", bos_token=bos)
+    settings["eos_token"] = eos.get(family, "<|eot_id|>" if bos else "<|im_end|>")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "chat_template.jinja").write_text(FAMILIES[family])
     size = tokenizer.get_vocab_size(with_added_tokens=True) + more
-    (folder / "config.json").write_text(json.dumps({"vocab_size": size}))
+    (folder / "config.json").write_text(json.dumps({"vocab_size": size, "model_type": kind}))
+    return size

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("nothing_drawn")
 
 pytest.importorskip("transformers")
 TINY = (
-    "--template vicuna --pool 2 --preset tiny --device cpu --workers 0 --pt-pictures 2 "
+    "--pool 2 --preset tiny --device cpu --workers 0 --pt-pictures 2 "
     "--pictures 2 --limit 3 --val-limit 3"
 ).split()
 
@@ -39,7 +40,7 @@ def command(chat, vision, llava) -> list[str]:
 
 
 def test_training_starts_from_pretrained_weights(command, chat, vision, tmp_path, capsys):
-    vocab_size = len(read_tokenizer(chat, "vicuna"))
+    vocab_size = len(read_tokenizer(chat))
     start = load(vision[0], chat, pool=2, vocab_size=vocab_size)
     new_token, others = start.embed.weight[-1], start.embed.weight[:-1]
     torch.testing.assert_close(new_token, others.mean(0))
@@ -73,8 +74,8 @@ def test_a_benchmark_opens_such_a_run(command, tmp_path, capsys):
     assert "strict: accuracy" in capsys.readouterr().out
 
 
-def test_folders_and_template_must_be_given(chat, vision, capsys):
-    for given in (["--llm", str(chat)], ["--vision", str(vision[0]), "--template", "vicuna"]):
+def test_folders_must_be_given(chat, vision, capsys):
+    for given in (["--llm", str(chat)], ["--vision", str(vision[0])]):
         with pytest.raises(SystemExit):
             finetune.options(given)
         assert "required" in capsys.readouterr().err
@@ -93,16 +94,15 @@ def test_a_stopped_run_goes_on(command, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_tied_decoder_has_no_head_to_freeze(saved, chat, vision, llava, tmp_path):
+def test_a_tied_decoder_has_no_head_to_freeze(chat, vision, llava, tmp_path):
     """The default of --pt-freeze names parts that exist."""
-    folder, _ = saved("tied")
-    (folder / "tokenizer.model").write_bytes((chat / "tokenizer.model").read_bytes())
-    size = read_tokenizer(chat, "vicuna").sp.processor.get_piece_size()
+    folder = shutil.copytree(
+        chat, tmp_path / "tied", ignore=shutil.ignore_patterns("*.safetensors")
+    )
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": size}))
-    line = [*folders(folder, vision, llava), *TINY]
-    args = finetune.options(line)
-    assert finetune.model_config(args, read_tokenizer(folder, "vicuna")).tied
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    args = finetune.options([*folders(folder, vision, llava), *TINY])
+    assert finetune.model_config(args, read_tokenizer(folder)).tied
     assert args.pt_freeze == ["encoder", "embed", "blocks", "norm"]
 
 
@@ -110,14 +110,15 @@ def test_a_tied_decoder_has_no_head_to_freeze(saved, chat, vision, llava, tmp_pa
     (["--source", "none.json"], "none.json: no such file"),
     (["--max-tokens", "5"], "raise --max-tokens"),
     (["--pool", "3"], "patches=4 must be a multiple of pool=3"),
-    (["--template", "phi-3"], None),
+    (["--template", "no.jinja"], "--template no.jinja cannot be read"),
+    (["--pool", "4"], None),
     (["--freeze", "decoder"], "no parameter's name begins so"),
     (["--pt-freeze", *finetune.PT_FREEZE, "projector"], "--pt-freeze .* leaves no parameter"),
     (["--scenes", "5"], "--scenes belongs to --data shapes, not to llava"),
-    (["--llm", "nowhere"], "tokenizer.model: no such file"),
+    (["--llm", "nowhere"], "config.json: no such file"),
 ])  # fmt: skip
 def test_mistakes_are_found_before_weights_are_read(command, tmp_path, monkeypatch, change, says):
-    """In one line; with a template that fits, the weights are what is read next."""
+    """In one line; without one the weights are what is read next."""
 
     def read(*args, **options):
         raise SystemExit("weights")
@@ -139,7 +140,7 @@ def test_a_broken_picture_is_found_before_weights_are_read(
 
 def test_a_checked_source_reaches_workers(command, chat, vision):
     args = finetune.options(command)
-    tokenizer = read_tokenizer(chat, "vicuna")
+    tokenizer = read_tokenizer(chat)
     source = data.load("llava", args.source)
     config = finetune.model_config(args, tokenizer)
     checked = finetune.check_data(source, tokenizer, config, args)
@@ -180,7 +181,7 @@ def test_the_help_names_the_presets_and_the_default_of_this_command(capsys):
 
 def test_the_papers_settings(chat, vision):
     """The default: AdamW, the projector's rate apart, a cosine down to a twentieth."""
-    line = f"--data llava --source x --llm {chat} --vision {vision[0]} --template vicuna"
+    line = f"--data llava --source x --llm {chat} --vision {vision[0]}"
     args = finetune.options([*line.split(), "--device", "cpu"])
     assert (args.preset, args.lr, args.steps, args.pictures) == ("aki", 2e-5, 50_000, 32)
     assert (args.max_tokens, args.pool, args.schedule, args.checkpointing) == (
@@ -220,7 +221,7 @@ def test_the_schedule_is_the_one_that_is_asked_for(command, tmp_path, monkeypatc
 def test_pretrained_weights_in_parts(chat, vision, llava, tmp_path):
     """Two processes, each with a part of pretrained weights, train what one does; adamw and
     activation checkpointing too."""
-    line = [*folders(chat, vision, llava), *"--template vicuna --pool 2 --device cpu".split()]
+    line = [*folders(chat, vision, llava), *"--pool 2 --device cpu".split()]
     line += "--workers 0 --pt-pictures 4 --pictures 4 --pt-steps 2 --steps 3".split()
     line += "--limit 3 --val-limit 3".split()
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -33,8 +33,7 @@ FEW = (
 def llm(tmp_path_factory):
     """(folder, transformers' model)."""
     folder = tmp_path_factory.mktemp("smol")
-    write_folder(folder, "smollm2")
-    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    size = write_folder(folder, "smollm2")
     torch.manual_seed(0)
     config = hf.LlamaConfig(
         vocab_size=size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
@@ -198,7 +197,7 @@ def test_a_model_that_says_nothing_cannot_rehearse(llm, monkeypatch, tmp_path):
 @pytest.mark.parametrize("command,says", [
     (lambda llm, out: eyes.main(line_of(llm, "--fresh", "--out", out)), "--fresh belongs to runs"),
     (lambda llm, out: eyes.main(line_of(llm, "--llm", out, "--out", out)), "no such file"),
-    (lambda llm, out: eyes.main(line_of(llm, "--template", "phi-3", "--out", out)), "needs sent"),
+    (lambda llm, out: eyes.main(line_of(llm, "--template", "no", "--out", out)), "cannot be read"),
     (lambda llm, out: text_loss.main([str(SEEING)]), "not a run of lab.eyes"),
     (lambda llm, out: text_loss.main([str(SEEING), "--text", out]), "cannot be read"),
 ])  # fmt: skip

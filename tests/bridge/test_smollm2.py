@@ -73,7 +73,7 @@ def smol(vision, tmp_path_factory):
         pytest.skip(f"not installed here: {'; '.join(wanted)}")
     folder = tmp_path_factory.mktemp("smollm2")
     theirs, their_tokenizer = smollm2.write(folder)
-    tokenizer = read_tokenizer(folder, "chatml")
+    tokenizer = read_tokenizer(folder)
     ours = load(vision[0], folder, mask="causal", vocab_size=len(tokenizer)).eval()
     return ours, tokenizer, theirs.eval(), their_tokenizer
 

@@ -1,16 +1,11 @@
 """Whatever text people write: it comes back as it was, and stays text."""
 
-import io
-
 import pytest
-import sentencepiece
 from hypothesis import strategies as st
 from properties import for_all, tries
 
 import data
-from bridge.chat import TEMPLATES, ChatTokenizer
 from data import DataError
-from data.shapes import Shapes
 from lab.variants import TextFirstTokenizer
 from mma import Role
 
@@ -23,42 +18,21 @@ PIECES = st.text(max_size=6) | st.sampled_from(
 )
 TEXT = st.lists(PIECES, max_size=5).map("".join)
 SPACE = "\u2581"  # sentencepiece's own sign for a space
-SENTENCEPIECE = [name for name, template in TEMPLATES.items() if not template.byte_level]
 
 
 def same(text: str) -> str:
     return text.replace(SPACE, " ")
 
 
-@pytest.fixture(scope="module")
-def chat_model(tmp_path_factory):
-    """A sentencepiece model as Llama's: unk 0, <s> 1, </s> 2, and no pad."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(Shapes().texts()), model_writer=model, vocab_size=600,
-        hard_vocab_limit=False, model_type="bpe", byte_fallback=True, character_coverage=1.0,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
-    )  # fmt: skip
-    return model.getvalue()
-
-
-@pytest.fixture(params=["own", "text-first", *SENTENCEPIECE])
-def any_tokenizer(request, tokenizer, chat_model):
-    if request.param == "own":
-        return tokenizer
-    if request.param == "text-first":
-        return TextFirstTokenizer(tokenizer.model)
-    size = sentencepiece.SentencePieceProcessor(model_proto=chat_model).get_piece_size()
-    added = {name: size + k for k, name in enumerate(("<|user|>", "<|assistant|>", "<|end|>"))}
-    return ChatTokenizer(chat_model, request.param, added, size + 3)
+@pytest.fixture(params=[data.Tokenizer, TextFirstTokenizer])
+def any_tokenizer(request, tokenizer):
+    return request.param(tokenizer.model)
 
 
 def special(tokenizer) -> set[int]:
     """What a text may never become."""
-    ids = {tokenizer.image, tokenizer.eos, tokenizer.pad, *getattr(tokenizer, "added", {}).values()}
-    sp = getattr(tokenizer.sp, "processor", tokenizer.sp)
-    of_model = range(sp.get_piece_size())
-    return ids | {i for i in of_model if sp.is_control(i) or sp.is_unknown(i)}
+    sp = tokenizer.sp
+    return {i for i in range(sp.get_piece_size()) if sp.is_control(i) or sp.is_unknown(i)}
 
 
 @tries(60, 5000)
