@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import data
-from bridge.folders import files_of, read_config
+from bridge.folders import files_of, needed, read_config
 from bridge.hf_dialogues import Dialogues, answer_all, loss_of
 from data import DataError, reason
 from engine.answering import say_unread
@@ -27,7 +27,7 @@ from engine.batches import describe_splits
 from engine.checkpoint import write_file
 from engine.lock import run_lock
 from engine.optimizers import freeze
-from engine.options import Parser, not_negative, positive, rate, seed
+from engine.options import Parser, not_negative, options_given, positive, rate, seed
 from engine.precision import check_device, default_device, usual_format
 from engine.run import check_out, one_line_errors
 from engine.tables import pool, table
@@ -44,21 +44,28 @@ from transformers.trainer_utils import get_last_checkpoint
 VISION = ("model.vision_tower", "model.visual", "model.vision_model", "model.vision_encoder")
 TRIES = 8  # steps whose rows are tried, where none of a step's can be used
 # What may differ when a run goes on
-APART = ("out", "resume", "overwrite", "device", "limit", "save_every", "checkpointing")
+APART = ("origin", "out", "resume", "overwrite", "device", "limit", "save_every", "checkpointing")
 
 
 def load(args):
-    """Model and processor of the folder. DataError, in one line, if it is no such folder."""
-    kind = read_config(args.model).get("model_type")
-    files_of(args.model)
+    """Model and processor of the folder, or of an adapter's. DataError, in one line, if it is no
+    such folder."""
+    folder, adapter = args.model, args.model / "adapter_config.json"
+    if adapter.exists():
+        folder = Path(json.loads(adapter.read_text("utf-8"))["base_model_name_or_path"])
+    kind = read_config(folder).model_type
+    files_of(folder)
     dtype = torch.bfloat16 if args.lora and args.precision == "bfloat16" else torch.float32
     try:
-        model = transformers.AutoModelForImageTextToText.from_pretrained(args.model, dtype=dtype)
+        model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+        if adapter.exists():
+            peft = needed("peft", "peft")
+            model = peft.PeftModel.from_pretrained(model, args.model).merge_and_unload()
     except (OSError, ValueError, KeyError) as error:
         why = reason(error)
         if "Unrecognized configuration class" in why:
             why = f"{kind} is no vision-language model of transformers"
-        raise DataError(f"{args.model}: {why}") from None
+        raise DataError(f"{folder}: {why}") from None
     try:
         processor = transformers.AutoProcessor.from_pretrained(args.model)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -106,11 +113,23 @@ class Steps(torch.utils.data.Dataset):
 
 
 class Trainer(transformers.Trainer):
-    """Steps in their order; evaluation is `measure()`."""
+    """Steps in their order; evaluation is `measure()`. began: time.perf_counter() of the command's
+    beginning."""
 
-    def __init__(self, *args, measure, **options):
+    def __init__(self, *args, measure, began: float, **options):
         super().__init__(*args, **options)
-        self.measure = measure
+        self.measure, self.began, self.before = measure, began, None
+
+    def seconds(self) -> float:
+        """Since the run began, with those before a stop."""
+        if self.before is None:
+            self.before = self.clock()[-1][1] if self.clock() else 0
+        return round(self.before + time.perf_counter() - self.began, 1)
+
+    def clock(self) -> list:
+        """[step, seconds] of each validation."""
+        lines = self.state.log_history
+        return [[line["step"], line["eval_seconds"]] for line in lines if "eval_seconds" in line]
 
     def _get_train_sampler(self, *_):
         return torch.utils.data.SequentialSampler(self.train_dataset)
@@ -127,6 +146,7 @@ class Trainer(transformers.Trainer):
     def evaluate(self, *_, **__):
         summary, loss = self.measure()
         metrics = {"eval_loss": loss, "eval_accuracy": summary["accuracy"]}
+        metrics["eval_seconds"] = self.seconds()
         self.log(metrics)
         on_evaluate = self.callback_handler.on_evaluate
         self.control = on_evaluate(self.args, self.state, self.control, metrics)
@@ -147,8 +167,8 @@ def arguments(argv=None):
     add("--lora", type=positive, metavar="R", help="train LoRA of rank R alone")
     add("--freeze", nargs="*", metavar="NAME", help="beginnings of names of parameters that stay "
         "as they are (default: the vision tower)")  # fmt: skip
-    add("--stage", default="sft", choices=("pt", "sft"), metavar="NAME", help="learn from questions "
-        "(sft), or first from the captions that the data have (pt)")  # fmt: skip
+    add("--stage", default="sft", choices=("pt", "sft"), metavar="NAME", help="learn from "
+        "questions (sft), or first from the captions that the data have (pt)")  # fmt: skip
     add("--steps", type=not_negative, default=1000, metavar="N", help="default: 1000")
     add("--pictures", type=positive, default=8, metavar="N", help="of a step (8)")
     add("--questions", type=positive, default=1, metavar="N", help="about each of them (1)")
@@ -167,6 +187,8 @@ def arguments(argv=None):
     add("--precision", choices=("float32", "bfloat16"), metavar="NAME", help="float32, bfloat16")
     add("--checkpointing", action="store_true", help="save memory, for time")
     args = parser.parse_args(argv)
+    given = options_given(parser, argv)
+    args.origin = {name: "you" if name in given else "default" for name in vars(args)}
     args.lr = args.lr or (2e-4 if args.lora else 2e-5)
     args.precision = args.precision or usual_format(args.device)
     name = f"{args.model.resolve().name}-{args.data}-{args.mask}-{args.seed}"
@@ -231,7 +253,7 @@ def prepare(args):
     return model.to(args.device), Dialogues(processor, ends, args.max_tokens)
 
 
-def trainer_of(model, dialogues: Dialogues, source, args) -> Trainer:
+def trainer_of(model, dialogues: Dialogues, source, args, began: float) -> Trainer:
     validation, size = source.heldout("val", args.val_limit), args.pictures * args.questions
 
     def measure():
@@ -250,7 +272,7 @@ def trainer_of(model, dialogues: Dialogues, source, args) -> Trainer:
     )  # fmt: skip
     return Trainer(
         model, options, data_collator=steps.collate, train_dataset=steps, eval_dataset=validation,
-        measure=measure,
+        measure=measure, began=began,
     )  # fmt: skip
 
 
@@ -270,7 +292,8 @@ def write_run(trainer: Trainer, summary: dict, dialogues: Dialogues, args, **mor
     record = {
         "run": str(args.out), **summary,
         "params": sum(p.numel() for p in trainer.model.parameters()), "mask": args.mask,
-        "seed": args.seed, "args": shown(args), **more, "left_out": dialogues.left_out,
+        "seed": args.seed, "origin": args.origin, "args": shown(args, ["origin"]), **more,
+        "seconds": trainer.seconds(), "clock": trainer.clock(), "left_out": dialogues.left_out,
         "torch": torch.__version__, "transformers": transformers.__version__,
     }  # fmt: skip
     text = json.dumps(record, indent=1) + "\n"
@@ -292,7 +315,7 @@ def finetune(args) -> dict:
     began = time.perf_counter()
     source = open_source(args)
     model, dialogues = prepare(args)
-    trainer = trainer_of(model, dialogues, source, args)
+    trainer = trainer_of(model, dialogues, source, args, began)
     batch = {k: x.to(model.device) for k, x in trainer.data_collator([0]).items()}
     dialogues.left_out.clear()  # the first step is counted when it is trained on
     checked = [checked_mma(model, batch)]
@@ -310,8 +333,7 @@ def finetune(args) -> dict:
     results = answer_all(model, dialogues, examples, source.answers, size)
     say_unread(results, print)
     loss = loss_of(model, dialogues, examples, size)
-    seconds = round(time.perf_counter() - began, 1)
-    more = dict(loss=loss, check=checked, seconds=seconds)
+    more = dict(loss=loss, check=checked)
     return write_run(trainer, summarise(results), dialogues, args, **more)
 
 

@@ -69,6 +69,9 @@ def get(args) -> Variant:
 
 def variant_of(trained: dict) -> Variant:
     """The variant of a finished run, by its arguments (run.json)."""
+    if "model" in trained:
+        again = f"python -m bridge.hf_finetune {trained['out']} --steps 0 --data {trained['data']}"
+        raise data.DataError(f"{trained['out']}: a Hugging Face model; {again} ... scores it")
     if trained.get("template"):
         load("bridge.runs")
         if not PRETRAINED:

@@ -11,6 +11,7 @@ hf = pytest.importorskip("transformers", "5.6")
 from tiny_llava import TEMPLATE, tokenizer_of, write_llava  # noqa: E402
 
 import data  # noqa: E402
+import eval as evaluation  # noqa: E402
 from bridge import hf_finetune  # noqa: E402
 from bridge.hf_dialogues import Dialogues  # noqa: E402
 from engine.tables import pool, table  # noqa: E402
@@ -119,6 +120,10 @@ def test_training_learns_answers_and_goes_on(folder, tmp_path, monkeypatch):
     again = run(folder, tmp_path / "stopped", *options, "--resume")
     assert not list((tmp_path / "stopped").glob("checkpoint-*"))
     assert again["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+    for record in (whole, again):  # what comparisons read
+        steps, seconds = zip(*record["clock"])
+        assert steps == (20, 40) and 0 < seconds[0] < seconds[1] < record["seconds"]
+        assert record["origin"]["steps"] == "you" and record["origin"]["seed"] == "default"
     assert lines_of(tmp_path / "stopped")[-1]["val"] == pytest.approx(lines[-1]["val"], rel=1e-4)
 
 
@@ -134,6 +139,16 @@ def test_llava_files_and_lora(folder, tmp_path, llava, capsys):
     assert "1 of 32 entries are damaged and left out" in said and "missing.png" in said
     assert record["check"] == [0, 0] and (tmp_path / "run" / "adapter_config.json").exists()
     assert "MMA" not in (tmp_path / "run" / "adapter_config.json").read_text()
+    again = run(tmp_path / "run", tmp_path / "again", "--source", llava, "--steps", 0,
+                "--mask", "causal")  # fmt: skip
+    assert again["loss"] == pytest.approx(record["loss"], rel=1e-4) and again["n"] == record["n"]
+
+
+def test_eval_names_the_command_that_scores_such_a_run(tmp_path):
+    record = {"args": {"data": "shapes", "model": "a folder", "out": "runs/mine"}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match="bridge.hf_finetune runs/mine --steps 0 --data shapes"):
+        evaluation.main([str(tmp_path), "--device", "cpu"])
 
 
 def cut(folder, tmp_path, *names):
