@@ -160,7 +160,7 @@ class PretrainedMLLM(MLLM):
         first = torch.where(room > 0, limit.minimum(room), limit)
         answers = answer(ids, role, turn, first)
         ends = torch.as_tensor(eos)
-        ended = torch.tensor([a[-1] in ends for a in answers], device=ids.device)
+        ended = torch.tensor([bool(a) and a[-1] in ends for a in answers], device=ids.device)
         rest = (limit - first) * ~ended
         if not rest.any():
             return answers

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from properties import for_all, tries
 
 import data
+import eval as evaluation
 from bridge.chat import ChatTokenizer, read_tokenizer
 from data import DataError
 from mma import Role
@@ -206,6 +207,9 @@ def test_every_stated_end_ends_an_answer(tmp_path):
     tokenizer = read_tokenizer(written(tmp_path, generation_config__json=stated))
     assert tokenizer.ends == sorted(ends) and tokenizer.eos == ends[1]
     assert tokenizer.decode([word, ends[0]]) == "a"
+    asked = data.Example([], [("which?", "a")])
+    for ids, unparsed in (([word, ends[0]], False), ([word, word], True)):  # cut, or ended
+        assert evaluation.score(asked, 0, ids, tokenizer, None)["unparsed"] == unparsed
 
 
 def test_a_template_of_ones_own(tmp_path):

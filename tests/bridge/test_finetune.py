@@ -39,7 +39,9 @@ def command(chat, vision, llava) -> list[str]:
     return [*folders(chat, vision, llava), "--pt-source", str(llava), *TINY]
 
 
-def test_training_starts_from_pretrained_weights(command, chat, vision, tmp_path, capsys):
+def test_a_run_starts_from_pretrained_weights_and_is_opened_by_eval_and_benchmarks(
+    command, chat, vision, tmp_path, capsys
+):
     vocab_size = len(read_tokenizer(chat))
     start = load(vision[0], chat, pool=2, vocab_size=vocab_size)
     new_token, others = start.embed.weight[-1], start.embed.weight[:-1]
@@ -62,15 +64,10 @@ def test_training_starts_from_pretrained_weights(command, chat, vision, tmp_path
     capsys.readouterr()
     evaluation.main([str(tmp_path / "both"), "--device", "cpu", "--limit", "2"])
     assert "overall" in capsys.readouterr().out
-
-
-def test_a_benchmark_opens_such_a_run(command, tmp_path, capsys):
-    finetune.main([*command, "--pt-steps", "1", "--steps", "0", "--out", str(tmp_path / "run")])
     Image.new("RGB", (20, 20), "red").save(tmp_path / "a.png")
     line = {"image": "a.png", "text": "Is it red?", "label": "yes"}
     (tmp_path / "pope.json").write_text(json.dumps(line))
-    capsys.readouterr()
-    benchmarks.main([str(tmp_path / "run"), str(tmp_path / "pope.json"), "--device", "cpu"])
+    benchmarks.main([str(tmp_path / "both"), str(tmp_path / "pope.json"), "--device", "cpu"])
     assert "strict: accuracy" in capsys.readouterr().out
 
 
