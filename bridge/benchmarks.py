@@ -13,149 +13,17 @@ this file's rows; a leaderboard's may be of hidden ones, or judged by another mo
 
 import argparse
 import json
-import re
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 from bridge.benchmark_files import Question, read
-from engine.answering import say_unread
+from bridge.benchmark_scores import RULES, rule_of, score
+from engine.answering import check_sees, say_unread
 from engine.options import Parser, positive
 from engine.precision import check_device, default_device
-from engine.run import check_writable, one_line_errors
+from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import markdown
-from eval import answer_all, normalise, open_run
-
-RULES = {
-    "choice": "strict: the answer is an option's letter, bare or as in (A), A. or A:; lenient: or "
-    "it is that option's text, or names exactly one option's letter as a word by itself in "
-    "capitals (the article A at its beginning does not count)",
-    "yes/no": "strict: the answer, normalised, is yes or no; lenient: or its first word is, or it "
-    "holds just one of the two",
-    "short": "VQA's soft accuracy: the mean over the people, each left out in turn, of min(1, how "
-    "many of the others gave this answer / 3); with a single true answer, exact match; answers "
-    "normalised (eval.normalise), number words up to ten as digits, none as 0",
-}
-NUMBER_WORDS = "zero one two three four five six seven eight nine ten".split()
-DIGITS = {"none": "0", **{word: str(i) for i, word in enumerate(NUMBER_WORDS)}}  # as VQA's own
-MME_COGNITION = {
-    "commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning",
-}  # fmt: skip
-
-
-# --- Parsing
-
-
-def letter_of(given: str, options: dict[str, str], lenient: bool) -> str | None:
-    """The option that an answer names, or None."""
-    bare = re.fullmatch(r"\(?([A-Z])\)?[.:]?", given.strip())
-    if bare and bare[1] in options:
-        return bare[1]
-    if not lenient:
-        return None
-    same = [letter for letter, text in options.items() if normalise(given) == normalise(text)]
-    if len(same) == 1:
-        return same[0]
-    no_article = re.sub(r"^\s*A(?= (?!or |and |is )[a-z])", "", given)
-    named = set(re.findall(r"(?<![A-Za-z])([A-Z])(?![A-Za-z'])", no_article)) & set(options)
-    return named.pop() if len(named) == 1 else None
-
-
-def yes_or_no(given: str, lenient: bool) -> str | None:
-    words = normalise(given).split()
-    if words in (["yes"], ["no"]):
-        return words[0]
-    if not lenient or not words:
-        return None
-    held = {"yes", "no"} & set(words)
-    if words[0] in held:
-        return words[0]
-    return held.pop() if len(held) == 1 else None
-
-
-# --- Scoring
-
-
-def soft(given: str, answers: list[str]) -> float:
-    """VQA's accuracy of an answer (Antol et al. 2015): 0 to 1."""
-
-    def form(text: str) -> str:
-        return " ".join(DIGITS.get(word, word) for word in normalise(text).split())
-
-    said, people = form(given), [form(answer) for answer in answers]
-    if len(people) == 1:
-        return float(said == people[0])
-    same = [person == said for person in people]
-    return mean(min(1, (sum(same) - own) / 3) for own in same)
-
-
-def score(questions: list[Question], given: list[str]) -> dict[str, float]:
-    """Every score of a file, shares as 0 to 1; MME's sums as it gives them."""
-    kind, scores = questions[0].kind, {"questions": len(questions)}
-    if kind == "short":
-        accuracies = (soft(g, q.answers) for q, g in zip(questions, given))
-        return {**scores, "soft accuracy": mean(accuracies)}
-    for rule in ("strict", "lenient"):
-        by_rule = score_parsed(questions, given, rule == "lenient")
-        scores |= {f"{rule}: {name}": value for name, value in by_rule.items()}
-    return scores
-
-
-def score_parsed(questions: list[Question], given: list[str], lenient: bool) -> dict[str, float]:
-    """The scores of a choice or of yes and no under one parse rule."""
-    if questions[0].kind == "choice":
-        parsed = [letter_of(g, q.options, lenient) for q, g in zip(questions, given)]
-        true = [q.answers[0] for q in questions]
-    else:
-        parsed = [yes_or_no(g, lenient) for g in given]
-        true = [normalise(q.answers[0]) for q in questions]
-    right = [p == t for p, t in zip(parsed, true)]
-    scores = {"accuracy": mean(right), "unparsed": parsed.count(None)}
-    by_family = defaultdict(list)
-    for q, r in zip(questions, right):
-        by_family[q.example.family].append(r)
-    if len(by_family) > 1:
-        scores |= {family: mean(by_family[family]) for family in sorted(by_family)}
-    if questions[0].kind == "yes/no":
-        scores |= {**of_yes(parsed, true), **plus(questions, right)}
-    return scores
-
-
-def of_yes(parsed: list, true: list[str]) -> dict[str, float]:
-    """POPE's numbers: yes is the positive class; what was not parsed is not a yes."""
-    count = Counter(zip((p == "yes" for p in parsed), (t == "yes" for t in true)))
-    hit, false, missed = count[True, True], count[True, False], count[False, True]
-    precision, recall = hit / max(1, hit + false), hit / max(1, hit + missed)
-    return {
-        "precision": precision,
-        "recall": recall,
-        "F1": 2 * precision * recall / max(1e-12, precision + recall),
-        "yes share": (hit + false) / len(true),
-    }
-
-
-def plus(questions: list[Question], right: list[bool]) -> dict[str, float]:
-    """MME: acc+ is the share of pictures whose questions are all right; a category's score is
-    100 (acc + acc+)."""
-    pictures = defaultdict(list)
-    for q, r in zip(questions, right):
-        pictures[q.example.family, q.picture].append(r)
-    scores = {"acc+": mean(all(answers) for answers in pictures.values())}
-    families = sorted({family for family, _ in pictures})
-    if not MME_COGNITION & set(families):
-        return scores
-    for family in families:
-        groups = [answers for (f, _), answers in pictures.items() if f == family]
-        accuracy = mean(r for answers in groups for r in answers)
-        part = "MME cognition" if family in MME_COGNITION else "MME perception"
-        both = 100 * (accuracy + mean(map(all, groups)))
-        scores[part] = scores.get(part, 0.0) + both
-    return scores
-
-
-def mean(values) -> float:
-    values = list(values)
-    return sum(values) / max(1, len(values))
-
+from eval import answer_all, open_run
 
 # --- The command
 
@@ -181,10 +49,25 @@ def arguments(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def written(name: str, value: float) -> str:
-    if name.endswith(("questions", "unparsed")):
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if "MME" in name else f"{100 * value:.1f} %"
+def written(measure: str, value: float) -> str:
+    measure = measure.removeprefix("strict: ").removeprefix("lenient: ")
+    if measure in ("questions", "unparsed"):
+        return f"{value:,}"
+    return f"{value:.1f}" if measure.startswith("MME ") else f"{100 * value:.1f} %"
+
+
+def tables(file: str, scores: dict) -> str:
+    """The scores as Markdown: of all questions, and the accuracies of the categories."""
+    overall = {name: x for name, x in scores.items() if not isinstance(x, dict)}
+    by_rule = {name: x for name, x in scores.items() if isinstance(x, dict)}
+    text = markdown([["score", file], *([name, written(name, x)] for name, x in overall.items())])
+    if not by_rule:
+        return text
+    rows = [["category", "questions", *(n.replace("categories", "accuracy") for n in by_rule)]]
+    for category, numbers in next(iter(by_rule.values())).items():
+        accuracies = [written("accuracy", by[category]["accuracy"]) for by in by_rule.values()]
+        rows.append([category or "(none)", written("questions", numbers["questions"]), *accuracies])
+    return f"{text}\n\n{markdown(rows)}"
 
 
 def write_json(args, questions: list[Question], given: list[str], scores: dict, rule: dict) -> None:
@@ -196,11 +79,25 @@ def write_json(args, questions: list[Question], given: list[str], scores: dict, 
     args.json.write_text(json.dumps({**record, "answers": answers}, indent=1) + "\n")
 
 
+def how(questions: list[Question], max_new_tokens: int) -> dict[str, str]:
+    """How the questions were asked and the answers judged: without it a score means nothing."""
+    prompts = {q.kind: q.example.turns[0][0] for q in reversed(questions)}
+    rules = Counter(map(rule_of, questions))
+    first = questions[0].kind
+    return {
+        "prompt": prompts.pop(first),
+        **{f"prompt ({kind})": prompt for kind, prompt in prompts.items()},
+        "decoding": f"greedy, at most {max_new_tokens} tokens",
+        "parse rule": "; ".join(f"{RULES[rule]} ({n:,} questions)" for rule, n in rules.items()),
+    }
+
+
 def main(argv=None) -> None:
     args = arguments(argv)
     with one_line_errors():
         check_device(args.device)
         check_writable(args.json)
+        check_sees(read_record(args.run)["args"], args.run)
         questions = read(args.file, args.images)[: args.limit]
         model, tokenizer = open_run(args.run, args.device)
         answers = answer_all(
@@ -209,16 +106,10 @@ def main(argv=None) -> None:
         )  # fmt: skip
         say_unread(answers, print)
         given = [answer["given"] for answer in answers]
-        scores = score(questions, given)
-        rule = {
-            "prompt": questions[0].example.turns[0][0],
-            "decoding": f"greedy, at most {args.max_new_tokens} tokens",
-            "parse rule": RULES[questions[0].kind],
-        }
-        rows = [[name, written(name, value)] for name, value in scores.items()]
-        print(markdown([["score", args.file.name], *rows]) + "\n")
+        scores, rule = score(questions, given), how(questions, args.max_new_tokens)
+        print(tables(args.file.name, scores) + "\n")
         for name, text in rule.items():
-            print(f"{name}: {text!r}" if name == "prompt" else f"{name}: {text}")
+            print(f"{name}: {text!r}" if name.startswith("prompt") else f"{name}: {text}")
         if args.json:
             write_json(args, questions, given, scores, rule)
 
