@@ -14,8 +14,10 @@ import string
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from data import IMAGE_TOKEN, DataError, Example, normalise
 from data.pictures import opened
@@ -37,7 +39,7 @@ class Question:
     kind: str  # a key of PROMPTS
     answers: list[str]  # a letter; yes or no; what people answered
     options: dict[str, str]
-    pair: object  # equal for questions about the same picture
+    about: tuple  # equal for questions about the same picture
 
 
 def read(file: Path, images: Path | None = None) -> list[Question]:
@@ -55,51 +57,44 @@ def read(file: Path, images: Path | None = None) -> list[Question]:
     kind = "yes/no" if answers <= {"yes", "no"} else "short"
     by_index = {without_point(row["index"]): row for _, row in rows}
     ids = Counter(row.get("question_id") for _, row in rows)
-    paired = set(ids.values()) == {2}  # MME, where it has no image_path
-    questions = []
-    for where, row in rows:
-        options = options_of(row)
-        images_of_row = pictures_of(where, row, by_index, images or file.parent)
-        key = row.get("image_path") or paired and row.get("question_id") or tuple(images_of_row)
-        questions.append(
-            question(where, row, "choice" if options else kind, options, images_of_row, (row.get("category"), key))
-        )
-    return questions
+    pair = "question_id" if set(ids.values()) == {2} else ""  # MME, where it has no image_path
+    folder = images or file.parent
+    return [question(where, row, kind, by_index, folder, pair) for where, row in rows]
 
 
-def read_table(file: Path, separator: str) -> Iterator[tuple[str, dict]]:
-    """(where it stands, column -> text) of every row."""
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+@contextmanager
+def opened_text(file: Path) -> Iterator[TextIO]:
+    """The file, open. Raises DataError, also within the block, for what is wrong with it."""
     try:
-        with open(file, encoding="utf-8-sig", newline="") as lines:
-            rows = csv.DictReader(lines, delimiter=separator)
-            missing = {"index", "question", "answer"} - set(rows.fieldnames or ())
-            if missing:
-                raise DataError(
-                    f"{file}: no column {', '.join(sorted(missing))}; a TSV as VLMEvalKit has it "
-                    "was expected"
-                )
-            for row in rows:
-                where = f"{file}: row {row['index']}"
-                yield where, {name: value or "" for name, value in row.items() if name}
+        with open(file, encoding="utf-8-sig", newline="") as text:
+            yield text
     except FileNotFoundError:
         raise DataError(f"{file}: no such file") from None
     except OSError as error:
         raise DataError(f"{file}: not readable ({error.strerror})") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file}: not readable as a table ({error})") from None
+        raise DataError(f"{file}: not readable ({error})") from None
+
+
+def read_table(file: Path, separator: str) -> Iterator[tuple[str, dict]]:
+    """(where it stands, column -> text) of every row."""
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    with opened_text(file) as lines:
+        rows = csv.DictReader(lines, delimiter=separator)
+        if missing := {"index", "question", "answer"} - set(rows.fieldnames or ()):
+            raise DataError(
+                f"{file}: no column {', '.join(sorted(missing))}; a table as VLMEvalKit has it was "
+                "expected"
+            )
+        for row in rows:
+            where = f"{file}: row {row['index']}"
+            yield where, {name: value or "" for name, value in row.items() if name}
 
 
 def read_pope(file: Path) -> Iterator[tuple[str, dict]]:
     """The same of a file of JSON lines."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")  # not at U+2028, as splitlines
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{file}: not readable ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not readable ({error})") from None
+    with opened_text(file) as text:
+        lines = text.read().split("\n")  # not at U+2028, as splitlines
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -125,18 +120,23 @@ def options_of(row: dict) -> dict[str, str]:
 
 
 def question(
-    where: str, row: dict, kind: str, options: dict[str, str], images: list, pair
+    where: str, row: dict, kind: str, by_index: dict[str, dict], folder: Path, pair: str
 ) -> Question:
-    """One row."""
-    answer = row["answer"].strip()
+    """One row. kind: of a row without options. pair: the column that is equal in rows about the
+    same picture, if they have no image_path."""
+    images, options = pictures_of(where, row, by_index, folder), options_of(row)
+    answer, category = row["answer"].strip(), row.get("category", "").strip()
+    kind = "choice" if options else kind
     if kind == "choice" and answer not in options:
         raise DataError(
             f"{where}: its answer {answer!r} is none of the options {', '.join(options)}"
         )
     message = IMAGE_TOKEN * len(images) + message_of(row, kind, options)
-    example = Example(images, [(message, answer)], row.get("category", "").strip(), where)
     answers = as_list(answer) if kind == "short" else [answer]
-    return Question(example, kind, answers, options, pair)
+    about = category, row.get("image_path") or row.get(pair) or tuple(images)
+    return Question(
+        Example(images, [(message, answer)], category, where), kind, answers, options, about
+    )
 
 
 def pictures_of(where: str, row: dict, by_index: dict[str, dict], folder: Path) -> list:

@@ -12,8 +12,8 @@ from PIL import Image
 from test_eval import make_run
 
 from bridge import benchmarks
-from bridge.benchmark_files import Question, read
-from bridge.benchmark_scores import letter_of, score, soft, yes_or_no
+from bridge.benchmark_files import Question
+from bridge.benchmarks import letter_of, read, score, soft, yes_or_no
 from data import DataError, Example
 
 # Predictions of ours, and what VLMEvalKit's own matching and scoring (e8e78f05) make of them:
@@ -70,7 +70,7 @@ def test_letters(given, strict, lenient):
 
 
 def test_every_way_of_saying_a_letter_is_read_as_the_reference_does_or_better():
-    """528 predictions: the reference finds 376 of them. "I think it is plan A." is B's text."""
+    """528 predictions: the reference finds 376 of them."""
     ways, right = REFERENCE["choice"]["ways"], []
     for name, options in REFERENCE["choice"]["options"].items():
         for letter, option in options.items():
