@@ -60,9 +60,9 @@ WRONG = rf"\b(?i:not|nor|neither) \(?{LETTER}|{LETTER}\)? is (?:not|wrong|incorr
 ALONE = r"(?!\W*\bor\b|\W*(?:and\b|[,/&+])\W*[A-Z]\b)"  # not "A or B", "A, B"
 IS_ANSWER = [  # the letter in a group
     rf"(?i:{LEAD}|\b(?:answer|option|choice)\b[^.:;!?\n]*(?: is|:)|\banswer|boxed\{{|\bchoose)\W*"
-    rf"(?i:(?:option|choice|letter) )?\W*{LETTER}{ALONE}",
+    rf"(?i:(?:option|choice|letter)\W+)?{LETTER}{ALONE}",
     rf"(?<!or )(?<!and ){LETTER}\)? is (?:the )?(?:correct|right|answer|best)",
-    rf"^\W*(?i:option |choice )?\W*{LETTER}{ALONE}",
+    rf"^\W*(?i:(?:option|choice)\W+)?{LETTER}{ALONE}",
 ]
 NAMED = rf"(?<!{CHARACTER})(?:([A-Z])(?!{CHARACTER}|'\w)|\(([a-z])\)|(?i:option ([a-z])\b))"
 
@@ -110,8 +110,8 @@ def yes_or_no(given: str, lenient: bool) -> str | None:
     said = normalise(given)
     if said in ("yes", "no") or not lenient:
         return said if said in ("yes", "no") else None
-    said = re.sub(r"\b(?:yes|no) ?(?:or|and|/) ?(?:yes|no)\b", " ", said)  # the question's words
-    words = re.findall(r"\w+", said)
+    said = re.sub(r"\b(yes|no)(?: or | and | ?/ ?)(?!\1)(?:yes|no)\b", " ", said)  # "yes or no"
+    words = re.findall(r"[^\W_]+", said)
     claimed = re.findall(r"\banswer(?: is)? (yes|no)\b", said)
     for decisive in (claimed[-1:], words[:1], words):
         held = {"yes", "no"} & {*decisive}

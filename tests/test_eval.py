@@ -180,8 +180,15 @@ def test_normalise():
     same = [(" The  red, circle. ", "red circle"), ("Yes!", "yes"), ("An apple", "apple")]
     for one, other in (*same, ("A.", "a"), ("It is 3.5.", "it is 3.5")):
         assert normalise(one) == normalise(other)
-    different = [("A", ""), ("-1", "1"), ("+", "-"), ("C++", "C"), ("<", ">"), ("3.5", "35"), ("C*", "C")]
-    different += [("?", ""), ("m²", "m2"), ("2*3*4", "234"), ("Answer:", ""), ("a_b", "ab")]
+    different = [("A", ""), ("-1", "1"), ("+", "-"), ("C++", "C"), ("<", ">"), ("3.5", "35")]
+    different += [
+        ("?", ""),
+        ("m²", "m2"),
+        ("2*3", "23"),
+        ("C*", "C"),
+        ("Answer:", ""),
+        ("a_b", "ab"),
+    ]
     for one, other in different:
         assert normalise(one) != normalise(other)
 
