@@ -28,7 +28,8 @@ OPTIONS = {"A": "a cat", "B": "two dogs", "C": "A", "D": "blue"}
     ("I see two dogs and a cat", None, None), ("I see two dogs, not one.", None, "B"),
     ("There are cats", None, "A"), ("concatenated", None, None), ("A cat, that is B", None, "B"),
     ("The answer is A cat.", None, "A"), ("A is wrong; the rest is unclear.", None, None),
-    ("So the answer is $\\boxed{B}$, for A and C are not.", None, "B"),
+    ("So the answer is $\\boxed{B}$, for A and C are not.", None, "B"), ("答案是B", None, "B"),
+    ("'B'", None, "B"), ("option (b)", None, "B"), ("The answer is B's colour.", None, None),
 ])  # fmt: skip
 def test_letters(given, strict, lenient):
     assert letter_of(given, OPTIONS, False) == strict
@@ -70,19 +71,17 @@ def test_measures_of_yes_and_no_are_the_reference_s(name):
         for category, true, _, path in rows
     ]
     got = score(questions, [given for *_, given, _ in rows])
-    of = {**got["lenient: categories"], "Overall": {k[9:]: x for k, x in got.items()}}
+    of, overall = got["lenient: categories"], {k[9:]: x for k, x in got.items()}
     assert got["questions"] == len(rows)
     if name == "MME":
-        scores = {category: numbers.get("MME score") for category, numbers in of.items()}
-        scores |= {"perception": of["Overall"]["MME perception"]}
-        theirs = {("Overall" if k == "reasoning" else k): x for k, x in theirs.items()}
-        assert {**scores, "Overall": of["Overall"]["MME cognition"]} == theirs
+        ours = {category: numbers["MME score"] for category, numbers in of.items()}
+        ours["perception"], ours["reasoning"] = overall["MME perception"], overall["MME cognition"]
     else:
         ours = {
-            split: {measure: 100 * of[split][measure] for measure in measures}
-            for split, measures in theirs.items()
+            split: {measure: 100 * {**of, "Overall": overall}[split][measure] for measure in scores}
+            for split, scores in theirs.items()
         }
-        assert ours == theirs
+    assert ours == theirs
 
 
 def test_soft_accuracy_by_hand():
