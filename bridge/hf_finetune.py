@@ -14,6 +14,7 @@ import importlib.util
 import json
 import shutil
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -39,6 +40,7 @@ try:
 except ImportError as error:
     raise SystemExit(f"error: {error}") from None
 import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.trainer_utils import get_last_checkpoint
 
 VISION = ("model.vision_tower", "model.visual", "model.vision_model", "model.vision_encoder")
@@ -47,29 +49,34 @@ TRIES = 8  # steps whose rows are tried, where none of a step's can be used
 APART = ("origin", "out", "resume", "overwrite", "device", "limit", "save_every", "checkpointing")
 
 
+@contextmanager
+def one_line(what):
+    """What transformers finds wrong with the user's folder is a DataError of one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{what}: {reason(error)}") from None
+
+
 def load(args):
     """Model and processor of the folder, or of an adapter's. DataError, in one line, if it is no
     such folder."""
     folder, adapter = args.model, args.model / "adapter_config.json"
     if adapter.exists():
-        folder = Path(json.loads(adapter.read_text("utf-8"))["base_model_name_or_path"])
+        with one_line(f"{adapter} cannot be read"):
+            folder = Path(json.loads(adapter.read_text("utf-8"))["base_model_name_or_path"])
     kind = read_config(folder).model_type
     files_of(folder)
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise DataError(f"{folder}: {kind} is no vision-language model of transformers")
     dtype = torch.bfloat16 if args.lora and args.precision == "bfloat16" else torch.float32
-    try:
+    with one_line(folder):
         model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
         if adapter.exists():
             peft = needed("peft", "peft")
             model = peft.PeftModel.from_pretrained(model, args.model).merge_and_unload()
-    except (OSError, ValueError, KeyError) as error:
-        why = reason(error)
-        if "Unrecognized configuration class" in why:
-            why = f"{kind} is no vision-language model of transformers"
-        raise DataError(f"{folder}: {why}") from None
-    try:
+    with one_line(f"{args.model}: its processor cannot be read"):
         processor = transformers.AutoProcessor.from_pretrained(args.model)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{args.model}: its processor cannot be read ({reason(error)})") from None
     if not hasattr(processor, "image_processor"):
         raise DataError(f"{args.model}: no processor of pictures (preprocessor_config.json)")
     return model, processor
@@ -84,18 +91,13 @@ def with_lora(model, rank: int):
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names))
 
 
-class Steps(torch.utils.data.Dataset):
-    """Item s is the number of a step; `collate` makes its batch, a function of s and the seed
-    alone, so that a run goes on where it stopped without reading what it has read."""
+class Steps:
+    """Makes the batch of an item, which is the number of a step, or of a part of one: a function of
+    it and the seed alone, so that a run goes on without reading again what it has read."""
 
     def __init__(self, source, dialogues: Dialogues, args):
         self.source, self.dialogues, self.args = source, dialogues, args
-
-    def __len__(self) -> int:
-        return self.args.steps * self.args.accumulate
-
-    def __getitem__(self, item: int) -> int:
-        return item
+        self.items = range(args.steps * args.accumulate)
 
     def examples(self, item: int) -> list[data.Example]:
         args, parts = self.args, self.args.accumulate
@@ -105,7 +107,7 @@ class Steps(torch.utils.data.Dataset):
 
     def collate(self, items: list[int]) -> dict:
         for again in range(TRIES):  # rows that are left out are counted and said
-            examples = [e for item in items for e in self.examples(item + again * len(self))]
+            examples = [e for item in items for e in self.examples(item + again * len(self.items))]
             if batch := self.dialogues.batch(examples):
                 return batch
         last = next(iter(self.dialogues.left_out))
@@ -113,7 +115,7 @@ class Steps(torch.utils.data.Dataset):
 
 
 class Trainer(transformers.Trainer):
-    """Steps in their order; evaluation is `measure()`. began: time.perf_counter() of the command's
+    """Evaluation is `measure()`. began: time.perf_counter() of the command's
     beginning."""
 
     def __init__(self, *args, measure, began: float, **options):
@@ -130,9 +132,6 @@ class Trainer(transformers.Trainer):
         """[step, seconds] of each validation."""
         lines = self.state.log_history
         return [[line["step"], line["eval_seconds"]] for line in lines if "eval_seconds" in line]
-
-    def _get_train_sampler(self, *_):
-        return torch.utils.data.SequentialSampler(self.train_dataset)
 
     def _load_from_checkpoint(self, checkpoint, model=None):
         """transformers' own goes by the names in the model. LLaVA's files have others, and of
@@ -236,10 +235,8 @@ def open_source(args):
 def prepare(args):
     """Model, with mask and what is to be trained, and what makes its batches."""
     model, processor = load(args)
-    try:
+    with one_line(args.model):
         apply_mma(model, processor, kind=args.mask)
-    except ValueError as error:
-        raise DataError(f"{args.model}: {error}") from None
     if args.checkpointing:
         model.gradient_checkpointing_enable()
     if args.lora:
@@ -268,11 +265,11 @@ def trainer_of(model, dialogues: Dialogues, source, args, began: float) -> Train
         eval_strategy="steps", eval_steps=args.eval_every, save_steps=args.save_every,
         save_total_limit=1, remove_unused_columns=False, report_to=[],
         bf16=args.precision == "bfloat16", use_cpu=args.device == "cpu",
-        dataloader_pin_memory=False,
+        dataloader_pin_memory=False, train_sampling_strategy="sequential",
     )  # fmt: skip
     return Trainer(
-        model, options, data_collator=steps.collate, train_dataset=steps, eval_dataset=validation,
-        measure=measure, began=began,
+        model, options, data_collator=steps.collate, train_dataset=steps.items,
+        eval_dataset=validation, measure=measure, began=began,
     )  # fmt: skip
 
 
@@ -303,13 +300,6 @@ def write_run(trainer: Trainer, summary: dict, dialogues: Dialogues, args, **mor
     return record
 
 
-def checked_mma(model, batch: dict) -> float:
-    try:
-        return check_mma(model, batch)
-    except ValueError as error:
-        raise DataError(f"the first step: {error}") from None
-
-
 def finetune(args) -> dict:
     """The whole run; returns the record of run.json."""
     began = time.perf_counter()
@@ -321,23 +311,21 @@ def finetune(args) -> dict:
     batch = dialogues.batch(trainer.eval_dataset[:8]) if captions else trainer.data_collator([0])
     batch = {k: x.to(model.device) for k, x in batch.items()}
     dialogues.left_out.clear()  # the first step is counted when it is trained on
-    checked = [checked_mma(model, batch)]
+    with one_line("the first step"):
+        checked = [check_mma(model, batch)]
     if args.steps:
         last = get_last_checkpoint(args.out) if args.resume else None
         try:
             trainer.train(resume_from_checkpoint=last)
         except KeyboardInterrupt:
-            print(
-                "\nthe same command with --resume goes on at the last checkpoint, if there is one"
-            )
+            print("\nwith --resume it goes on at the last checkpoint, if there is one")
             raise
-    checked.append(checked_mma(model, batch))
+    checked.append(check_mma(model, batch))
     examples, size = source.heldout(source.final_split, args.limit), args.pictures * args.questions
     results = answer_all(model, dialogues, examples, source.answers, size)
     say_unread(results, print)
     loss = loss_of(model, dialogues, examples, size)
-    more = dict(loss=loss, check=checked)
-    return write_run(trainer, summarise(results), dialogues, args, **more)
+    return write_run(trainer, summarise(results), dialogues, args, loss=loss, check=checked)
 
 
 def main(argv=None) -> None:
