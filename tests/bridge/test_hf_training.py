@@ -104,9 +104,7 @@ THINK = (
     "</think>\n\n{% endif %}{{ m.content[0].text }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 )
-TEMPLATES = {  # a tokenizer, a template, what its header says
-    "chatml": ("qwen2.5", None, "<|im_end|>\n<|im_start|>assistant\n"),
-    "smollm2": ("smollm2", None, "<|im_end|>\n<|im_start|>assistant\n"),
+TEMPLATES = {  # a tokenizer, a template, what its header says; of words alone: test_chat.py
     "llama-3": ("llama-3", None, "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"),
     "brackets": ("qwen3", BRACKETS, " [/INST]"),
     "think": ("qwen3", THINK, "<|im_end|>\n<|im_start|>assistant\n<think>"),

@@ -8,7 +8,6 @@ import torch
 from helpers import ROOT, weights_of
 
 import data
-import train
 from bridge.chat import ChatTokenizer
 from bridge.pretrained import OwnEncoderMLLM
 from engine.optimizers import freeze, make_optimizers
@@ -129,42 +128,18 @@ def test_the_loss_on_plain_text_before_and_after(llm, run, capsys, tmp_path):
 
 
 def test_it_rehearses_what_it_said(llm, monkeypatch, tmp_path):
-    said = [data.Example([], [("what is red?", "it is red.")])]
+    """Its answers are written down and drawn in every step; one that says nothing cannot."""
+    said, drawn = [data.Example([], [("what is red?", "it is red.")])], []
     monkeypatch.setattr(eyes, "own_answers", lambda model, tokenizer: said)
-    seen, original = [], train.forward_backward
-
-    def watch(loss_of, batches, *rest):
-        seen.extend(batches)
-        return original(loss_of, batches, *rest)
-
-    monkeypatch.setattr(train, "forward_backward", watch)
-    for name, more in (("plain", []), ("rehearsed", ["--rehearse", "2"])):
-        eyes.main(line_of(llm, *more, "--out", str(tmp_path / name)))
-    plain, rehearsed = seen[:4], seen[4:]
-    tokenizer = open_run(tmp_path / "plain")[1]
-    words = data.encode(said[0], tokenizer, 16).ids
-    for before, after in zip(plain, rehearsed, strict=True):
-        told = [data_of(batch) for batch in (before, after)]
-        assert told[1] == sorted(told[0] + 2 * [tuple(words)])
-    recorded = json.loads((tmp_path / "rehearsed" / "rehearsal.json").read_text())
-    assert recorded == {"what is red?": "it is red."}
-    assert not (tmp_path / "plain" / "rehearsal.json").exists()
-
-
-def data_of(batch: dict) -> list[tuple]:
-    """The tokens of each dialogue of a batch, whether it was packed or not; sorted."""
-    document = batch.get("document", torch.zeros_like(batch["ids"]))
-    dialogues = []
-    for ids, role, which in zip(batch["ids"], batch["role"], document):
-        ids, which = ids[role != Role.PAD], which[role != Role.PAD]
-        dialogues += [tuple(ids[which == k].tolist()) for k in which.unique()]
-    return sorted(dialogues)
-
-
-def test_a_model_that_says_nothing_cannot_rehearse(llm, monkeypatch, tmp_path):
-    monkeypatch.setattr(eyes, "own_answers", lambda model, tokenizer: [])
+    monkeypatch.setattr(eyes.Rehearsal, "draw", lambda *args: drawn.append(args[1]) or said)
+    eyes.main(line_of(llm, "--rehearse", "2", "--out", str(tmp_path / "run")))
+    assert json.loads((tmp_path / "run" / "rehearsal.json").read_text()) == {
+        "what is red?": "it is red."
+    }
+    assert {*drawn} == {"pt", "sft"}
+    said.clear()
     with pytest.raises(SystemExit, match="answers none of the prompts"):
-        eyes.main(line_of(llm, "--rehearse", "2", "--out", str(tmp_path / "run")))
+        eyes.main(line_of(llm, "--rehearse", "2", "--out", str(tmp_path / "none")))
 
 
 @pytest.mark.parametrize("command,says", [

