@@ -207,7 +207,7 @@ def test_every_stated_end_ends_an_answer(tmp_path):
     tokenizer = read_tokenizer(written(tmp_path, generation_config__json=stated))
     assert tokenizer.ends == sorted(ends) and tokenizer.eos == ends[1]
     assert tokenizer.decode([word, ends[0]]) == "a"
-    asked = data.Example([], [("which?", "a")])
+    asked = data.Example([], [("which?", "b")])
     for ids, unparsed in (([word, ends[0]], False), ([word, word], True)):  # cut, or ended
         assert evaluation.score(asked, 0, ids, tokenizer, None)["unparsed"] == unparsed
 

@@ -11,7 +11,7 @@ import data
 from bridge.chat import ChatTokenizer
 from bridge.pretrained import OwnEncoderMLLM
 from engine.optimizers import freeze, make_optimizers
-from eval import open_run
+from eval import answer_all, open_run
 from lab import eyes, talk, text_loss
 from mma import Role
 
@@ -84,7 +84,7 @@ def test_encoder_and_embedding_stay_and_the_rates_are_apart(llm, run):
 @pytest.mark.parametrize("other_end", [False, True])
 def test_talk_over_the_cache_says_what_the_dialogue_read_anew_gives(run, other_end):
     """A picture first, then questions without one, in the template's form; also where another id
-    ends an answer (the third of the first one): the template's end stands in its place."""
+    ends an answer (the first of the first one): the template's end stands in its place."""
     model, tokenizer = open_run(run)
     conversation, whole, pending = talk.Conversation(model, tokenizer), data.Row(), []
     for turn, question in enumerate(("is there a red circle?", "What is red?", "And blue?"), 1):
@@ -100,11 +100,25 @@ def test_talk_over_the_cache_says_what_the_dialogue_read_anew_gives(run, other_e
         whole.images += row.images
         batch = data.collate([whole], tokenizer.pad, 64)
         if other_end and turn == 1:
-            tokenizer.ends += [model.generate(**batch, eos=-1, max_new_tokens=3)[0][-1]]
+            tokenizer.ends += model.generate(**batch, eos=-1, max_new_tokens=1)[0]
         answer = model.generate(**batch, eos=tokenizer.ends, max_new_tokens=6)[0]
         said = "".join(conversation.ask(message, images, max_new_tokens=6))
-        assert said == tokenizer.decode(answer) and len(answer) < 6 or not other_end
+        assert said == tokenizer.decode(answer)
+        assert conversation.T == len(whole.ids) + len(answer) - 1  # its last id is not read yet
+        assert len(answer) == 1 or not other_end or turn > 1
         pending = [i for i in answer if i not in tokenizer.ends] + tokenizer.end
+
+
+def test_another_end_ends_the_answers_of_an_evaluation(run, monkeypatch):
+    model, tokenizer = open_run(run)
+    asked, limit, said = [data.Example([], [("What is red?", "x")])], dict(max_new_tokens=6), []
+    free = model.generate
+    keep = lambda *args, **options: said.extend(free(*args, **options)) or said[-1:]
+    monkeypatch.setattr(model, "generate", keep)
+    answer_all(model, tokenizer, asked, **limit)
+    tokenizer.ends += said[0][:1]
+    answer_all(model, tokenizer, asked, **limit)
+    assert len(said[0]) == 6 and said[1] == said[0][:1]
 
 
 def test_the_loss_on_plain_text_before_and_after(llm, run, capsys, tmp_path):
