@@ -25,7 +25,7 @@ from data import DataError, reason
 NAME = "checkpoint.pt"
 # What a checkpoint holds beside the weights and what the optimizers keep
 STATE = {"settings", "data", "stage", "step", "seconds", "clock", "unread", "scaler"}
-STATE |= {"metrics", "rng", "cuda_rng"}
+STATE |= {"metrics", "rng", "cuda_rng", "kept"}
 # Options that do not make a run another run
 NON_IDENTITY_ARGS = (
     "out", "overwrite", "resume", "workers", "device", "limit", "save_every", "checkpointing",
@@ -78,6 +78,15 @@ def settings(args) -> dict:
     }
 
 
+def differences(now: dict, then: dict) -> list[str]:
+    """What to say of settings that are not what they were."""
+    return [
+        f"--{name.replace('_', '-')} is {now.get(name)!r} and was {then.get(name)!r}"
+        for name in sorted({*now, *then})
+        if now.get(name) != then.get(name)
+    ]
+
+
 def fingerprint(source, tokenizer: data.Tokenizer, first_rows: list[data.Row]) -> str:
     """Of the data: all texts, which pictures they are about, the tokenizer; and of a world that
     makes its examples the first rows of each stage, to the last pixel. Where the data lie does not
@@ -114,7 +123,9 @@ def load(out: Path, device: str, args, data_fingerprint: str) -> dict | None:
     """The state that `save` wrote, or None if the run was stopped before its first. Refuses what is
     not the same run."""
     try:
-        state = torch.load(out / NAME, map_location=device, weights_only=True)
+        # Of a sharded model every process reads all of it: mapped, it is in the memory once
+        options = dict(map_location=device, mmap=args.fsdp)
+        state = torch.load(out / NAME, **options, weights_only=True)
         if missing := STATE - set(state):
             raise ValueError(f"it has no {min(missing)}: another version of mma wrote it, or none")
     except FileNotFoundError:
@@ -124,12 +135,7 @@ def load(out: Path, device: str, args, data_fingerprint: str) -> dict | None:
         raise DataError(
             f"{out / NAME} cannot be read as a checkpoint: {why}; start again with --overwrite"
         ) from None
-    now, then = settings(args), json.loads(state["settings"])
-    differs = [
-        f"--{name.replace('_', '-')} is {now.get(name)!r} and was {then.get(name)!r}"
-        for name in sorted({*now, *then})
-        if now.get(name) != then.get(name)
-    ]
+    differs = differences(settings(args), json.loads(state["settings"]))
     if not differs and state["data"] != data_fingerprint:
         differs = [
             "the data are not those it was trained on (its texts, its pictures or their order "

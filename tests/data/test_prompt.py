@@ -99,7 +99,11 @@ def test_views_of_one_tensor_are_pictures_of_their_own(tokenizer):
 
 
 def test_text_that_no_tokenizer_fits_is_one_clear_error():
-    with pytest.raises(DataError, match="raise --vocab-size"):
-        Tokenizer.train(["".join(chr(0x4E00 + i) for i in range(1500))], 1000)
+    letters = "".join(chr(0x4E00 + i) for i in range(1500))
+    for size in (3, 1000):
+        message = f"^--vocab-size {size} is too small: this text needs 1763 or more$"
+        with pytest.raises(DataError, match=message):
+            Tokenizer.train([letters], size)
+    assert len(Tokenizer.train([letters], 1763)) == 1763
     with pytest.raises(DataError, match="no text to train a tokenizer on"):
         Tokenizer.train([""], 1000)
