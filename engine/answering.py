@@ -59,16 +59,18 @@ def row_batches(
 def answer_loss(model, tokenizer, examples: list, batch_size: int = 256) -> tuple[float, int]:
     """The sum of model.loss over all answer tokens of the examples, and the number of these tokens.
     Examples whose picture cannot be read are left out."""
-    config, total, tokens = model.config, 0.0, 0
+    config, was_training, total, tokens = model.config, model.training, 0.0, 0
     bytes_a_token = 4 * (8 * config.d_model + 4 * config.d_ff)  # of a layer, roughly
     rows = (encode(example, tokenizer, config.n_image_tokens) for example in examples)
     rows = (row_or_empty_prompt(row, tokenizer, config.image_size) for row in rows)
     readable = (row for row in rows if not row.unread)
+    model.eval()
     for batch_rows in row_batches(readable, 0, batch_size, bytes_a_token):
         batch = collate(batch_rows, tokenizer.pad, config.image_size)
         batch = {name: x.to(model.embed.weight.device) for name, x in batch.items()}
         total += float(model.loss(**batch, num_targets=1))
         tokens += sum(row.role.count(Role.ANSWER) for row in batch_rows)
+    model.train(was_training)
     return total, tokens
 
 
