@@ -3,8 +3,8 @@
     python train.py ... --resume      goes on with the run in --out that the same command began
 
 A checkpoint holds everything that the rest of a run depends on: stage, step, parameters, both
-optimizers, random generators, the settings, a fingerprint of the data, and how far metrics.jsonl
-had been written. The data order needs no state: the batch of a step is a function of (stage, step,
+optimizers, random generators, the settings, a fingerprint of the data, and the lines of
+metrics.jsonl. The data order needs no state: the batch of a step is a function of (stage, step,
 seed).
 """
 
@@ -24,8 +24,7 @@ from data import DataError, reason
 
 NAME = "checkpoint.pt"
 # What a checkpoint holds beside the weights and what the optimizers keep
-STATE = {"settings", "data", "stage", "step", "seconds", "clock", "unread", "scaler"}
-STATE |= {"metrics", "rng", "cuda_rng", "kept"}
+STATE = {"settings", "data", "stage", "step", "seconds", "progress", "scaler", "rng", "cuda_rng"}
 # Options that do not make a run another run
 NON_IDENTITY_ARGS = (
     "out", "overwrite", "resume", "workers", "device", "limit", "save_every", "checkpointing",
@@ -110,12 +109,10 @@ def fingerprint(source, tokenizer: data.Tokenizer, first_rows: list[data.Row]) -
     return digest.hexdigest()
 
 
-def save(out: Path, metrics, **state) -> None:
-    """The state of a run after a step. metrics: the open metrics.jsonl; its lines up to here belong
-    to the checkpoint."""
-    os.fsync(metrics.fileno())
+def save(out: Path, **state) -> None:
+    """Write the state of a run after a step, with that of the random generators."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    state |= {"metrics": metrics.tell(), "rng": torch.get_rng_state(), "cuda_rng": cuda}
+    state |= {"rng": torch.get_rng_state(), "cuda_rng": cuda}
     write_file(out / NAME, lambda file: torch.save(state, file))
 
 
@@ -151,25 +148,6 @@ def load(out: Path, device: str, args, data_fingerprint: str) -> dict | None:
         states = state["cuda_rng"][: torch.cuda.device_count()]  # this machine may have fewer
         torch.cuda.set_rng_state_all([s.cpu() for s in states])
     return state
-
-
-def reopen(file: Path, length: int):
-    """metrics.jsonl, cut back to where the checkpoint was: what came after it will be written
-    again."""
-    try:
-        metrics = open(file, "r+b", buffering=0)
-    except OSError as error:
-        raise DataError(
-            f"{file} belongs to the checkpoint and cannot be opened: {error.strerror}"
-        ) from None
-    if metrics.seek(0, os.SEEK_END) < length:
-        raise DataError(
-            f"{file} is shorter than when the checkpoint was written; put it back, or start again "
-            "with --overwrite"
-        )
-    metrics.truncate(length)
-    metrics.seek(length)
-    return metrics
 
 
 class StopRequest:

@@ -34,16 +34,17 @@ class Run:
     def __init__(self, args, processes: Distributed, tokenizer, fingerprint: str, watch=None):
         self.args, self.processes, self.out, self.watch = args, processes, args.out, watch
         self.fingerprint, self.state = fingerprint, None
-        self.began, self.clock = time.perf_counter(), []
-        self.unread = {}  # picture and why -> rows it was left out of
-        self.kept = {}  # with --keep-best: of the best validation its step, value and weights
+        self.began = time.perf_counter()
+        # What a checkpoint keeps of the run so far. lines: of metrics.jsonl; clock: the seconds at
+        # each validation; unread: picture and why -> rows it was left out of; kept: with
+        # --keep-best, of the best validation its step, value and weights
+        self.progress = {"lines": [], "clock": [], "unread": {}, "kept": {}}
         self.out.mkdir(parents=True, exist_ok=True)
         if args.resume:
             device = "cpu" if processes.sharded else processes.device
             self.state = checkpoint.load(self.out, device, args, fingerprint)
         if self.state:
-            self.clock, self.began = self.state["clock"], self.began - self.state["seconds"]
-            self.unread, self.kept = self.state["unread"], self.state["kept"]
+            self.progress, self.began = self.state["progress"], self.began - self.state["seconds"]
             processes.say(
                 f"going on after step {self.state['step']} of stage {self.state['stage']}"
             )
@@ -64,12 +65,8 @@ class Run:
         if hasattr(tokenizer, "extras"):  # a tokenizer that came with pretrained weights
             extras = json.dumps(tokenizer.extras()).encode()
             checkpoint.write_file(self.out / "tokenizer.json", lambda file: file.write(extras))
-        metrics = self.out / "metrics.jsonl"
-        self.metrics = (
-            checkpoint.reopen(metrics, self.state["metrics"])
-            if self.state
-            else open(metrics, "wb", buffering=0)
-        )
+        self.metrics = open(self.out / "metrics.jsonl", "w", encoding="utf-8")
+        self.metrics.writelines(self.progress["lines"])  # what a stop left behind is written anew
 
     def to_do(self) -> list[str]:
         """The stages that were not finished before a stop."""
@@ -147,10 +144,11 @@ class Run:
         picture that could not be read once."""
         if not self.processes.any_rank(bool(self.newly_unread)):
             return
+        unread = self.progress["unread"]
         for why in chain(*self.processes.gather(self.newly_unread)):
-            if why not in self.unread:
+            if why not in unread:
                 self.processes.say(f"left out of training: {why}")
-            self.unread[why] = self.unread.get(why, 0) + 1
+            unread[why] = unread.get(why, 0) + 1
         self.newly_unread = []
 
     def write(self, step: int, loss: float, model, val: dict | None, draw: bool) -> None:
@@ -160,23 +158,26 @@ class Run:
             line["val"] = val
             self.shown["val"] = f"{val['accuracy']:.1%}"
             self.shown |= {"val loss": f"{val['loss']:.3f}"} if "loss" in val else {}
-            self.clock.append([step, self.seconds(2)])
+            self.progress["clock"].append([step, self.seconds(2)])
             self._keep_best(step, val, model)
         self.shown_bar.set_postfix({"loss": f"{loss:.3f}", **self.shown})
         if not self.processes.is_main:
             return
-        self.metrics.write((json.dumps(line) + "\n").encode())
+        self.progress["lines"].append(json.dumps(line) + "\n")
+        self.metrics.write(self.progress["lines"][-1])
+        self.metrics.flush()
         if draw and self.watch:
-            lines = (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            self.watch.write_curves(self.out / "curves.png", [json.loads(line) for line in lines])
+            lines = list(map(json.loads, self.progress["lines"]))
+            self.watch.write_curves(self.out / "curves.png", lines)
 
     def _keep_best(self, step: int, val: dict, model) -> None:
         """Keep the weights of a validation that is better than all before it. They are written with
         the next checkpoint: a crash takes the run back to the last one, and them with it."""
         by, sign = self.args.keep_best, -1 if self.args.keep_best == "loss" else 1
-        if by in val and (not self.kept or sign * val[by] > sign * self.kept["val"]):
+        kept = self.progress["kept"]
+        if by in val and (not kept or sign * val[by] > sign * kept["val"]):
             weights = {name: w.cpu().clone() for name, w in model.state_dict().items()}
-            self.kept = {"step": step, "val": val[by], "by": by, "weights": weights}
+            kept |= {"step": step, "val": val[by], "by": by, "weights": weights}
 
     def save(self, step: int, model, optimizers: list, scaler) -> None:
         """Write checkpoint.pt."""
@@ -184,15 +185,12 @@ class Run:
         if self.processes.is_main:
             checkpoint.save(
                 self.out,
-                self.metrics,
                 settings=json.dumps(checkpoint.settings(self.args)),
                 data=self.fingerprint,
                 stage=self.stage,
                 step=step,
                 seconds=self.seconds(),
-                clock=self.clock,
-                unread=self.unread,
-                kept=self.kept,
+                progress=self.progress,
                 scaler=scaler.state_dict(),
                 **weights,
             )
@@ -204,8 +202,8 @@ class Run:
         """Write model.pt; with --keep-best, the weights of the best validation, which the model
         then has too."""
         self.processes.barrier()
-        if self.kept:
-            model.load_state_dict(self.kept["weights"])
+        if kept := self.progress["kept"]:
+            model.load_state_dict(kept["weights"])
         weights = self.processes.state(model, [])["model"]
         if self.processes.is_main:
             checkpoint.write_file(
@@ -216,7 +214,8 @@ class Run:
     def finish(self, summary: dict) -> dict:
         """Write run.json, delete the checkpoint; returns the record of run.json."""
         self.metrics.close()
-        args, n_pictures, n_rows = self.args, len(self.unread), sum(self.unread.values())
+        args, unread, kept = self.args, self.progress["unread"], self.progress["kept"]
+        n_pictures, n_rows = len(unread), sum(unread.values())
         if n_rows:
             print(
                 f"{n_rows:,} rows of {n_pictures:,} unreadable pictures were left out of training"
@@ -231,12 +230,12 @@ class Run:
             "origin": options.pop("origin", {}),  # where each of args comes from
             "args": options,
             "seconds": self.seconds(1),
-            "clock": self.clock,
+            "clock": self.progress["clock"],
             "unread": {"pictures": n_pictures, "rows": n_rows},
             "torch": torch.__version__,
         }
-        if self.kept:  # whose weights model.pt holds
-            record["kept"] = {name: self.kept[name] for name in ("step", "val", "by")}
+        if kept:  # whose weights model.pt holds
+            record["kept"] = {name: kept[name] for name in ("step", "val", "by")}
         text = (json.dumps(record, indent=1) + "\n").encode()
         checkpoint.write_file(self.out / "run.json", lambda file: file.write(text))
         (self.out / checkpoint.NAME).unlink(missing_ok=True)
