@@ -105,7 +105,7 @@ def table(groups: dict[str, list[dict]]) -> str:
         )
     if any("loss" in run for run in everyone):
         losses = lambda run: [run["loss"]] if "loss" in run else []
-        rows.append(row("loss of a token", losses, "{:.3f}"))
+        rows.append(row("token loss", losses, "{:.3f}"))
     rows.append(["questions", *(f"{runs[0]['n']:,}" for runs in groups.values())])
     rows.append(row("unparsed", lambda run: [run["unparsed"]], "{:,.0f}"))
     rows.append(["parameters", *(f"{runs[0]['params']:,}" for runs in groups.values())])

@@ -31,18 +31,6 @@ def test_roles_and_turns_of_a_dialogue(tokenizer):
     assert len(row.ids) == len(row.role) == len(row.turn)
 
 
-@pytest.mark.parametrize("turns,n,roles", [
-    ([("<image>", "red circle")], 4, "tVVVVtAAA"),  # a caption: nothing is asked
-    ([("<image>\n", "red circle")], 4, "tVVVVtAAA"),
-    ([("is nothing?", "no"), ("<image>red?", "yes")], 2, "tttttAA" + "VVQQQAA"),
-    ([("is <image> the <image> red?", "no")], 2, "tQVVQVVQQQAA"),
-])  # fmt: skip
-def test_a_turn_with_a_picture_and_words_is_a_question(tokenizer, turns, n, roles):
-    images = list("abc")[: sum(message.count("<image>") for message, _ in turns)]
-    row = encode(Example(images, turns), tokenizer, n)
-    assert letters(row) == roles and row.images == images
-
-
 def test_a_prompt_is_the_row_up_to_the_answer(tokenizer):
     example = Example(["a", "b"], [("<image>red?", "yes"), ("<image>blue?", "no"), ("is?", "yes")])
     full = encode(example, tokenizer, 3)

@@ -93,7 +93,7 @@ def test_free_text_is_judged_by_its_loss_and_shown_beside_the_truth(llava, tmp_p
     assert record["kept"]["by"] == "loss" and record["kept"]["val"] == min(looks)
     assert len(looks) == 2 and 0 < record["loss"] < 20
     assert said.out.count(", where the true answer is 'picture number") == 3
-    assert f"| loss of a token |     {record['loss']:.3f} |" in said.out
+    assert f"| token loss  |     {record['loss']:.3f} |" in said.out
     assert "val loss=" in said.err
     evaluation.main([str(out), "--device", "cpu", "--json", str(tmp_path / "r.json")])
     again = json.loads((tmp_path / "r.json").read_text())["runs"][0]

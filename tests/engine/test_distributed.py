@@ -137,13 +137,6 @@ def test_parts_of_a_step_are_the_step(tokenizer):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(one, tmp_path):
-    said = finished(TWO, ["--out", tmp_path])
-    assert said.count("Held-out answers") == 1
-    assert_close(result(tmp_path), one)
-
-
-@pytest.mark.slow
 def test_from_one_process_to_two(one, tmp_path):
     train_and_crash(tmp_path, 8, *RUN)
     said = finished(TWO, ["--out", tmp_path, "--resume"])
