@@ -1,10 +1,10 @@
-"""Answers come in batches that fit the memory, and are the same in batches of any size; the model
-is safe before the last of them are given."""
+"""Answers come in batches that fit the memory, and are the same in batches of any size; the loss of
+held-out answers."""
 
 import json
 
 import pytest
-from helpers import RUN, TINY, Crash, crash, lines_of, weights_of
+from helpers import TINY, lines_of
 
 import data
 import eval as evaluation
@@ -105,16 +105,3 @@ def test_free_text_is_judged_by_its_loss_and_shown_beside_the_truth(llava, tmp_p
 ])  # fmt: skip
 def test_answers_are_free_where_most_of_them_differ(answers, known, free):
     assert are_free(answers, known) == free
-
-
-@pytest.mark.usefixtures("small", "no_drawing")
-def test_the_model_is_written_before_the_last_answers(tmp_path, monkeypatch):
-    answers = train.answer_all
-
-    def last_crashes(*args, progress=False, **options):
-        return crash() if progress else answers(*args, **options)
-
-    monkeypatch.setattr(train, "answer_all", last_crashes)
-    with pytest.raises(Crash):
-        train.main([*RUN, "--out", str(tmp_path)])
-    assert weights_of(tmp_path) and not (tmp_path / "run.json").exists()
