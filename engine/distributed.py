@@ -78,18 +78,11 @@ class Distributed:
 
     def mean(self, x: Tensor) -> float:
         """The mean over processes of x, a scalar. All must ask."""
-        if self.world_size > 1:
-            x = x.clone()
-            dist.all_reduce(x)
-        return float(x) / self.world_size
+        return sum(self.gather(float(x))) / self.world_size
 
     def any_rank(self, flag: bool) -> bool:
         """Is it true for one of the processes? All must ask."""
-        if self.world_size == 1:
-            return flag
-        flags = torch.tensor([float(flag)])  # on the CPU, so that no GPU is waited for
-        dist.all_reduce(flags)
-        return bool(flags > 0)
+        return any(self.gather(flag))
 
     def barrier(self) -> None:
         if self.world_size > 1:
