@@ -23,7 +23,7 @@ class SkippedEntries:
         self.strict = strict
         self.by_kind: dict[str, list[str]] = {}  # kind of error -> messages
         self.held_out = 0  # captions not used: val or test show their pictures; nothing is wrong
-        self.copies = 0  # pictures with the same bytes as another one; nothing is wrong either
+        self.copies: str | None = None  # what is said of copies of pictures; None: not looked for
 
     def add(self, error: DataError) -> None:
         if self.strict:
@@ -36,12 +36,9 @@ class SkippedEntries:
     def report(self, n_entries: int, brief: bool = False) -> str:
         """What was left out of n_entries, with the first three of each kind; empty if nothing.
         brief: one line, for those who have been told."""
-        n, copies = (
-            self.held_out,
-            f"{self.copies:,} pictures are copies of others under other names",
-        )
+        n = self.held_out
         unused = [f"{n:,} captions of held-out pictures are not used"] if n else []
-        unused += [f"{copies}: they are in one split with them"] if self.copies else []
+        unused += [self.copies] if self.copies else []
         if not self.by_kind:
             return "\n".join(unused)
         head = f"{self.count():,} of {n_entries:,} entries are damaged and left out"

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from data.errors import DataError, SkippedEntries
-from data.pictures import check_head, pixels_of
+from data.pictures import check_head, pixels_of, same_pictures
 from data.prompt import IMAGE_TOKEN, Example, Tokenizer, encode
 from mma import Role
 
@@ -83,7 +83,25 @@ class Folder:
                 broken[image] = error
         if broken:
             self._leave_out(broken)
+        if self.skipped.copies is None and not brief:
+            self.skipped.copies = self._copies()
         return self.skipped.report(n_entries, brief)
+
+    def _copies(self) -> str:
+        """What to say of held-out pictures that training shows too, under other names: the splits
+        are as published."""
+        shown = {
+            split: {getattr(x, "path", x) for group in groups for e in group for x in e.images}
+            for split, groups in self.splits.items()
+        }
+        files = {
+            split: [x for x in images if isinstance(x, Path)] for split, images in shown.items()
+        }
+        same, _ = same_pictures(path for paths in files.values() for path in paths)
+        trained = {same[path] for path in files["train"]}
+        held_out = [path for split in files if split != "train" for path in files[split]]
+        n = sum(same[path] in trained for path in held_out)
+        return f"{n:,} of {len(held_out):,} held-out pictures are also in training" if n else ""
 
     def _leave_out(self, broken: dict) -> None:
         """Take out the examples that show one of the broken pictures, and count each once a split;

@@ -181,8 +181,9 @@ def load(
     skipped = SkippedEntries(strict)
     examples, images = read_examples(source, images, skipped)
     captions = read_examples(pt_source, pt_images, skipped, "--pt-")[0] if pt_source else []
-    same = same_pictures(path for e in examples + captions for path in e.images)
-    skipped.copies = len({path.resolve() for path in same}) - len({*same.values()})
+    same, n_copies = same_pictures(path for e in examples + captions for path in e.images)
+    found = f"{n_copies:,} pictures are copies of others under other names: they are in one split"
+    skipped.copies = f"{found} with them" if n_copies else ""
     splits = split_groups(group_by_picture(examples, same), images)
     if pt_source:
         held_out_groups = splits["val"] + splits["test"]

@@ -200,15 +200,16 @@ def can_open(image: Tensor | Path | bytes | Crop) -> bool:
     return True
 
 
-def same_pictures(paths) -> dict[Path, Path]:
+def same_pictures(paths) -> tuple[dict[Path, Path], int]:
     """The file that each path stands for: links are resolved, and of several files with the same
-    bytes all stand for the first."""
+    bytes all stand for the first; and how many files are such copies."""
     real = {path: path.resolve() for path in dict.fromkeys(paths)}
     alike = [list(dict.fromkeys(real.values()))]
     for content in (size_of, head_of, hash_of):  # each takes longer, and is asked of fewer files
         alike = [group for files in alike for group in grouped(files, content)]
     first = {file: files[0] for files in alike for file in files}
-    return {path: first.get(file, file) for path, file in real.items()}
+    n_copies = sum(len(files) - 1 for files in alike)
+    return {path: first.get(file, file) for path, file in real.items()}, n_copies
 
 
 def grouped(files: list[Path], content) -> list[list[Path]]:
