@@ -288,7 +288,8 @@ def check_out(args) -> None:
 
 def check_finished(args) -> None:
     """DataError if the finished run in --out is not the one that the options ask for."""
-    given = {name for name, origin in args.origin.items() if origin == "you"} - {"keep_best"}
+    origins = getattr(args, "origin", {})  # other programs say nothing of these
+    given = {name for name, origin in origins.items() if origin == "you"} - {"keep_best"}
     trained, now = read_record(args.out)["args"], checkpoint.settings(args)
     asked = {name: now[name] for name in given if name in now}
     if differs := checkpoint.differences(asked, {name: trained.get(name) for name in asked}):
