@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image  # Pillow comes with torchvision, which requires it
 from torch import Tensor
 
-from data.errors import DataError
+from data.errors import DataError, reason
 
 MAX_PIXELS = 250_000_000  # of a picture's file; a phone's have up to 200 million
 AT_FULL_SIZE = 50_000_000  # a JPEG of more pixels is read at a half, a quarter or an eighth
@@ -159,7 +159,7 @@ def read_file(image: Path | bytes, read):
     except DataError:
         raise
     except Exception as error:  # Pillow raises many kinds: struct.error, zlib.error, IndexError ...
-        raise DataError(f"{path}: not a readable picture ({error})", UNREADABLE) from None
+        raise DataError(f"{path}: not a readable picture ({reason(error)})", UNREADABLE) from None
 
 
 def pixels_of_png(content: bytes) -> bytes:
