@@ -90,16 +90,13 @@ class Folder:
     def _copies(self) -> str:
         """What to say of held-out pictures that training shows too, under other names: the splits
         are as published."""
-        shown = {
-            split: {getattr(x, "path", x) for group in groups for e in group for x in e.images}
-            for split, groups in self.splits.items()
-        }
-        files = {
-            split: [x for x in images if isinstance(x, Path)] for split, images in shown.items()
-        }
+        files = {}
+        for split in ("train", "val", "test"):
+            examples = [e for group in self.splits.get(split, []) for e in group]
+            paths = {getattr(image, "path", image) for e in examples for image in e.images}
+            files[split] = [path for path in paths if isinstance(path, Path)]
         same, _ = same_pictures(path for paths in files.values() for path in paths)
-        trained = {same[path] for path in files["train"]}
-        held_out = [path for split in files if split != "train" for path in files[split]]
+        trained, held_out = {same[path] for path in files["train"]}, files["val"] + files["test"]
         n = sum(same[path] in trained for path in held_out)
         return f"{n:,} of {len(held_out):,} held-out pictures are also in training" if n else ""
 
