@@ -104,13 +104,10 @@ class Parser(argparse.ArgumentParser):
     refused: dict[str, str] = {}
 
     def __init__(self, about: str | None = None):
-        def formatter(prog):
-            return argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=100)
-
-        first = "\n\n".join((about or "").split("\n\n")[:2])  # what it is, how to run it
+        raw = argparse.RawDescriptionHelpFormatter
         super().__init__(
-            description=first,
-            formatter_class=formatter,
+            description="\n\n".join((about or "").split("\n\n")[:2]),  # what it is, how to run it
+            formatter_class=partial(raw, max_help_position=24, width=100),
             usage=argparse.SUPPRESS,
             add_help=False,
         )
