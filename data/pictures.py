@@ -179,7 +179,7 @@ def upright(file: Image.Image) -> Image.Image:
     """The picture, turned as its EXIF data say, where these can be read."""
     try:
         turn = TURNS.get(file.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # as in read_file; nothing is wrong with the pixels
+    except Exception:  # of many kinds, as in read_file; nothing is wrong with the pixels
         turn = None
     return file if turn is None else file.transpose(turn)
 
@@ -238,7 +238,7 @@ def hash_of(file: Path) -> bytes:
         return hashlib.file_digest(opened_file, "sha256").digest()
 
 
-@lru_cache(maxsize=1)  # the parts of a picture are read one after the other; one may take 150 MB
+@lru_cache(maxsize=1)  # the parts of a picture are read one after the other; one may take 750 MB
 def open_picture(image: Path | bytes) -> Image.Image:
     """The whole picture in RGB, as a viewer would show it."""
     return read_file(image, in_rgb)
