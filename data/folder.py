@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from data.errors import DataError, SkippedEntries
-from data.pictures import check_head, pixels_of, same_pictures
+from data.pictures import check_head, pixels_of
 from data.prompt import IMAGE_TOKEN, Example, Tokenizer, encode
 from mma import Role
 
@@ -90,6 +90,8 @@ class Folder:
     def _copies(self) -> str:
         """What to say of held-out pictures that training shows too, under other names: the splits
         are as published."""
+        from data.copies import same_pictures  # a built-in world has no files
+
         files = {}
         for split in ("train", "val", "test"):
             examples = [e for group in self.splits.get(split, []) for e in group]

@@ -15,9 +15,9 @@ import os
 import zlib
 from pathlib import Path
 
+from data.copies import same_pictures
 from data.errors import DataError, SkippedEntries
 from data.folder import Folder, read_json
-from data.pictures import same_pictures
 from data.prompt import IMAGE_TOKEN, Example
 
 SPEAKER = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
