@@ -1,6 +1,6 @@
 """Evaluate runs of train.py: answers are generated, then compared after normalisation.
 
-    python eval.py RUN [RUN ...]                        accuracy by family; seeds are pooled
+    python eval.py RUN [RUN ...]                        accuracy by family, loss; seeds are pooled
     python eval.py RUN --data llava --source FILE.json  other data than the run was trained on
     python eval.py RUN --split dev                      another split: train, val, test, all, ...
     python eval.py RUN --mask v2v                       another mask at test time than in training
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import data
 from data import normalise
-from engine import wings
-from engine.answering import asked_picture, check_asked, encode_prompts, row_batches, say_unread
+from engine import answering, wings
+from engine.answering import answer_loss, encode_prompts, mean_loss, row_batches, say_unread
 from engine.batches import examples_of
 from engine.checkpoint import load_model
 from engine.options import Parser, add_run_options, positive
@@ -134,14 +134,14 @@ def main(argv=None) -> None:
     with one_line_errors():
         check_device(args.device)
         check_writable(args.json, args.md)
-        check_asked(args)
+        answering.check_asked(args)
         results = []
         for run in args.runs:
             record = read_record(run)
             model, tokenizer = open_run(run, args.device, args.mask)
             if args.question:
                 label = f"{run}: " if len(args.runs) > 1 else ""
-                about = asked_picture(args, record["args"], run)
+                about = answering.asked_picture(args, record["args"], run)
                 answers = ask(model, tokenizer, about, args.question)
                 print("\n".join(label + answer for answer in answers))
                 continue
@@ -149,7 +149,8 @@ def main(argv=None) -> None:
             answers = answer_all(model, tokenizer, examples, source.answers, args.batch_size, True)
             say_unread(answers, print)
             now = {"run": str(run), "mask": model.config.mask, "evaluated": what}
-            results.append({**record, **summarise(answers), **now})
+            loss = mean_loss([answer_loss(model, tokenizer, examples, args.batch_size)])
+            results.append({**record, **summarise(answers), **loss, **now})
         if results:
             print(text := table(pool(results)))
         if args.md:

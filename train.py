@@ -16,12 +16,13 @@ installed; sheet.png, test answers; example.png (and example.wav), to ask about.
 """
 
 from functools import cache
+from textwrap import shorten
 
 import torch
 
 import data
 from engine import wings
-from engine.answering import say_unread
+from engine.answering import answer_loss, are_free, mean_loss, say_unread
 from engine.batches import StepBatches, check_source, loader_of, measure_pixels
 from engine.checkpoint import StopRequest, fingerprint
 from engine.distributed import Distributed, full_tensor, share_gradients
@@ -106,6 +107,15 @@ def train_stage(model, batches: StepBatches, run: Run, args, scaler, validate, s
             raise KeyboardInterrupt
 
 
+def best_by(source, args) -> str:
+    """The measure by which --keep-best compares validations: the one that says most of answers such
+    as these."""
+    if args.keep_best is not True:
+        return args.keep_best
+    answers = [answer for e in source.heldout("val", args.val_limit) for _, answer in e.turns]
+    return "loss" if are_free(answers, source.answers) else "accuracy"
+
+
 def prepare(model: MLLM, source, whole: list[StepBatches], args, processes: Distributed) -> MLLM:
     """Check what can be checked before training; the model, placed on the processes there are."""
     freeze(model, args.pt_freeze, "--pt-freeze", args.pt_steps)  # what is wrong fails here
@@ -121,50 +131,63 @@ def prepare(model: MLLM, source, whole: list[StepBatches], args, processes: Dist
     return processes.place(model)
 
 
+def evaluate(model, tokenizer, source, examples: list, args, processes, say, progress=False):
+    """The answers to held-out examples (eval.answer_all), put together from all processes, and what
+    they come to (eval.summarise), with the loss of the true ones."""
+    shard = processes.local_shard(examples)
+    with uncompiled(args.compile):
+        results = iter(answer_all(model, tokenizer, shard, source.answers, progress=progress))
+        sums = answer_loss(model, tokenizer, shard)
+    results = [[next(results) for _ in example.turns] for example in shard]
+    results = [result for of_one in processes.gather_shards(results) for result in of_one]
+    say_unread(results, say, args.strict)
+    all_sums = [sums] if processes.sharded else processes.gather(sums)
+    return results, {**summarise(results), **mean_loss(all_sums)}
+
+
 def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> None:
     """Train a model on a data set in two stages and write the run's folder. args: as
     engine.options.arguments makes them; watch: what draws curves.png and sheet.png (lab/watch.py).
     Raises data.DataError where the data or the folder do not allow it."""
     processes = Distributed(args.device, args.fsdp)
-    config = model.config
+    config, args.keep_best = model.config, best_by(source, args)
     whole = [StepBatches(source, tokenizer, config, stage, args) for stage in ("pt", "sft")]
     model = prepare(model, source, whole, args, processes)
-    say_once = cache(processes.say)  # not at every validation
+    say = cache(processes.say)  # of unreadable pictures, once and not at every validation
+    validation = source.heldout("val", args.val_limit)
 
-    def answer(examples: list, progress: bool = False) -> list[dict]:
-        shard = processes.local_shard(examples)
-        with uncompiled(args.compile):
-            results = iter(answer_all(model, tokenizer, shard, source.answers, progress=progress))
-        results = [[next(results) for _ in example.turns] for example in shard]
-        results = [result for of_one in processes.gather_list(results) for result in of_one]
-        say_unread(results, say_once, args.strict)
-        return results
+    def answers_to(examples: list, progress: bool = False) -> tuple[list[dict], dict]:
+        return evaluate(model, tokenizer, source, examples, args, processes, say, progress)
 
     def validate() -> dict | None:
-        return summarise(answer(validation)) if validation else None
+        return answers_to(validation)[1] if validation else None
 
     first_rows = [row for batches in whole for row in batches.rows(0)]
     run = Run(args, processes, tokenizer, fingerprint(source, tokenizer, first_rows), watch)
-    scaler, validation = scaler_of(args), source.heldout("val", args.val_limit)
-    share = processes.rank, processes.world_size, args.accumulate
+    scaler, share = scaler_of(args), (processes.rank, processes.world_size, args.accumulate)
     with StopRequest(patient=processes.world_size > 1) as stop:
         for stage in run.to_do():
             batches = StepBatches(source, tokenizer, config, stage, args, *share)
             train_stage(model, batches, run, args, scaler, validate, stop, schedule)
 
     run.save_model(model)
-    results = answer(source.heldout(source.final_split, args.limit), progress=processes.is_main)
+    final = source.heldout(source.final_split, args.limit)
+    results, summary = answers_to(final, progress=processes.is_main)
     if watch and (processes.is_main or processes.sharded):
         watch.write_sheet(args.out, model, tokenizer, results, processes.is_main, source)
     if processes.is_main:
-        report(run.finish(summarise(results)), args)
+        report(run.finish(summary), args, results, source.answers)
     processes.end()
 
 
-def report(record: dict, args) -> None:
-    """What is printed at the end of a run."""
+def report(record: dict, args, results: list[dict], known) -> None:
+    """What is printed at the end of a run; some of the results where answers are free text."""
     print(f"\nHeld-out answers, after {record['seconds']:.0f} seconds:")
     print(table(pool([record])))
+    if are_free([result["answer"] for result in results], known):
+        for result in results[:: -(-len(results) // 3)]:
+            said, true = (shorten(result[name], 60) for name in ("given", "answer"))
+            print(f"said {said!r}, where the true answer is {true!r}")
     if args.data not in data.TEXT_WORLDS:
         file = "--audio FILE" if args.data in data.AUDIO_WORLDS else "--image FILE"
         print(f'Ask it: python eval.py {args.out} {file} --question "..."')

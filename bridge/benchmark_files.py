@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TextIO
 
 from data import IMAGE_TOKEN, DataError, Example, normalise
-from data.pictures import opened
+from data.pictures import open_picture
 
 PROMPTS = {
     "choice": "{hint}{question}\n{options}\n"
@@ -167,8 +167,7 @@ def decoded(where: str, text: str) -> bytes:
     try:
         picture = base64.b64decode(text, validate=True)
         if len(text) <= LONGEST_INDEX:
-            with opened(picture):
-                pass
+            open_picture(picture)
         return picture
     except (ValueError, DataError) as error:  # binascii.Error is the first
         if len(text) <= LONGEST_INDEX:

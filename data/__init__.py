@@ -2,6 +2,7 @@
 
     errors.py       what is wrong with the user's data
     pictures.py     files and parts of files -> pixels
+    copies.py       which files hold the same picture
     audio.py        sound, WAV files -> spectrograms, which are pictures
     prompt.py       the prompt format: tokenizer, rows of tokens with roles, batches
     text.py         what is written in several ways, read as one

@@ -27,6 +27,7 @@ class SkippedEntries:
         self.strict = strict
         self.by_kind: dict[str, list[str]] = {}  # kind of error -> messages
         self.held_out = 0  # captions not used: val or test show their pictures; nothing is wrong
+        self.copies: str | None = None  # what is said of copies of pictures; None: not looked for
 
     def add(self, error: DataError) -> None:
         if self.strict:
@@ -41,8 +42,9 @@ class SkippedEntries:
         brief: one line, for those who have been told."""
         n = self.held_out
         unused = [f"{n:,} captions of held-out pictures are not used"] if n else []
+        unused += [self.copies] if self.copies else []
         if not self.by_kind:
-            return "".join(unused)
+            return "\n".join(unused)
         head = f"{self.count():,} of {n_entries:,} entries are damaged and left out"
         by_number = sorted(self.by_kind.items(), key=lambda item: -len(item[1]))
         if brief:

@@ -83,7 +83,24 @@ class Folder:
                 broken[image] = error
         if broken:
             self._leave_out(broken)
+        if self.skipped.copies is None and not brief:
+            self.skipped.copies = self._copies()
         return self.skipped.report(n_entries, brief)
+
+    def _copies(self) -> str:
+        """What to say of held-out pictures that training shows too, under other names: the splits
+        are as published."""
+        from data.copies import same_pictures  # a built-in world has no files
+
+        files = {}
+        for split in ("train", "val", "test"):
+            examples = [e for group in self.splits.get(split, []) for e in group]
+            paths = {getattr(image, "path", image) for e in examples for image in e.images}
+            files[split] = [path for path in paths if isinstance(path, Path)]
+        same, _ = same_pictures(path for paths in files.values() for path in paths)
+        trained, held_out = {same[path] for path in files["train"]}, files["val"] + files["test"]
+        n = sum(same[path] in trained for path in held_out)
+        return f"{n:,} of {len(held_out):,} held-out pictures are also in training" if n else ""
 
     def _leave_out(self, broken: dict) -> None:
         """Take out the examples that show one of the broken pictures, and count each once a split;

@@ -13,9 +13,9 @@ stay together. Captions for stage 1 may come from a second file of the same form
 import json
 import os
 import zlib
-from functools import cache
 from pathlib import Path
 
+from data.copies import same_pictures
 from data.errors import DataError, SkippedEntries
 from data.folder import Folder, read_json
 from data.prompt import IMAGE_TOKEN, Example
@@ -88,6 +88,7 @@ def find_picture(name: str, images: Path, where: str, option: str) -> Path:
     path = path if path.is_relative_to(images) else named
     if not path.is_relative_to(images):
         why = f"{where}: the picture {name!r} is outside {images}"
+        why += f" (set {option} to a folder that holds all pictures)"
         raise DataError(why, "picture outside the folder")
     if not is_there:
         advice = f"set {option} to the folder of the pictures"
@@ -95,8 +96,9 @@ def find_picture(name: str, images: Path, where: str, option: str) -> Path:
     return path
 
 
-def group_by_picture(examples: list[Example]) -> list[list[Example]]:
-    """Groups of examples, so that no picture stands in two of them (union-find over pictures)."""
+def group_by_picture(examples: list[Example], same: dict[Path, Path]) -> list[list[Example]]:
+    """Groups of examples, so that no picture stands in two of them (union-find over pictures).
+    same: see same_pictures."""
     parent = {}
 
     def root(x):
@@ -104,9 +106,8 @@ def group_by_picture(examples: list[Example]) -> list[list[Example]]:
             parent[x] = x = parent[parent[x]]
         return x
 
-    real = cache(Path.resolve)  # links to one picture are one picture
     # Examples without a picture go together if they say the same
-    keys = [[*map(real, example.images)] or [repr(example.turns)] for example in examples]
+    keys = [[same[path] for path in e.images] or [repr(e.turns)] for e in examples]
     for first, *others in keys:
         for other in others:
             parent[root(other)] = root(first)
@@ -144,10 +145,12 @@ def split_groups(groups: list[list[Example]], images: Path) -> dict[str, list[li
     return splits
 
 
-def read_groups(source: Path, images: Path | None, skipped: SkippedEntries, prefix: str = "--"):
-    """A file's entries grouped by picture (a list of lists), and the folder of its pictures.
-    prefix: how the two options begin that name these."""
+def read_examples(source: Path, images: Path | None, skipped: SkippedEntries, prefix: str = "--"):
+    """A file's entries as Examples, and the folder of its pictures. prefix: how the two options
+    begin that name these."""
     entries = read_json(source, lines=True, option=f"{prefix}source")
+    if isinstance(entries, dict) and "conversations" in entries:
+        entries = [entries]  # JSON Lines of one line
     if not isinstance(entries, list) or not entries:
         form = '[{"image": ..., "conversations": [...]}, ...]'
         found = "none" if entries == [] else "something else"
@@ -163,7 +166,7 @@ def read_groups(source: Path, images: Path | None, skipped: SkippedEntries, pref
             if not examples and i == len(entries) - 1:  # not one is good
                 raise
             skipped.add(error)
-    return group_by_picture(examples), images
+    return examples, images
 
 
 def load(
@@ -176,14 +179,18 @@ def load(
     if pt_images and not pt_source:
         raise DataError("--pt-images belongs to --pt-source FILE, which is not given")
     skipped = SkippedEntries(strict)
-    splits = split_groups(*read_groups(source, images, skipped))
-    if pt_source is None:
-        return Folder(splits, skipped=skipped)
-    held_out_groups = splits["val"] + splits["test"]
-    held_out = {path.resolve() for group in held_out_groups for e in group for path in e.images}
-    splits["pt"] = []
-    for group in read_groups(pt_source, pt_images, skipped, "--pt-")[0]:
-        kept = [e for e in group if held_out.isdisjoint(path.resolve() for path in e.images)]
-        skipped.held_out += len(group) - len(kept)
-        splits["pt"] += [kept] if kept else []
+    examples, images = read_examples(source, images, skipped)
+    captions = read_examples(pt_source, pt_images, skipped, "--pt-")[0] if pt_source else []
+    same, n_copies = same_pictures(path for e in examples + captions for path in e.images)
+    found = f"{n_copies:,} pictures are copies of others under other names: they are in one split"
+    skipped.copies = f"{found} with them" if n_copies else ""
+    splits = split_groups(group_by_picture(examples, same), images)
+    if pt_source:
+        held_out_groups = splits["val"] + splits["test"]
+        held_out = {same[path] for group in held_out_groups for e in group for path in e.images}
+        splits["pt"] = []
+        for group in group_by_picture(captions, same):
+            kept = [e for e in group if held_out.isdisjoint(same[path] for path in e.images)]
+            skipped.held_out += len(group) - len(kept)
+            splits["pt"] += [kept] if kept else []
     return Folder(splits, skipped=skipped)

@@ -4,25 +4,30 @@ Shapes:  size: side of the square picture that the model takes, in pixels
 """
 
 import io
+import zlib
 from collections import OrderedDict
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps  # Pillow comes with torchvision, which requires it
+from PIL import ExifTags, Image  # Pillow comes with torchvision, which requires it
 from torch import Tensor
 
 from data.errors import DataError, reason
 
-MAX_PIXELS = 50_000_000  # of a picture's file
+MAX_PIXELS = 250_000_000  # of a picture's file; a phone's have up to 200 million
+AT_FULL_SIZE = 50_000_000  # a JPEG of more pixels is read at a half, a quarter or an eighth
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which is lower; see check_format
 GREY = (128, 128, 128)  # beside a picture that is not square, behind a transparent one
 UNREADABLE = "unreadable picture"  # the kind of a DataError
 # Of pixels kept, in the main process and in each of the loader's workers: 43,000 pictures of
 # 64 x 64, 1,200 of 384 x 384
 CACHE_BYTES = 2**29
+PNG, OF_PIXELS = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+FLIPS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+TURNS = {k: Image.Transpose[name] for k, name in enumerate(FLIPS.split(), 2)}  # EXIF's orientation
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def check_format(file: Image.Image, path) -> None:
     memory holds; or if they are floats or 32-bit integers, of which nothing says what is white."""
     if file.width * file.height > MAX_PIXELS:
         pixels = f"{file.width} x {file.height} pixels"
-        why = f"{path}: {pixels} are more than the {MAX_PIXELS:,} that are read"
+        why = f"{path}: {pixels} are more than the {MAX_PIXELS:,} that are read; make it smaller"
         raise DataError(why, UNREADABLE)
     # Of 16 bits a pixel PNG and PGM make mode "I" in some versions of Pillow
     if file.mode == "F" or file.mode == "I" and file.format not in ("PNG", "PPM"):
@@ -125,17 +130,29 @@ def check_format(file: Image.Image, path) -> None:
         raise DataError(f"{path}: {why}", UNREADABLE)
 
 
-@contextmanager
-def opened(image: Path | bytes):
-    """The file, or what would be in it, as Pillow opens it: its pixels are not read yet. Raises
-    DataError, also within the block, if it is not there, is no picture, or is one that is refused
-    (check_format)."""
+def read_file(image: Path | bytes, read):
+    """read(file) of the picture's file, or of what would be in it, as Pillow opens it: its pixels
+    are not read yet. A PNG whose texts, colour profile or checksums Pillow refuses is read without
+    them. Raises DataError if it is not there, is no picture, or is one that check_format refuses.
+    """
     in_memory = isinstance(image, bytes)
     path = "a picture in the data" if in_memory else image
-    try:
-        with Image.open(io.BytesIO(image) if in_memory else image) as file:
+
+    def attempt(source):
+        with Image.open(source) as file:
             check_format(file, path)
-            yield file
+            return read(file)
+
+    try:
+        try:
+            return attempt(io.BytesIO(image) if in_memory else image)
+        except (FileNotFoundError, DataError):
+            raise
+        except Exception:
+            content = image if in_memory else image.read_bytes()
+            if not content.startswith(PNG):
+                raise
+            return attempt(io.BytesIO(pixels_of_png(content)))
     except FileNotFoundError:
         raise DataError(f"{path}: no such picture", UNREADABLE) from None
     except DataError:
@@ -144,12 +161,33 @@ def opened(image: Path | bytes):
         raise DataError(f"{path}: not a readable picture ({reason(error)})", UNREADABLE) from None
 
 
+def pixels_of_png(content: bytes) -> bytes:
+    """A PNG file without what is beside its pixels, but for EXIF data that are whole."""
+    kept, at = [PNG], len(PNG)
+    while at < len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")  # length, name, data, checksum
+        name, checksum = content[at + 4 : at + 8], content[end - 4 : end]
+        whole = zlib.crc32(content[at + 4 : end - 4]).to_bytes(4, "big") == checksum
+        if name in OF_PIXELS or name == b"eXIf" and whole:
+            kept.append(content[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def upright(file: Image.Image) -> Image.Image:
+    """The picture, turned as its EXIF data say, where these can be read."""
+    try:
+        turn = TURNS.get(file.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # of many kinds, as in read_file; nothing is wrong with the pixels
+        turn = None
+    return file if turn is None else file.transpose(turn)
+
+
 def check_head(image: Tensor | Path | bytes | Crop) -> None:
     """Raises DataError if the picture's file, if it has one, cannot be opened."""
     path = getattr(image, "path", image)
     if isinstance(path, Path):
-        with opened(path):
-            pass
+        read_file(path, lambda file: None)
 
 
 def can_open(image: Tensor | Path | bytes | Crop) -> bool:
@@ -161,16 +199,21 @@ def can_open(image: Tensor | Path | bytes | Crop) -> bool:
     return True
 
 
-@lru_cache(maxsize=1)  # the parts of a picture are read one after the other; one may take 150 MB
+@lru_cache(maxsize=1)  # the parts of a picture are read one after the other; one may take 750 MB
 def open_picture(image: Path | bytes) -> Image.Image:
     """The whole picture in RGB, as a viewer would show it."""
-    with opened(image) as file:
-        picture = ImageOps.exif_transpose(file)
-        # 16 bits a pixel. The format says that white is 65535; a camera's 12 bits that were not
-        # scaled to that are dark here as in a viewer
-        if picture.mode.startswith("I"):
-            picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-        if picture.has_transparency_data:
-            grey = Image.new("RGBA", picture.size, (*GREY, 255))
-            picture = Image.alpha_composite(grey, picture.convert("RGBA"))
-        return picture.convert("RGB")
+    return read_file(image, in_rgb)
+
+
+def in_rgb(file: Image.Image) -> Image.Image:
+    if file.width * file.height > AT_FULL_SIZE:
+        file.draft(file.mode, (4096, 4096))  # at least so large; of a JPEG only
+    picture = upright(file)
+    # 16 bits a pixel. The format says that white is 65535; a camera's 12 bits that were not scaled
+    # to that are dark here as in a viewer
+    if picture.mode.startswith("I"):
+        picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if picture.has_transparency_data:
+        grey = Image.new("RGBA", picture.size, (*GREY, 255))
+        picture = Image.alpha_composite(grey, picture.convert("RGBA"))
+    return picture.convert("RGB")

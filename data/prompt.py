@@ -15,6 +15,7 @@ Shapes:  B rows   T tokens of a row   n image tokens of a picture   N distinct p
 """
 
 import io
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -28,6 +29,7 @@ from mma import Role
 
 IMAGE_TOKEN = "<image>"  # a picture's placeholder in a message
 ANSWER_TOKEN = "<answer>"  # opens an answer
+LEAST_VOCABULARY = 262  # 256 bytes and the special tokens, before any letter
 
 
 @dataclass
@@ -126,22 +128,23 @@ class Tokenizer:
     @classmethod
     def train(cls, texts, vocab_size: int) -> "Tokenizer":
         """vocab_size is an upper bound: text with fewer distinct pieces gets fewer."""
-        model = io.BytesIO()
+        model, size = io.BytesIO(), max(vocab_size, LEAST_VOCABULARY)
         special = [IMAGE_TOKEN, ANSWER_TOKEN]
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(texts), model_writer=model, model_type="bpe",
-                vocab_size=vocab_size, hard_vocab_limit=False, byte_fallback=True,
+                vocab_size=size, hard_vocab_limit=False, byte_fallback=True,
                 character_coverage=1.0, normalization_rule_name="identity",
                 remove_extra_whitespaces=False, max_sentence_length=100_000, num_threads=1,
                 minloglevel=2, pad_id=0, unk_id=1, bos_id=2, eos_id=3, control_symbols=special,
             )  # fmt: skip
         except RuntimeError as error:
             why = str(error).splitlines()[-1]
-            advice = "no tokenizer can be trained on this text; raise --vocab-size"
             if "sentences_.empty()" in why:
-                advice = "the training data have no text to train a tokenizer on"
-            raise DataError(f"{advice} ({why})") from None
+                why = "the training data have no text to train a tokenizer on"
+            elif needed := re.search(r"size is smaller than required_chars. \d+ vs (\d+)", why):
+                why = f"--vocab-size {vocab_size} is too small: this text needs {needed[1]} or more"
+            raise DataError(why) from None
         return cls(model.getvalue())
 
 

@@ -1,15 +1,18 @@
-"""Prompts in batches that fit the memory, what a question of one's own is about, and what is said
-of pictures that cannot be read."""
+"""Prompts in batches that fit the memory, the loss of held-out answers, what a question of one's
+own is about, and what is said of pictures that cannot be read."""
 
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import WORLDS, DataError, Row, audio, encode, row_or_empty_prompt
+from data import WORLDS, DataError, Row, collate, encode, row_or_empty_prompt
+from engine.precision import in_tf32
+from mma import Role
 
 # Of a batch's KV cache and mask. At the paper's size a token takes 0.75 MiB of cache in float32: 10
 # rows of 500 tokens. Half as much again is taken while rows that have finished are dropped.
@@ -41,6 +44,39 @@ def row_batches(
         batch.append(row)
     if batch:
         yield batch
+
+
+@torch.no_grad()
+@in_tf32()
+def answer_loss(model, tokenizer, examples: list, batch_size: int = 256) -> tuple[float, int]:
+    """The sum of model.loss over all answer tokens of the examples, and the number of these tokens.
+    Examples whose picture cannot be read are left out."""
+    config, was_training, total, tokens = model.config, model.training, 0.0, 0
+    bytes_a_token = 4 * (8 * config.d_model + 4 * config.d_ff)  # of a layer, roughly
+    rows = (encode(example, tokenizer, config.n_image_tokens) for example in examples)
+    rows = (row_or_empty_prompt(row, tokenizer, config.image_size) for row in rows)
+    readable = (row for row in rows if not row.unread)
+    model.eval()
+    for batch_rows in row_batches(readable, 0, batch_size, bytes_a_token):
+        batch = collate(batch_rows, tokenizer.pad, config.image_size)
+        batch = {name: x.to(model.embed.weight.device) for name, x in batch.items()}
+        total += float(model.loss(**batch, num_targets=1))
+        tokens += sum(row.role.count(Role.ANSWER) for row in batch_rows)
+    model.train(was_training)
+    return total, tokens
+
+
+def mean_loss(sums: Iterable[tuple[float, int]]) -> dict:
+    """{"loss": nats per answer token} of what answer_loss returned, in one process or several; {}
+    where there is no answer token."""
+    total, tokens = map(sum, zip(*sums))
+    return {"loss": total / tokens} if tokens else {}
+
+
+def are_free(answers: list[str], known) -> bool:
+    """Are the answers free text? Then hardly one is said word by word. known: the closed set of
+    answers, if there is one."""
+    return not known and 2 * len(set(answers)) > len(answers)
 
 
 def say_unread(results: list[dict], say, strict: bool = False) -> None:
@@ -93,6 +129,8 @@ def asked_picture(args, trained: dict, run: Path) -> Path | Tensor:
 
 @cache  # what is done to a file is said once, however many runs are asked
 def picture_of(file: Path) -> Tensor:
+    from data import audio  # a run of pictures needs nothing of it
+
     sound, done = audio.read(file)
     if done:
         print(done, file=sys.stderr)

@@ -3,8 +3,8 @@
     python train.py ... --resume      goes on with the run in --out that the same command began
 
 A checkpoint holds everything that the rest of a run depends on: stage, step, parameters, both
-optimizers, random generators, the settings, a fingerprint of the data, and how far metrics.jsonl
-had been written. The data order needs no state: the batch of a step is a function of (stage, step,
+optimizers, random generators, the settings, a fingerprint of the data, and the lines of
+metrics.jsonl. The data order needs no state: the batch of a step is a function of (stage, step,
 seed).
 """
 
@@ -24,8 +24,7 @@ from data import DataError, reason
 
 NAME = "checkpoint.pt"
 # What a checkpoint holds beside the weights and what the optimizers keep
-STATE = {"settings", "data", "stage", "step", "seconds", "clock", "unread", "scaler"}
-STATE |= {"metrics", "rng", "cuda_rng"}
+STATE = {"settings", "data", "stage", "step", "seconds", "progress", "scaler", "rng", "cuda_rng"}
 # Options that do not make a run another run
 NON_IDENTITY_ARGS = (
     "out", "overwrite", "resume", "workers", "device", "limit", "save_every", "checkpointing",
@@ -78,6 +77,15 @@ def settings(args) -> dict:
     }
 
 
+def differences(now: dict, then: dict) -> list[str]:
+    """What to say of settings that are not what they were."""
+    return [
+        f"--{name.replace('_', '-')} is {now.get(name)!r} and was {then.get(name)!r}"
+        for name in sorted({*now, *then})
+        if now.get(name) != then.get(name)
+    ]
+
+
 def fingerprint(source, tokenizer: data.Tokenizer, first_rows: list[data.Row]) -> str:
     """Of the data: all texts, which pictures they are about, the tokenizer; and of a world that
     makes its examples the first rows of each stage, to the last pixel. Where the data lie does not
@@ -101,12 +109,10 @@ def fingerprint(source, tokenizer: data.Tokenizer, first_rows: list[data.Row]) -
     return digest.hexdigest()
 
 
-def save(out: Path, metrics, **state) -> None:
-    """The state of a run after a step. metrics: the open metrics.jsonl; its lines up to here belong
-    to the checkpoint."""
-    os.fsync(metrics.fileno())
+def save(out: Path, **state) -> None:
+    """Write the state of a run after a step, with that of the random generators."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    state |= {"metrics": metrics.tell(), "rng": torch.get_rng_state(), "cuda_rng": cuda}
+    state |= {"rng": torch.get_rng_state(), "cuda_rng": cuda}
     write_file(out / NAME, lambda file: torch.save(state, file))
 
 
@@ -114,7 +120,9 @@ def load(out: Path, device: str, args, data_fingerprint: str) -> dict | None:
     """The state that `save` wrote, or None if the run was stopped before its first. Refuses what is
     not the same run."""
     try:
-        state = torch.load(out / NAME, map_location=device, weights_only=True)
+        # Of a sharded model every process reads all of it: mapped, it is in the memory once
+        options = dict(map_location=device, mmap=args.fsdp)
+        state = torch.load(out / NAME, **options, weights_only=True)
         if missing := STATE - set(state):
             raise ValueError(f"it has no {min(missing)}: another version of mma wrote it, or none")
     except FileNotFoundError:
@@ -124,12 +132,7 @@ def load(out: Path, device: str, args, data_fingerprint: str) -> dict | None:
         raise DataError(
             f"{out / NAME} cannot be read as a checkpoint: {why}; start again with --overwrite"
         ) from None
-    now, then = settings(args), json.loads(state["settings"])
-    differs = [
-        f"--{name.replace('_', '-')} is {now.get(name)!r} and was {then.get(name)!r}"
-        for name in sorted({*now, *then})
-        if now.get(name) != then.get(name)
-    ]
+    differs = differences(settings(args), json.loads(state["settings"]))
     if not differs and state["data"] != data_fingerprint:
         differs = [
             "the data are not those it was trained on (its texts, its pictures or their order "
@@ -145,25 +148,6 @@ def load(out: Path, device: str, args, data_fingerprint: str) -> dict | None:
         states = state["cuda_rng"][: torch.cuda.device_count()]  # this machine may have fewer
         torch.cuda.set_rng_state_all([s.cpu() for s in states])
     return state
-
-
-def reopen(file: Path, length: int):
-    """metrics.jsonl, cut back to where the checkpoint was: what came after it will be written
-    again."""
-    try:
-        metrics = open(file, "r+b", buffering=0)
-    except OSError as error:
-        raise DataError(
-            f"{file} belongs to the checkpoint and cannot be opened: {error.strerror}"
-        ) from None
-    if metrics.seek(0, os.SEEK_END) < length:
-        raise DataError(
-            f"{file} is shorter than when the checkpoint was written; put it back, or start again "
-            "with --overwrite"
-        )
-    metrics.truncate(length)
-    metrics.seek(length)
-    return metrics
 
 
 class StopRequest:

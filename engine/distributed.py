@@ -7,20 +7,18 @@ process that dies ends the job: torchrun stops the others. Two ways to share:
     DistributedDataParallel   every process holds the whole model; gradients are averaged
     FSDP2 (train.py --fsdp)   every process holds a part of each parameter, gradient and optimizer
                               state; a block's parameters are gathered while it computes. For what
-                              does not fit one GPU; checkpoints are written in parts too
+                              does not fit one GPU; a checkpoint is put together on a CPU
 """
 
 import os
-import shutil
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import DataError, reason
+from data import DataError
 from engine.precision import check_device
 
 
@@ -61,39 +59,30 @@ class Distributed:
         answer: there everyone takes all rows."""
         return rows if self.sharded else rows[self.rank :: self.world_size]
 
-    def gather_list(self, parts: list) -> list:
+    def gather(self, items) -> list:
+        """What each process hands in, that of the first one first. All must ask."""
+        everyones = [items] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(everyones, items)
+        return everyones
+
+    def gather_shards(self, shard: list) -> list:
         """What local_shard took apart, in its order again."""
-        if self.world_size == 1 or self.sharded:
-            return parts
-        shards = [None] * self.world_size
-        dist.all_gather_object(shards, parts)
+        if self.sharded:
+            return shard
+        shards = self.gather(shard)
         rows = [None] * sum(map(len, shards))
         for rank, shard in enumerate(shards):
             rows[rank :: self.world_size] = shard
         return rows
 
-    def gather_all(self, items: list) -> list:
-        """The items of all processes, those of the first one first. All must ask."""
-        if self.world_size == 1:
-            return items
-        lists = [None] * self.world_size
-        dist.all_gather_object(lists, items)
-        return [item for some in lists for item in some]
-
     def mean(self, x: Tensor) -> float:
         """The mean over processes of x, a scalar. All must ask."""
-        if self.world_size > 1:
-            x = x.clone()
-            dist.all_reduce(x)
-        return float(x) / self.world_size
+        return sum(self.gather(float(x))) / self.world_size
 
     def any_rank(self, flag: bool) -> bool:
         """Is it true for one of the processes? All must ask."""
-        if self.world_size == 1:
-            return flag
-        flags = torch.tensor([float(flag)])  # on the CPU, so that no GPU is waited for
-        dist.all_reduce(flags)
-        return bool(flags > 0)
+        return any(self.gather(flag))
 
     def barrier(self) -> None:
         if self.world_size > 1:
@@ -125,58 +114,30 @@ class Distributed:
             return model.loss
         return nn.parallel.DistributedDataParallel(Loss(model))
 
-    def save(self, model: nn.Module, optimizers: list, folder: Path) -> dict:
-        """What a checkpoint keeps of both; sharded: all write their parts below `folder`, and its
-        name is kept."""
+    def state(self, model: nn.Module, optimizers: list) -> dict:
+        """What a checkpoint keeps of both. Of a sharded model all processes must ask, and the first
+        one gets all of it, on its CPU."""
         if not self.sharded:
             states = [optimizer.state_dict() for optimizer in optimizers]
             return {"model": model.state_dict(), "optimizers": states}
-        from torch.distributed import checkpoint
-        from torch.distributed.checkpoint.state_dict import get_state_dict
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
         model.reshard()  # answering gathers what it uses
-        states = dict(zip(("model", "optimizers"), get_state_dict(model, optimizers)))
-        try:
-            checkpoint.save(states, checkpoint_id=folder)
-        except checkpoint.CheckpointException as error:
-            why = next(iter(error.failures.values()))[0]
-            raise DataError(
-                f"{folder} could not be written: {why}; what was saved before is still there. "
-                "Free some space, then go on with --resume"
-            ) from None
-        return {"parts": folder.name}
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        states = get_state_dict(model, optimizers, options=options)
+        return dict(zip(("model", "optimizers"), states))
 
-    def restore(self, state: dict, model: nn.Module, optimizers: list, out: Path) -> None:
-        """The inverse of save, also with another number of processes. out: the run's folder."""
+    def restore(self, state: dict, model: nn.Module, optimizers: list) -> None:
+        """The inverse of state, also with another number of processes; each has all of it."""
         if not self.sharded:
             model.load_state_dict(state["model"])
             for optimizer, saved in zip(optimizers, state["optimizers"]):
                 optimizer.load_state_dict(saved)
             return
-        from torch.distributed import checkpoint
-        from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
-        names = ("model", "optimizers")
-        parts = dict(zip(names, get_state_dict(model, optimizers)))
-        try:
-            checkpoint.load(parts, checkpoint_id=out / state["parts"])
-        except checkpoint.CheckpointException as error:
-            why = reason(next(iter(error.failures.values()))[0])
-            folder = out / state["parts"]
-            raise DataError(f"{folder} cannot be read as a checkpoint: {why}") from None
-        states = {"model_state_dict": parts["model"], "optim_state_dict": parts["optimizers"]}
-        set_state_dict(model, optimizers, **states)
-
-    def full_weights(self, model: nn.Module) -> dict:
-        """All parameters and buffers; of a sharded model on the first process's CPU alone. All
-        processes must ask."""
-        if not self.sharded:
-            return model.state_dict()
-        model.reshard()
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return get_model_state_dict(model, options=options)
+        states = {"model_state_dict": state["model"], "optim_state_dict": state["optimizers"]}
+        set_state_dict(model, optimizers, **states, options=StateDictOptions(full_state_dict=True))
 
 
 class Loss(nn.Module):
@@ -208,10 +169,3 @@ def shard_like(x: Tensor, like: Tensor) -> Tensor:
         return x
     distribute = dist.tensor.distribute_tensor
     return distribute(x, like.device_mesh, like.placements, src_data_rank=None)  # nothing is sent
-
-
-def remove_parts(out: Path, keep: str | None = None) -> None:
-    """Delete the folders of sharded checkpoints in `out`, but one."""
-    for folder in out.glob("parts-*"):
-        if folder.name != keep:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -1,13 +1,9 @@
-"""One training at a time in a folder: a lock file that names the process, held by the system.
+"""One training at a time in a folder: a lock file that names the process, held by the system, which
+releases it when the process ends, however it ends."""
 
-The system releases it when the process ends, however it ends. What is still written in it then says
-that the run was killed.
-"""
-
-import json
 import os
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data import DataError
@@ -28,69 +24,49 @@ def take(file) -> bool:
         else:
             file.seek(1_000_000)  # beyond what others may want to read
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            file.seek(0)
     except OSError:
         return False
     return True
 
 
-def is_at(file, path: Path) -> bool:
-    """Is the open file still the one of this name? On Windows it always is."""
+def opened(out: Path):
+    """The lock file of the folder `out`, locked. Raises DataError as run_lock."""
     try:
-        return not fcntl or os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def holder(text: str) -> str:
-    """Who wrote the lock file."""
-    try:
-        record = json.loads(text)
-        return f"process {record['process']} on {record['host']}"
-    except (ValueError, KeyError, TypeError):
-        return "another process"
-
-
-def hold(out: Path):
-    """The lock file, locked, and what a killed process left in it. Raises DataError as run_lock.
-
-    Between opening and locking it another run may end and delete it. A deleted file keeps nobody
-    out, so a new one is opened then."""
-    path = out / "lock"
-    while True:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            file = open(path, "a+", encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"--out {out} cannot be written: {error.strerror}") from None
-        held = take(file)
-        file.seek(0)
-        written = file.read()
-        if held and is_at(file, path):
-            return file, written
-        file.close()
-        if not held:
-            why = f"{holder(written)} is training in {out}"
-            raise DataError(f"{why}; wait for it, or choose another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        file = open(out / "lock", "a+", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"--out {out} cannot be written: {error.strerror}") from None
+    held = take(file)
+    file.seek(0)
+    if not held:
+        holder = file.read() or "another process"
+        raise DataError(f"{holder} is training in {out}; wait for it, or choose another --out")
+    if not os.fstat(file.fileno()).st_nlink:  # it was deleted between opening and locking
+        raise DataError(f"a training in {out} has ended just now; start this one again")
+    return file
 
 
 @contextmanager
-def run_lock(out: Path, say=print):
+def run_lock(out: Path):
     """Hold the folder `out`; of several processes of one run the first one does. Raises DataError
-    if another training has it, or if it cannot be made or written."""
+    if another training has it, or if it cannot be made or written. Folders that were made for a
+    training that left nothing in them are taken away again."""
     if int(os.environ.get("RANK", 0)) > 0:
         yield
         return
-    file, written = hold(out)
-    with file:
-        if written:
-            say(f"{holder(written)} held {out} and is gone without an end")
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    file = opened(out)
+    try:
         file.truncate(0)
-        file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)  # an empty file says that nobody holds it; Windows cannot delete it
-            if fcntl and is_at(file, out / "lock"):
-                os.unlink(out / "lock")
+        yield
+    finally:
+        if fcntl and os.fstat(file.fileno()).st_nlink:  # not deleted by hand, nor made anew
+            (out / "lock").unlink()
+        file.close()
+        with suppress(OSError):  # those that are not empty stay
+            if not fcntl:  # Windows deletes no open file
+                (out / "lock").unlink()
+            for folder in made:
+                folder.rmdir()

@@ -7,6 +7,7 @@ What the command line leaves open comes from the preset and from the recipe of t
 
 import argparse
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import data
@@ -66,28 +67,34 @@ WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}
 PATHS = ("source", "images", "pt_source", "pt_images")
 
 
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
-    return int(text)
+def whole(text: str, least: int | None = None) -> int:
+    """The whole number that an option must be."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text}") from None
+    if least is not None and number < least:
+        raise argparse.ArgumentTypeError(f"must be {least} or more, not {text}")
+    return number
 
 
-def not_negative(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
-    return int(text)
+positive, not_negative = partial(whole, least=1), partial(whole, least=0)
 
 
 def seed(text: str) -> int:
-    if not -(2**63) <= int(text) < 2**63:
+    if not -(2**63) <= whole(text) < 2**63:
         raise argparse.ArgumentTypeError(f"must have 64 bits, not {text}")
     return int(text)
 
 
 def rate(text: str) -> float:
-    if not 0 < float(text) < float("inf"):
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
-    return float(text)
+    return number
 
 
 class Parser(argparse.ArgumentParser):
@@ -97,13 +104,10 @@ class Parser(argparse.ArgumentParser):
     refused: dict[str, str] = {}
 
     def __init__(self, about: str | None = None):
-        def formatter(prog):
-            return argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=100)
-
-        first = "\n\n".join((about or "").split("\n\n")[:2])  # what it is, how to run it
+        raw = argparse.RawDescriptionHelpFormatter
         super().__init__(
-            description=first,
-            formatter_class=formatter,
+            description="\n\n".join((about or "").split("\n\n")[:2]),  # what it is, how to run it
+            formatter_class=partial(raw, max_help_position=24, width=100),
             usage=argparse.SUPPRESS,
             add_help=False,
         )
@@ -177,7 +181,9 @@ OPTIONS = {
         ("eval-every", "steps between validations (default: 100)", {**COUNT, "default": 100}),
         ("val-limit", "questions of a validation (default: 500)", {**COUNT, "default": 500}),
         ("limit", "test questions (default: all)", COUNT),
-        ("keep-best", "end with the weights of the best validation", FLAG),
+        ("keep-best", "end with the weights of the best accuracy or (free text) loss",
+         {"choices": ("accuracy", "loss"), "metavar": "BY", "nargs": "?", "const": True,
+          "default": False}),
         ("save-every", "steps between checkpoints (default: 100)", {**COUNT, "default": 100}),
         ("device", "cuda, mps or cpu", {"default": default_device(), "metavar": "NAME"}),
         ("precision", f"{', '.join(FORMATS)} (default: what suits --device)", ONE_OF(FORMATS)),

@@ -2,7 +2,7 @@
 
     tokenizer.model       from the beginning
     metrics.jsonl         a line every 10 steps
-    checkpoint.pt, lock   while it is not finished; best-STEP.pt too with --keep-best
+    checkpoint.pt, lock   while it is not finished
     model.pt, run.json    when it is finished
 
 Also the small things that commands around a run share: one-line errors, checks of folders.
@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from data import DataError, reason
 from engine import checkpoint
-from engine.distributed import Distributed, remove_parts
+from engine.distributed import Distributed
 
 # Not all data have captions for stage 1
 STAGE_NAMES = {"pt": "stage 1", "sft": "stage 2 (questions)"}
@@ -33,14 +34,17 @@ class Run:
     def __init__(self, args, processes: Distributed, tokenizer, fingerprint: str, watch=None):
         self.args, self.processes, self.out, self.watch = args, processes, args.out, watch
         self.fingerprint, self.state = fingerprint, None
-        self.began, self.clock = time.perf_counter(), []
-        self.unread = {}  # picture and why -> rows it was left out of
+        self.began = time.perf_counter()
+        # What a checkpoint keeps of the run so far. lines: of metrics.jsonl; clock: the seconds at
+        # each validation; unread: picture and why -> rows it was left out of; kept: with
+        # --keep-best, of the best validation its step, value and weights
+        self.progress = {"lines": [], "clock": [], "unread": {}, "kept": {}}
         self.out.mkdir(parents=True, exist_ok=True)
         if args.resume:
-            self.state = checkpoint.load(self.out, processes.device, args, fingerprint)
+            device = "cpu" if processes.sharded else processes.device
+            self.state = checkpoint.load(self.out, device, args, fingerprint)
         if self.state:
-            self.clock, self.began = self.state["clock"], self.began - self.state["seconds"]
-            self.unread = self.state["unread"]
+            self.progress, self.began = self.state["progress"], self.began - self.state["seconds"]
             processes.say(
                 f"going on after step {self.state['step']} of stage {self.state['stage']}"
             )
@@ -54,7 +58,6 @@ class Run:
         if not self.args.resume:  # --overwrite: until it has finished, there is no run
             for name in ("run.json", "model.pt", checkpoint.NAME):
                 (self.out / name).unlink(missing_ok=True)
-        remove_parts(self.out, self.state.get("parts") if self.state else None)
         checkpoint.write_file(
             self.out / "tokenizer.model", lambda file: file.write(tokenizer.model)
         )
@@ -62,13 +65,8 @@ class Run:
         if hasattr(tokenizer, "extras"):  # a tokenizer that came with pretrained weights
             extras = json.dumps(tokenizer.extras()).encode()
             checkpoint.write_file(self.out / "tokenizer.json", lambda file: file.write(extras))
-        metrics = self.out / "metrics.jsonl"
-        self.metrics = (
-            checkpoint.reopen(metrics, self.state["metrics"])
-            if self.state
-            else open(metrics, "wb", buffering=0)
-        )
-        self._remove_best()  # what came after the checkpoint
+        self.metrics = open(self.out / "metrics.jsonl", "w", encoding="utf-8")
+        self.metrics.writelines(self.progress["lines"])  # what a stop left behind is written anew
 
     def to_do(self) -> list[str]:
         """The stages that were not finished before a stop."""
@@ -79,7 +77,7 @@ class Run:
         self.stage, self.unchecked, self.newly_unread, self.shown = stage, [], [], {}
         if self.state is None or self.state["stage"] != stage:
             return 0
-        self.processes.restore(self.state, model, optimizers, self.out)
+        self.processes.restore(self.state, model, optimizers)
         scaler.load_state_dict(self.state["scaler"])
         first_step, self.state = self.state["step"], None
         return first_step
@@ -146,10 +144,11 @@ class Run:
         picture that could not be read once."""
         if not self.processes.any_rank(bool(self.newly_unread)):
             return
-        for why in self.processes.gather_all(self.newly_unread):
-            if why not in self.unread:
+        unread = self.progress["unread"]
+        for why in chain(*self.processes.gather(self.newly_unread)):
+            if why not in unread:
                 self.processes.say(f"left out of training: {why}")
-            self.unread[why] = self.unread.get(why, 0) + 1
+            unread[why] = unread.get(why, 0) + 1
         self.newly_unread = []
 
     def write(self, step: int, loss: float, model, val: dict | None, draw: bool) -> None:
@@ -158,57 +157,43 @@ class Run:
         if val:
             line["val"] = val
             self.shown["val"] = f"{val['accuracy']:.1%}"
-            self.clock.append([step, self.seconds(2)])
+            self.shown |= {"val loss": f"{val['loss']:.3f}"} if "loss" in val else {}
+            self.progress["clock"].append([step, self.seconds(2)])
+            self._keep_best(step, val, model)
         self.shown_bar.set_postfix({"loss": f"{loss:.3f}", **self.shown})
         if not self.processes.is_main:
             return
-        self.metrics.write((json.dumps(line) + "\n").encode())
-        if self.args.keep_best and self.best().get("step") == step:
-            file = self.out / f"best-{step}.pt"
-            checkpoint.write_file(file, lambda file: torch.save(model.state_dict(), file))
+        self.progress["lines"].append(json.dumps(line) + "\n")
+        self.metrics.write(self.progress["lines"][-1])
+        self.metrics.flush()
         if draw and self.watch:
-            self.watch.write_curves(self.out / "curves.png", self._lines())
+            lines = list(map(json.loads, self.progress["lines"]))
+            self.watch.write_curves(self.out / "curves.png", lines)
 
-    def _lines(self) -> list[dict]:
-        lines = (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
-
-    def best(self) -> dict:
-        """The step and the accuracy of the first validation that no other is better than; {} if
-        there was none. metrics.jsonl knows those from before a stop too."""
-        found = [line for line in self._lines() if "val" in line]
-        found = [{"step": line["step"], "val": line["val"]["accuracy"]} for line in found]
-        return max(found, key=lambda line: line["val"], default={})
-
-    def _remove_best(self, all_of_them: bool = False) -> None:
-        """Delete the weights of validations, but those of the best that metrics.jsonl knows. They
-        go when a checkpoint is written, not before: a crash takes the run back to the last one."""
-        keep = None if all_of_them else f"best-{self.best().get('step')}.pt"
-        for file in self.out.glob("best-*.pt"):
-            if file.name != keep:
-                file.unlink()
+    def _keep_best(self, step: int, val: dict, model) -> None:
+        """Keep the weights of a validation that is better than all before it. They are written with
+        the next checkpoint: a crash takes the run back to the last one, and them with it."""
+        by, sign = self.args.keep_best, -1 if self.args.keep_best == "loss" else 1
+        kept = self.progress["kept"]
+        if by in val and (not kept or sign * val[by] > sign * kept["val"]):
+            weights = {name: w.cpu().clone() for name, w in model.state_dict().items()}
+            kept |= {"step": step, "val": val[by], "by": by, "weights": weights}
 
     def save(self, step: int, model, optimizers: list, scaler) -> None:
         """Write checkpoint.pt."""
-        folder, kept = self.out / f"parts-{self.stage}-{step}", {}
-        if self.processes.is_main or self.processes.sharded:
-            kept = self.processes.save(model, optimizers, folder)
+        weights = self.processes.state(model, optimizers)
         if self.processes.is_main:
             checkpoint.save(
                 self.out,
-                self.metrics,
                 settings=json.dumps(checkpoint.settings(self.args)),
                 data=self.fingerprint,
                 stage=self.stage,
                 step=step,
                 seconds=self.seconds(),
-                clock=self.clock,
-                unread=self.unread,
+                progress=self.progress,
                 scaler=scaler.state_dict(),
-                **kept,
+                **weights,
             )
-            remove_parts(self.out, kept.get("parts"))
-            self._remove_best()
 
     def seconds(self, digits: int = 6) -> float:
         return round(time.perf_counter() - self.began, digits)
@@ -217,10 +202,9 @@ class Run:
         """Write model.pt; with --keep-best, the weights of the best validation, which the model
         then has too."""
         self.processes.barrier()
-        if self.args.keep_best and (best := self.best()):
-            file = self.out / f"best-{best['step']}.pt"
-            model.load_state_dict(torch.load(file, self.processes.device, weights_only=True))
-        weights = self.processes.full_weights(model)
+        if kept := self.progress["kept"]:
+            model.load_state_dict(kept["weights"])
+        weights = self.processes.state(model, [])["model"]
         if self.processes.is_main:
             checkpoint.write_file(
                 self.out / "model.pt", lambda file: checkpoint.save_model(file, model, weights)
@@ -230,7 +214,8 @@ class Run:
     def finish(self, summary: dict) -> dict:
         """Write run.json, delete the checkpoint; returns the record of run.json."""
         self.metrics.close()
-        args, n_pictures, n_rows = self.args, len(self.unread), sum(self.unread.values())
+        args, unread, kept = self.args, self.progress["unread"], self.progress["kept"]
+        n_pictures, n_rows = len(unread), sum(unread.values())
         if n_rows:
             print(
                 f"{n_rows:,} rows of {n_pictures:,} unreadable pictures were left out of training"
@@ -245,17 +230,15 @@ class Run:
             "origin": options.pop("origin", {}),  # where each of args comes from
             "args": options,
             "seconds": self.seconds(1),
-            "clock": self.clock,
+            "clock": self.progress["clock"],
             "unread": {"pictures": n_pictures, "rows": n_rows},
             "torch": torch.__version__,
         }
-        if args.keep_best and (best := self.best()):
-            record["kept"] = best  # whose weights model.pt holds
+        if kept:  # whose weights model.pt holds
+            record["kept"] = {name: kept[name] for name in ("step", "val", "by")}
         text = (json.dumps(record, indent=1) + "\n").encode()
         checkpoint.write_file(self.out / "run.json", lambda file: file.write(text))
         (self.out / checkpoint.NAME).unlink(missing_ok=True)
-        self._remove_best(all_of_them=True)
-        remove_parts(self.out)
         return record
 
 
@@ -292,6 +275,7 @@ def check_out(args) -> None:
     """DataError if --out holds a run that would be lost, SystemExit if there is nothing to do."""
     if (args.out / "run.json").exists() and not args.overwrite:
         if args.resume:
+            check_finished(args)
             print(f"{args.out} holds a finished run; there is nothing to go on with")
             raise SystemExit(0)
         raise DataError(f"{args.out} holds a finished run; choose another --out or say --overwrite")
@@ -299,6 +283,19 @@ def check_out(args) -> None:
         raise DataError(
             f"{args.out} holds a run that was stopped; go on with it by --resume, or say "
             "--overwrite"
+        )
+
+
+def check_finished(args) -> None:
+    """DataError if the finished run in --out is not the one that the options ask for."""
+    origins = getattr(args, "origin", {})  # other programs say nothing of these
+    given = {name for name, origin in origins.items() if origin == "you"} - {"keep_best"}
+    trained, now = read_record(args.out)["args"], checkpoint.settings(args)
+    asked = {name: now[name] for name in given if name in now}
+    if differs := checkpoint.differences(asked, {name: trained.get(name) for name in asked}):
+        raise DataError(
+            f"{args.out} holds a finished run, of which {'; '.join(differs)}. Give another --out "
+            "to train this one"
         )
 
 

@@ -81,29 +81,29 @@ def table(groups: dict[str, list[dict]]) -> str:
     group of runs (see pool)."""
     everyone = [run for runs in groups.values() for run in runs]
 
-    def row(name, values, form="{:.1f}"):
-        return [
-            name,
-            *(spread([v for run in runs for v in values(run)], form) for runs in groups.values()),
-        ]
+    def row(name: str, value, form: str = "{:.1f}") -> list[str]:
+        """value(run): a number, or None where the run has none."""
+        columns = ([value(run) for run in runs] for runs in groups.values())
+        return [name, *(spread([x for x in some if x is not None], form) for some in columns)]
 
-    def of_family(family):
-        return lambda run: [
-            100 * f["accuracy"]
-            for name, f in {**run["families"], **parts_of(run["families"])}.items()
-            if name == family
-        ]
+    def accuracy(family: str):
+        def of(run: dict) -> float | None:
+            found = {**run["families"], **parts_of(run["families"])}.get(family)
+            return found and 100 * found["accuracy"]
 
-    rows, families = [["accuracy, %", *groups]], {f for run in everyone for f in run["families"]}
+        return of
+
+    families = sorted({family for run in everyone for family in run["families"]})
     parts = dict.fromkeys(part for run in everyone for part in parts_of(run["families"]))
-    names = [*sorted(families), *(part for part in parts if part not in families)]
-    rows += [row(name, of_family(name)) for name in names]
-    rows.append(row("**overall**", lambda run: [100 * run["accuracy"]]))
+    rows = [["accuracy, %", *groups]]
+    rows += [row(name, accuracy(name)) for name in dict.fromkeys([*families, *parts])]
+    rows.append(row("**overall**", lambda run: 100 * run["accuracy"]))
     if any("consistency" in run for run in everyone):
-        rows.append(
-            row("consistency", lambda run: [100 * run[k] for k in ("consistency",) if k in run])
-        )
+        share = lambda run: 100 * run["consistency"] if "consistency" in run else None
+        rows.append(row("consistency", share))
+    if any("loss" in run for run in everyone):
+        rows.append(row("token loss", lambda run: run.get("loss"), "{:.3f}"))
     rows.append(["questions", *(f"{runs[0]['n']:,}" for runs in groups.values())])
-    rows.append(row("unparsed", lambda run: [run["unparsed"]], "{:,.0f}"))
+    rows.append(row("unparsed", lambda run: run["unparsed"], "{:,.0f}"))
     rows.append(["parameters", *(f"{runs[0]['params']:,}" for runs in groups.values())])
     return markdown(rows)

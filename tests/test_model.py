@@ -125,19 +125,6 @@ def test_attention_is_the_softmax_of_what_the_mask_allows(model, batch_of, dialo
     assert len(calls) == len(model.blocks)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_packed_documents_equal_separate_rows(model, batch_of, dialogues, kind):
-    singles = [batch_of([d]) for d in dialogues[:3]]
-    packed = {name: torch.cat([s[name] for s in singles], 1) for name in ("ids", "role", "turn")}
-    numbers = [torch.full_like(s["ids"], d) for d, s in enumerate(singles)]
-    before = [sum(len(s["images"]) for s in singles[:d]) for d in range(3)]
-    packed["image_index"] = torch.cat([s["image_index"] + n for s, n in zip(singles, before)])
-    packed["images"] = torch.cat([s["images"] for s in singles])
-    out = hidden_of(model, {**packed, "document": torch.cat(numbers, 1)}, kind)[0]
-    expected = torch.cat([hidden_of(model, s, kind)[0] for s in singles])
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-9)
-
-
 def test_an_all_ignored_batch_gives_a_finite_loss(model, batch_of, dialogues):
     batch = batch_of(dialogues[:1], upto=0)
     assert not (batch["role"] == Role.ANSWER).any()

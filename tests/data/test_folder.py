@@ -57,6 +57,18 @@ def test_damaged_entries_are_reported_by_number_kind_and_first_examples(llava):
         data.load("llava", llava, strict=True)
 
 
+def test_copies_of_training_pictures_that_are_held_out_are_counted(easy_vqa):
+    """Where the splits are as published; the pictures of the fixture are of two contents."""
+    for i, file in enumerate(sorted((easy_vqa / "train" / "images").iterdir())):
+        Image.new("RGB", (64, 64), (i, 2 * i, 200)).save(file)
+    assert data.load("easy_vqa", easy_vqa).read_pictures(32) == ""
+    folder = data.load("easy_vqa", easy_vqa)
+    copied, held = (folder.heldout(split)[0].images[0] for split in ("train", "test"))
+    held.write_bytes(copied.read_bytes())
+    said = "1 of 7 held-out pictures are also in training"
+    assert folder.read_pictures(32) == said and folder.read_pictures(32, brief=True) == said
+
+
 def test_only_the_heads_of_very_many_pictures_are_read(llava, monkeypatch):
     monkeypatch.setattr("data.folder.READ_FIRST", 5)
     good = (llava.parent / "4.png").read_bytes()

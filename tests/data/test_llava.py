@@ -73,7 +73,7 @@ def replaced(file):
     (edit(lambda e, talk: e.pop("image")), "entry 4 .*1 <image> in the messages, but 0 pictures"),
     (edit(lambda e, talk: e.update(image="missing.png")),
      "entry 4 .*no such picture .*missing.png"),
-    (edit(lambda e, talk: e.update(image="../../etc/passwd")), "entry 4 .*outside"),
+    (edit(lambda e, talk: e.update(image="../../etc/passwd")), "entry 4 .*outside .*set --images"),
     (edit(lambda e, talk: e.update(image=[3])), "entry 4 .*image must be a file name"),
     (edit(lambda e, talk: e.update(image=0)), "entry 4 .*image must be a file name"),
     (edit(lambda e, talk: e.update(image="a\0.png")), "entry 4 .*cannot be a file's name"),
@@ -92,20 +92,18 @@ def test_llava_damaged(llava, damage, message):
         assert sum(len(folder.heldout(split)) for split in SPLITS) == 31
 
 
-def test_empty_answers_are_counted(llava):
-    entries = json.loads(llava.read_text())
-    for e in entries[:3]:
-        e["conversations"][1]["value"] = ""
-    llava.write_text(json.dumps(entries))
-    report = data.load("llava", llava).read_pictures(32)
-    assert report.startswith("3 of 32 entries") and "  3 empty answer, such as" in report
-
-
 def test_json_lines_are_read_as_a_list(llava):
     entries = data.load("llava", llava)
     lines = [json.dumps(e, ensure_ascii=False) for e in json.loads(llava.read_text())]
     llava.write_text("\r\n".join([*lines[:5], "", *lines[5:]]) + "\n", encoding="utf-8-sig")
     assert data.load("llava", llava).splits == entries.splits
+
+
+def test_json_lines_may_be_one_line(llava):
+    first = json.loads(llava.read_text())[0]
+    llava.write_text(json.dumps(first) + "\n")
+    (group,) = data.load("llava", llava).splits["train"]
+    assert [len(example.turns) for example in group] == [2]
 
 
 @pytest.mark.parametrize("damaged", ["oops", '{"id"', "{oops}", '{"id": 1} {"id": 2}'])
@@ -208,6 +206,29 @@ def test_the_llava_split_follows_the_names_alone(llava, tmp_path, monkeypatch):
     folder = data.load("llava", llava)
     pictures = [{p for e in folder.heldout(s) for p in e.images} for s in SPLITS]
     assert sum(map(len, pictures)) == len(set().union(*pictures))
+
+
+def test_copies_of_a_picture_are_in_one_split_and_counted(llava):
+    """Whatever their names, those of captions too; only files of one size are compared."""
+    entries = json.loads(llava.read_text())[:30]
+    copies = [{**e, "image": f"copy{i}.png"} for i, e in enumerate(entries[:25])]
+    for e, copy in zip(entries, copies):
+        content = (llava.parent / e["image"]).read_bytes()
+        (llava.parent / copy["image"]).write_bytes(content)
+    other = bytearray(content)
+    other[-1] ^= 1  # as long, and another file
+    (llava.parent / "other.png").write_bytes(other)
+    llava.write_text(json.dumps([*entries, *copies, {**entries[0], "image": "other.png"}]))
+    captions = llava.parent / "captions.json"
+    captions.write_text(json.dumps([entry(e["image"], "<image>", "a copy") for e in copies]))
+    folder = data.load("llava", llava, pt_source=captions)
+    shown = {s: {e.images[0] for e in folder.heldout(s)} for s in (*SPLITS, "pt")}
+    content = {s: {path.read_bytes() for path in paths} for s, paths in shown.items()}
+    assert all(content.values()) and sum(len(content[s]) for s in SPLITS) == 31
+    assert not content["pt"] & (content["val"] | content["test"])
+    report = folder.read_pictures(32)
+    assert "25 pictures are copies of others under other names: they are in one split" in report
+    assert "captions of held-out pictures are not used" in report
 
 
 def test_a_large_group_of_pictures_is_trained_on(llava):

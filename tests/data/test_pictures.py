@@ -1,5 +1,8 @@
 """Pictures from files: read whole, as a viewer shows them, or named."""
 
+import struct
+import zlib
+
 import pytest
 import torch
 from PIL import Image
@@ -96,6 +99,60 @@ def test_pictures_are_read_as_a_viewer_shows_them(tmp_path):
     for name in ("deep.png", "deep.tif", "deep.pgm"):
         row = read_picture(tmp_path / name, 32)[0, 5].tolist()  # of all 16 bits
         assert row == sorted(row) and len(set(row)) > 25 and row[16] in range(120, 136), name
+
+
+def exif(*tags: bytes) -> bytes:
+    """EXIF data that say "turn me by 90 degrees", and more tags of 12 bytes."""
+    turn = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    head = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1 + len(tags))
+    return head + turn + b"".join(tags) + bytes(4)
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    """Of a PNG."""
+    checksum = zlib.crc32(name + content)
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+
+LONG = zlib.compress(bytes(3_000_000))
+A_WORD_FOR_A_RATIO = struct.pack("<HHII", 0x011A, 2, 1, 0)  # Pillow reads it, and cannot write it
+
+
+@pytest.mark.parametrize("name,options,at,added,turned", [
+    ("x.webp", {"exif": b"Exif\0\0garbage", "lossless": True}, 0, b"", False),
+    ("x.png", {"exif": b"garbage"}, 0, b"", False),
+    ("x.jpg", {"exif": exif(A_WORD_FOR_A_RATIO), "quality": 95}, 0, b"", True),
+    ("x.png", {}, 33, chunk(b"zTXt", b"comment\0\0" + LONG), False),
+    ("x.png", {"exif": exif()}, 33, chunk(b"iCCP", b"profile\0\0" + LONG), True),
+    ("x.png", {}, -12, chunk(b"iTXt", b"comment\0\1\0\0\0" + LONG), False),  # after the pixels
+    ("x.png", {}, 33, chunk(b"tEXt", b"a\0b")[:-1] + b"?", False),  # its checksum is wrong
+])  # fmt: skip
+def test_pixels_are_read_whatever_is_wrong_beside_them(tmp_path, name, options, at, added, turned):
+    """Of EXIF data, texts and colour profiles; and turned where it is known how."""
+    picture = Image.new("RGB", (32, 32), "red")
+    picture.paste((0, 0, 255), (0, 16, 32, 32))  # blue below; at the left, when it is turned
+    picture.save(tmp_path / name, **options)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[:at] + added + content[at:])
+    pictures.check_head(tmp_path / name)
+    pixels = read_picture(tmp_path / name, 32)[2]
+    assert (pixels[24, 24] > 200) != turned and pixels[24, 8] > 200 > 50 > pixels[8, 24]
+
+
+def test_pictures_of_phones_are_read_and_larger_ones_named(tmp_path):
+    """50 million pixels and more, up to 200; those of a JPEG are not all unpacked."""
+    file = tmp_path / "x.jpg"
+    Image.new("L", (16320, 12240), 200).save(file)
+    assert (read_picture(file, 32)[0, 8:24] - 200).abs().max() < 3
+    assert max(open_picture(file).size) < 16320
+    for side in (16_000, 100_000):  # a PNG of a few bytes that unpacks to so many
+        head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+        body = chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+        file.write_bytes(b"\x89PNG\r\n\x1a\n" + head + body)
+        says = f"x.jpg: {side} x {side} pixels are more than the 250,000,000 that are read"
+        for read in (pictures.check_head, open_picture.__wrapped__):
+            with pytest.raises(DataError, match=says):
+                read(file)
 
 
 def test_pictures_are_kept_up_to_a_number_of_bytes(tmp_path, monkeypatch):

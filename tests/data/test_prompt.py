@@ -31,18 +31,6 @@ def test_roles_and_turns_of_a_dialogue(tokenizer):
     assert len(row.ids) == len(row.role) == len(row.turn)
 
 
-@pytest.mark.parametrize("turns,n,roles", [
-    ([("<image>", "red circle")], 4, "tVVVVtAAA"),  # a caption: nothing is asked
-    ([("<image>\n", "red circle")], 4, "tVVVVtAAA"),
-    ([("is nothing?", "no"), ("<image>red?", "yes")], 2, "tttttAA" + "VVQQQAA"),
-    ([("is <image> the <image> red?", "no")], 2, "tQVVQVVQQQAA"),
-])  # fmt: skip
-def test_a_turn_with_a_picture_and_words_is_a_question(tokenizer, turns, n, roles):
-    images = list("abc")[: sum(message.count("<image>") for message, _ in turns)]
-    row = encode(Example(images, turns), tokenizer, n)
-    assert letters(row) == roles and row.images == images
-
-
 def test_a_prompt_is_the_row_up_to_the_answer(tokenizer):
     example = Example(["a", "b"], [("<image>red?", "yes"), ("<image>blue?", "no"), ("is?", "yes")])
     full = encode(example, tokenizer, 3)
@@ -99,7 +87,11 @@ def test_views_of_one_tensor_are_pictures_of_their_own(tokenizer):
 
 
 def test_text_that_no_tokenizer_fits_is_one_clear_error():
-    with pytest.raises(DataError, match="raise --vocab-size"):
-        Tokenizer.train(["".join(chr(0x4E00 + i) for i in range(1500))], 1000)
+    letters = "".join(chr(0x4E00 + i) for i in range(1500))
+    for size in (3, 1000):
+        message = f"^--vocab-size {size} is too small: this text needs 1763 or more$"
+        with pytest.raises(DataError, match=message):
+            Tokenizer.train([letters], size)
+    assert len(Tokenizer.train([letters], 1763)) == 1763
     with pytest.raises(DataError, match="no text to train a tokenizer on"):
         Tokenizer.train([""], 1000)

@@ -9,7 +9,7 @@ from data.errors import DataError
 from data.families import EMPTY, layouts_in
 from data.shapes import STEPS_WITHOUT_PLACES, Shapes
 from data.shapes.questions import FAMILIES, SceneFacts, caption_of_places
-from data.shapes.scenes import CELLS, COLOUR, GRID, NAMES, PALETTE, SHAPE, layouts, render
+from data.shapes.scenes import CELLS, COLOUR, GRID, PALETTE, SHAPE, layouts, render
 
 
 def oracle(cells, question):
@@ -55,18 +55,6 @@ def asked_of(S: int, per_scene: int, names=()):
     g = torch.Generator().manual_seed(3)
     facts = SceneFacts.of(layouts_in("train", S, g, layouts), g)
     return zip(facts.layout.tolist(), Shapes().questions(facts, per_scene, names))
-
-
-def test_every_answer_is_exact():
-    seen = set()
-    for cells, asked in asked_of(400, 12):
-        for family, question, answer in asked:
-            assert oracle(cells, question) == answer, question
-            seen.add((family, answer))
-    assert {a for f, a in seen if f == "counting"} == set("0123")
-    assert {a for f, a in seen if f == "place"} == set("1234")
-    assert {a for f, a in seen if f == "spatial"} == set(NAMES)
-    assert {a for f, a in seen if f == "attribute"} == set(COLOUR + SHAPE)
 
 
 def test_places_often_need_both_words_of_a_name():

@@ -3,16 +3,12 @@
 import re
 from collections import Counter
 
-import pytest
 import torch
-from helpers import TINY
 
-import train
-from data import families
 from data.families import EMPTY
 from data.shapes import STEPS_WITHOUT_PLACES
 from data.shapes.pairs import FAMILIES, WHICH, PairFacts, Pairs, captions, pairs
-from data.shapes.scenes import NAMES, SHAPE
+from data.shapes.scenes import NAMES
 
 
 def oracle(pair, question):
@@ -46,17 +42,6 @@ def asked_about(S: int, per_pair: int, seed: int = 0):
     g = torch.Generator().manual_seed(seed)
     facts = PairFacts.of(pairs("train", S, g), g)
     return zip(facts.layout.tolist(), Pairs().questions(facts, per_pair))
-
-
-def test_every_answer_is_exact():
-    more = Counter()
-    for pair, asked in asked_about(400, 8):
-        for family, question, answer in asked:
-            assert oracle(pair, question) == answer, question
-            if family == "more":
-                words = question.removesuffix("?").split()[4:]
-                more["kind" if len(words) == 2 and words[1] != "objects" else words[-1]] += 1
-    assert set(more) == {"kind", "objects", *(f"{shape}s" for shape in SHAPE)}
 
 
 def test_the_other_picture_alone_does_not_tell():
@@ -115,19 +100,9 @@ def test_half_of_the_pictures_of_stage_1_come_to_stand_in_pairs():
 def test_pictures_stand_in_their_order():
     """The first picture of a row is the first scene of its layout: its colours are there."""
     world = Pairs()
-    held, layouts = world.heldout("val", 40), world.layouts("val")
-    for i, e in enumerate(held):
-        pair = layouts[i // len(FAMILIES)]
-        question = e.turns[0][0].removeprefix("first <image> second <image> ")
-        assert oracle(pair, question) == e.turns[0][1]
-        for image, cells in zip(e.images, pair):
+    layouts = world.layouts("val")
+    for i, e in enumerate(world.heldout("val", 40)):
+        for image, cells in zip(e.images, layouts[i // len(FAMILIES)]):
             squares = image.float().amax(0).unflatten(0, (4, 16)).unflatten(2, (4, 16))
             bright = (squares.amax((1, 3)) > 100).flatten()
             assert bright.tolist() == [k != EMPTY for k in cells]
-
-
-@pytest.mark.usefixtures("no_drawing")
-def test_train_on_it(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(families, "HELD_OUT", 60)
-    train.main([*TINY, "--data", "shapes-pairs", "--limit", "20", "--out", str(tmp_path / "run")])
-    assert "--image FILE" in capsys.readouterr().out.splitlines()[-1]

@@ -7,7 +7,6 @@ import torch
 from helpers import TINY
 from test_shapes import oracle
 
-import data
 import eval as evaluation
 import train
 from data.families import EMPTY, SPLITS, split_of
@@ -104,13 +103,6 @@ def test_the_splits_are_disjoint_and_ask_what_is_asked_about_the_pictures():
             assert example.turns[0][1] == seen.turns[0][1] == oracle(cells, question)
     trained = [read(e.turns[0][0])[0] for s in ("pt", "sft") for e in world.draw(s, 0, 40, 2, 1)]
     assert {int(h) for h in split_of(torch.tensor(trained))} <= {*SPLITS["train"]}
-
-
-def test_its_tokenizer_has_whole_words_for_pictures_and_texts(tokenizer):
-    world = ShapesText()
-    own = data.Tokenizer.train(world.texts(), 4096)
-    for text in [*Shapes().texts()][:400] + [e.turns[0][0] for e in world.heldout("val", 20)]:
-        assert not any(own.sp.is_byte(i) for i in own.encode(text))
 
 
 @pytest.mark.usefixtures("no_drawing")

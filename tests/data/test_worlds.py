@@ -10,6 +10,9 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import test_shapes
+import test_shapes_pairs
+import test_sounds
 import torch
 from helpers import ROOT
 
@@ -158,6 +161,22 @@ def test_answers_are_balanced_in_every_family(make):
         shares = [count / places.total() for count in places.values()]
         assert len(shares) == n and max(shares) - min(shares) < 0.05, (family, places)
     assert answers == world.answers
+
+
+@pytest.mark.parametrize("name,oracle", [
+    ("shapes", test_shapes.oracle), ("shapes-pairs", test_shapes_pairs.oracle),
+    ("sounds", test_sounds.oracle),
+])  # fmt: skip
+def test_every_answer_is_exact(name, oracle):
+    """By a slow reading of the scene, in training and where they are held out; shapes-text asks
+    what shapes asks."""
+    world = IN_FAMILIES[name]()
+    for scene, asked in zip(*questions_of(world, 400, 12, 3)):
+        assert all(oracle(scene, question) == answer for _, question, answer in asked)
+    scenes, n = world.layouts("val"), len(world.families)
+    for i, e in enumerate(world.heldout("val")):
+        ((message, answer),) = e.turns
+        assert oracle(scenes[i // n], message.removeprefix(world.before)) == answer
 
 
 @in_families

@@ -37,7 +37,7 @@ def step(llava, tokenizer, losses_in_float64):
         total, n, tokens = 0, set(), []
         for rank in range(world_size):
             share = rank, world_size, parts
-            batches = StepBatches(source, tokenizer, config, stage, args, *share)[0]
+            batches = StepBatches(source, tokenizer, config, stage, args, *share).batches(0)
             n.add(len(batches))
             batches[0].pop("unread", None)
             tokens += [int((batch["role"] == 4).sum()) for batch in batches]
@@ -71,6 +71,11 @@ def test_a_step_in_parts_is_the_step(step, llava, damaged, stage):
             assert n == {min(parts, rows // world_size)}  # all processes have as many
             assert len(set(tokens)) > 1
             assert_close(found, whole)
+
+
+def test_each_process_needs_a_row(step):
+    with pytest.raises(data.DataError, match="step 1 of stage sft has 4 rows for 5 processes"):
+        step("sft", 1, 5)
 
 
 @pytest.mark.usefixtures("small")

@@ -1,14 +1,19 @@
-"""Answers come in batches that fit the memory, and are the same in batches of any size; the model
-is safe before the last of them are given."""
+"""Answers come in batches that fit the memory, and are the same in batches of any size; the loss of
+held-out answers."""
+
+import json
 
 import pytest
-from helpers import RUN, Crash, crash, weights_of
+from helpers import TINY, lines_of
 
+import data
+import eval as evaluation
 import train
 from data import Row
 from engine import answering
-from engine.answering import row_batches
+from engine.answering import answer_loss, are_free, mean_loss, row_batches
 from eval import answer_all
+from mma import Role
 from model import KVCache
 
 
@@ -55,14 +60,48 @@ def test_the_masks_of_long_prompts_are_bounded_too():
     assert [len(b) for b in batches] == [16] * 4  # 16 x 4 x 61 MiB are 3.8 GiB, of 4
 
 
-@pytest.mark.usefixtures("small", "no_drawing")
-def test_the_model_is_written_before_the_last_answers(tmp_path, monkeypatch):
-    answers = train.answer_all
+def test_the_loss_of_held_out_answers_is_that_of_a_loop_over_single_rows(
+    model, tokenizer, dialogues, batch_of, losses_in_float64, tmp_path, monkeypatch
+):
+    """In batches of any size and shared out among processes; without what cannot be read."""
+    losses = [model.loss(**batch_of([e])).item() for e in dialogues]
+    n = [int((batch_of([e])["role"] == Role.ANSWER).sum()) for e in dialogues]
+    expected = sum(loss * tokens for loss, tokens in zip(losses, n)) / sum(n)
+    unread = data.Example([tmp_path / "none.png"], [("<image>red?", "yes")])
+    for batch_size in (1, 2, 256):
+        sums = answer_loss(model, tokenizer, [*dialogues, unread], batch_size)
+        assert sums[1] == sum(n) and mean_loss([sums])["loss"] == pytest.approx(expected, abs=1e-9)
+    parts = [answer_loss(model, tokenizer, dialogues[rank::2]) for rank in range(2)]
+    assert mean_loss(parts)["loss"] == pytest.approx(expected, abs=1e-9)
+    assert mean_loss([answer_loss(model, tokenizer, [unread])]) == {}
 
-    def last_crashes(*args, progress=False, **options):
-        return crash() if progress else answers(*args, **options)
 
-    monkeypatch.setattr(train, "answer_all", last_crashes)
-    with pytest.raises(Crash):
-        train.main([*RUN, "--out", str(tmp_path)])
-    assert weights_of(tmp_path) and not (tmp_path / "run.json").exists()
+@pytest.mark.usefixtures("no_drawing")
+def test_free_text_is_judged_by_its_loss_and_shown_beside_the_truth(llava, tmp_path, capsys):
+    """At every look, at the end, and by eval.py; --keep-best without a name goes by it."""
+    entries = json.loads(llava.read_text())
+    for i, e in enumerate(entries):
+        e["conversations"] = [{"from": "human", "value": "<image>"}] if "image" in e else []
+        e["conversations"] += [{"from": "gpt", "value": f"picture number {i} of many"}]
+    llava.write_text(json.dumps(entries[:30]))
+    out, source = tmp_path / "run", ["--data", "llava", "--source", str(llava)]
+    options = ["--image-size", "32", "--keep-best", "--out", str(out)]
+    train.main([*TINY, *source, *options])
+    said = capsys.readouterr()
+    looks = [line["val"]["loss"] for line in lines_of(out) if "val" in line]
+    record = json.loads((out / "run.json").read_text())
+    assert record["kept"]["by"] == "loss" and record["kept"]["val"] == min(looks)
+    assert len(looks) == 2 and 0 < record["loss"] < 20
+    assert said.out.count(", where the true answer is 'picture number") == 3
+    assert f"| token loss  |     {record['loss']:.3f} |" in said.out
+    assert "val loss=" in said.err
+    evaluation.main([str(out), "--device", "cpu", "--json", str(tmp_path / "r.json")])
+    again = json.loads((tmp_path / "r.json").read_text())["runs"][0]
+    assert again["loss"] == pytest.approx(record["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("answers,known,free", [
+    (["a", "b", "c"], None, True), (["a", "b", "c"], {"a"}, False), (["a", "a"], None, False),
+])  # fmt: skip
+def test_answers_are_free_where_most_of_them_differ(answers, known, free):
+    assert are_free(answers, known) == free

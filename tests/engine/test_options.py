@@ -12,7 +12,7 @@ from engine.options import PRESETS, RECIPES, arguments, settings_table
 
 @pytest.mark.parametrize("args", [
     ["--questions", "0"], ["--eval-every", "0"], ["--limit", "-1"], ["--patch-size", "0"],
-    ["--steps", "x"], ["--resume", "--overwrite"],
+    ["--steps", "x"], ["--resume", "--overwrite"], ["--keep-best", "--fsdp"],
 ])  # fmt: skip
 def test_flags_out_of_range_are_usage_errors(args, capsys):
     with pytest.raises(SystemExit):

@@ -11,10 +11,7 @@ import data
 import eval as evaluation
 import train
 from data.pictures import read_picture
-from engine.batches import StepBatches
 from engine.checkpoint import fingerprint
-from engine.options import arguments
-from model import MLLM, Config
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
 
@@ -149,27 +146,6 @@ def test_the_fingerprint_is_of_texts_and_of_which_pictures(llava, tokenizer, tmp
     for change in (another_picture, another_question):
         llava.write_text(before)
         assert print_of(change) != first
-
-
-def test_the_loss_is_the_same_for_any_number_of_processes(large, tokenizer):
-    """And no row gains weight by another's absence."""
-    options, alone = large
-    args, config = arguments(options), Config(vocab_size=len(tokenizer), image_size=32)
-    batches = StepBatches(data.load("llava", args.source), tokenizer, config, "sft", args)
-    torch.manual_seed(0)
-    model = MLLM(config).double()
-    for file in [f for e in batches.examples(0) for f in e.images if f in alone["train"]][:1]:
-        cut_short(file)
-    (whole,) = batches[0]
-    assert len(whole.pop("unread")) == 1
-    losses, unread = [], 0
-    for rank in range(2):
-        batches.rank, batches.world_size = rank, 2
-        (part,) = batches[0]
-        unread += len(part.pop("unread", []))
-        losses.append(model.loss(**part))
-    assert unread == 1
-    assert torch.allclose(sum(losses) / 2, model.loss(**whole), atol=1e-9)
 
 
 def test_what_is_asked_about_it_is_not_answered_and_said(large, tmp_path, capsys):
