@@ -94,19 +94,15 @@ def read_tokenizer(folder: Path, template: str = OWN, system: str = "") -> ChatT
     """Of a decoder's Hugging Face folder. template: a file in Jinja, in place of the folder's own.
     system: a system prompt, in place of the one that a template may begin with."""
     vocabulary, theirs = read_config(folder).vocab_size, auto_tokenizer(folder)
-    try:
-        if template != OWN:
+    if template != OWN:
+        with one_line(f"--template {template} cannot be read"):
             theirs.chat_template = Path(template).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise DataError(f"--template {template} cannot be read: {error}") from None
     if not theirs.chat_template:
         raise DataError(f"{folder}: no chat template is there; --template FILE.jinja names one")
-    try:
+    with one_line(folder, (ValueError, OSError, needed("jinja2", "jinja2").TemplateError)):
         form = form_of(theirs, folder, system)
         tokenizer = ChatTokenizer(model_of(theirs), image=vocabulary, **form)
         check_form(tokenizer, theirs, folder, system)
-    except (ValueError, OSError, needed("jinja2", "jinja2").TemplateError) as error:
-        raise DataError(f"{folder}: {one_line(error)}") from None
     plain = set(theirs.get_vocab().values()) - specials_of(theirs)
     used = [*tokenizer.start, *tokenizer.next, *tokenizer.opening, *tokenizer.end]
     if (last := max(*plain, *used)) >= vocabulary:
@@ -124,11 +120,9 @@ def auto_tokenizer(folder: Path):
         for module, package in (("sentencepiece",) * 2, ("google.protobuf", "protobuf")):
             needed(module, package)
     auto = needed("transformers", "transformers>=5.6").AutoTokenizer
-    try:
+    with one_line(f"{folder}: its tokenizer cannot be read", Exception):
         theirs = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         theirs.backend_tokenizer  # noqa: B018 - those in Python have none
-    except Exception as error:  # tokenizers raises nothing more special
-        raise DataError(f"{folder}: its tokenizer cannot be read ({one_line(error)})") from None
     return theirs
 
 

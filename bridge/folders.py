@@ -4,6 +4,7 @@ which is accounted for. Weights are read from *.safetensors alone: other formats
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from re import fullmatch
@@ -26,8 +27,14 @@ def needed(module: str, package: str):
         raise DataError(f"{advice} ({error})") from None
 
 
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+@contextmanager
+def one_line(what, kinds=(OSError, ValueError, KeyError, TypeError)):
+    """Errors of other packages about the user's files are a DataError of one line: what, and why.
+    kinds: Exception, where a package raises nothing more special."""
+    try:
+        yield
+    except kinds as error:
+        raise DataError(f"{what}: {' '.join(str(error).split())[:300]}") from None
 
 
 def read_config(folder: Path):
@@ -38,10 +45,8 @@ def read_config(folder: Path):
             f"{file}: no such file; a Hugging Face folder holds config.json and *.safetensors"
         )
     auto = needed("transformers", "transformers>=5.6").AutoConfig
-    try:
+    with one_line(file, Exception):
         return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # of many classes, some of them other packages'
-        raise DataError(f"{file}: {one_line(error)}") from None
 
 
 def demand(folder: Path, config, **allowed: list) -> None:
@@ -72,11 +77,9 @@ def files_of(folder: Path) -> list[Path]:
             f"{folder}: no *.safetensors; other formats are not read, because loading them can run "
             "code"
         )
-    try:
+    with one_line(f"{index}: not readable as an index of files", Exception):
         named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         files = sorted({folder / name for name in named})
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DataError(f"{index}: not readable as an index of files ({error})") from None
     for file in files:
         if not file.exists():
             raise DataError(f"{file}: no such file, but {index.name} names it")
@@ -95,10 +98,8 @@ def tensors(folder: Path, only: tuple[str, ...] = ()) -> Iterator[tuple[Path, st
                     yield file, name, opened.get_tensor(name)
 
     for file in files_of(folder):
-        try:
+        with one_line(f"{file}: not readable as safetensors", Exception):
             yield from of(file)
-        except Exception as error:  # of a class that safetensors does not export everywhere
-            raise DataError(f"{file}: not readable as safetensors ({error})") from None
 
 
 def fill(model: nn.Module, folder: Path, table: dict, wanted: set[str], dtype: torch.dtype) -> None:

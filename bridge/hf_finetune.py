@@ -14,15 +14,14 @@ import importlib.util
 import json
 import shutil
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 import data
-from bridge.folders import files_of, needed, read_config
+from bridge.folders import files_of, needed, one_line, read_config
 from bridge.hf_dialogues import Dialogues, answer_all, loss_of
-from data import DataError, reason
+from data import DataError
 from engine.answering import say_unread
 from engine.batches import describe_splits
 from engine.checkpoint import write_file
@@ -47,15 +46,6 @@ VISION = ("model.vision_tower", "model.visual", "model.vision_model", "model.vis
 TRIES = 8  # steps whose rows are tried, where none of a step's can be used
 # What may differ when a run goes on
 APART = ("origin", "out", "resume", "overwrite", "device", "limit", "save_every", "checkpointing")
-
-
-@contextmanager
-def one_line(what):
-    """What transformers finds wrong with the user's folder is a DataError of one line."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{what}: {reason(error)}") from None
 
 
 def load(args):
