@@ -130,7 +130,7 @@ def fill(model: nn.Module, folder: Path, table: dict, wanted: set[str], dtype: t
 def collect(folder: Path, table: dict, wanted: set[str], shapes: dict, dtype, wrong: list) -> tuple:
     """parts, parameter -> {which part: its rows}, and the names of the tensors that they came from.
     What does not fit goes to `wrong`; what is quantised leaves `wanted`."""
-    parts, came_from, seen = defaultdict(dict), defaultdict(list), {}
+    parts, came_from, seen, filled = defaultdict(dict), defaultdict(list), {}, set()
     for file, name, tensor in tensors(folder):
         if name in seen:
             raise DataError(
@@ -139,7 +139,7 @@ def collect(folder: Path, table: dict, wanted: set[str], shapes: dict, dtype, wr
             )
         seen[name], targets = file, targets_of(name, table)
         to = [target.partition("#")[0] for target in targets or ()]
-        if targets is None or not wanted.issuperset(to):
+        if targets is None or not wanted.issuperset(to) or filled.intersection(targets):
             wrong.append(f"{name} {list(tensor.shape)} in {file.name} is not expected")
         elif to and tensor.dtype not in FLOATS:
             kind = str(tensor.dtype).removeprefix("torch.")
@@ -150,6 +150,7 @@ def collect(folder: Path, table: dict, wanted: set[str], shapes: dict, dtype, wr
                 parameter, _, which = target.partition("#")
                 parts[parameter][which] = rows.to(dtype, copy=True)
                 came_from[parameter].append(name)
+            filled.update(targets)
     return parts, came_from
 
 
@@ -171,7 +172,7 @@ def shared(tensor: Tensor, shapes: list) -> list[Tensor]:
 def whole(name: str, parts: dict[str, Tensor], shape: torch.Size) -> Tensor:
     """A parameter of a shape from its parts; one that no concatenation gives stays a part."""
     values = [parts[which] for which in sorted(parts)]
-    fits = all(part.dim() == len(shape) for part in values)
+    fits = all(part.shape[1:] == shape[1:] for part in values)
     value = torch.cat(values) if len(values) > 1 and fits else values[0]
     if value.numel() == shape.numel() and value.dim() == 4:  # a convolution over whole patches
         return value.flatten(1)

@@ -135,6 +135,7 @@ EIGHT_BITS = torch.zeros(48, 32).to(torch.float8_e4m3fn)
         "model.layers.1.mlp.side.weight .2. in model.safetensors is not expected",
     ),
     ("llama", dict(model__layers__7__mlp__up_proj__weight=(48, 32)), "layers.7.* is not expected"),
+    ("llama", dict(norm__weight=(32,)), "norm.weight .32. in model.safetensors is not expected"),
     (
         "llama", dict(model__norm__weight=(33,)),
         "model.norm.weight: norm.weight would be .33., not .32.",
@@ -162,6 +163,7 @@ def test_every_tensor_of_a_decoder_is_accounted_for(vision, saved, kind, change,
 @pytest.mark.parametrize("change,says", [
     ({"encoder__layers__0__self_attn__q_proj__weight": (4, 32)}, "qkv.weight would be .68, 32."),
     ({"encoder__layers__0__self_attn__q_proj__weight": (32,)}, "qkv.weight would be .32., not .96"),
+    ({"encoder__layers__0__self_attn__q_proj__weight": (32, 9)}, "would be .32, 9., not .96"),
     ({"encoder__layers__0__self_attn__v_proj__bias": None}, "qkv.bias would be .64., not .96."),
     ({"embeddings__patch_embedding__weight": ()}, "patch.weight would be .., not .32, 192."),
 ])  # fmt: skip
