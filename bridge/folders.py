@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from re import fullmatch
+from shlex import quote
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ def needed(module: str, package: str):
     try:
         return import_module(module)
     except ImportError as error:
-        advice = f"pretrained weights need the package {package}: pip install {package}"
+        advice = f"pretrained weights need the package {package}: pip install {quote(package)}"
         raise DataError(f"{advice} ({error})") from None
 
 

@@ -106,7 +106,9 @@ def test_missing_packages_are_named(vision, saved, monkeypatch):
     folder, _ = saved("llama")
     for package in ("safetensors", "transformers"):
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(DataError, match=f"need the package {package}.*: pip install {package}"):
+        with pytest.raises(
+            DataError, match=f"need the package {package}.*: pip install '?{package}"
+        ):
             load(vision[0], folder)
 
 
