@@ -11,7 +11,7 @@ from PIL import Image
 
 import data
 from data import shapes
-from lab import curves, experiments, figures, look, results, watch
+from lab import curves, experiments, figures, recording, results, watch
 
 ROOT = Path(__file__).parent.parent.parent
 ORANGE, BLUE = (240, 140, 40), (74, 111, 181)
@@ -195,8 +195,8 @@ def test_a_sheet_is_spread_over_all_answers(tmp_path, model, tokenizer, pictures
     """24 of them, evenly, each framed where the model looks; the first of their pictures is left to
     ask about. Who does not write takes part in the forward passes."""
     framed, sheets = [], []
-    real = look.attended
-    monkeypatch.setattr(look, "attended", lambda *a: framed.append(a[2]) or real(*a))
+    real = recording.attended
+    monkeypatch.setattr(recording, "attended", lambda *a: framed.append(a[2]) or real(*a))
     monkeypatch.setattr(figures, "write_sheet", lambda *args: sheets.append(args))
     results = [
         {"prompt": (data.Example([pictures[k % 4]] if k else [], [("<image>" * (k > 0), "")]), 0)}

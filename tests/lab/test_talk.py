@@ -11,7 +11,7 @@ import data
 import train
 from bridge import benchmarks
 from data import IMAGE_TOKEN, Row, audio
-from lab import look, talk
+from lab import talk
 from lab.talk import Conversation
 from lab.variants import ConcentricMLLM, TextFirstTokenizer
 from mma import Role
@@ -79,7 +79,7 @@ def test_the_help_says_what_fits_the_run_and_what_was_shown(run):
 
 
 def test_the_help_of_the_command_names_the_devices(capsys):
-    for module in (talk, look, benchmarks):
+    for module in (talk, benchmarks):
         with pytest.raises(SystemExit):
             module.arguments(["--help"])
         assert "--device NAME" in (out := capsys.readouterr().out) and "cuda, mps or cpu" in out
@@ -145,6 +145,17 @@ def test_a_run_that_was_trained_on_sounds_is_asked_about_sounds(tmp_path, monkey
         talk.main([str(hears), "--device", "cpu", "--image", str(run / "a.png")])
     with pytest.raises(SystemExit, match="begins with one of them"):
         talk.main([str(hears), "--device", "cpu", "--audio", str(file), "--image", "a.png"])
+
+
+@pytest.mark.parametrize("typed", [
+    "{}/my picture.png", '"{}/my picture.png"', "'{}/my picture.png'", r"{}/my\ picture.png",
+    "~/my picture.png", r"~/my\ picture.png", "{}/it's.png",
+])  # fmt: skip
+def test_paths_are_found_as_they_are_typed_or_pasted(tmp_path, monkeypatch, typed):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("my picture.png", "it's.png"):
+        (tmp_path / name).touch()
+    assert talk.path_of(typed.format(tmp_path)).exists()
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), EOFError()])
