@@ -92,7 +92,8 @@ class Steps(torch.utils.data.Dataset):
 
     def examples(self, item: int) -> list[data.Example]:
         args, parts = self.args, self.args.accumulate
-        drawn = self.source.draw("sft", item // parts, args.pictures, args.questions, args.seed)
+        step = item // parts
+        drawn = self.source.draw(args.stage, step, args.pictures, args.questions, args.seed)
         return drawn[item % parts :: parts]
 
     def collate(self, items: list[int]) -> dict:
@@ -146,6 +147,8 @@ def arguments(argv=None):
     add("--lora", type=positive, metavar="R", help="train LoRA of rank R alone")
     add("--freeze", nargs="*", metavar="NAME", help="beginnings of names of parameters that stay "
         "as they are (default: the vision tower)")  # fmt: skip
+    add("--stage", default="sft", choices=("pt", "sft"), metavar="NAME", help="learn from questions "
+        "(sft), or first from the captions that the data have (pt)")  # fmt: skip
     add("--steps", type=not_negative, default=1000, metavar="N", help="default: 1000")
     add("--pictures", type=positive, default=8, metavar="N", help="of a step (8)")
     add("--questions", type=positive, default=1, metavar="N", help="about each of them (1)")
