@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 
 import data
 from data import shapes
 from lab import curves, experiments, figures, recording, results, watch
+from mma import EXTRA_PAIRS
 
 ROOT = Path(__file__).parent.parent.parent
 ORANGE, BLUE = (240, 140, 40), (74, 111, 181)
@@ -25,24 +27,35 @@ def colours_in(picture) -> set:
     return {colour for _, colour in picture.convert("RGB").getcolors(2**24)}
 
 
-def test_the_figure_shows_the_masks(tmp_path):
-    cell = 13
-    figures.write_figure(tmp_path / "f.png", cell)
-    picture = Image.open(tmp_path / "f.png").convert("RGB")
+@pytest.fixture
+def meshes(monkeypatch):
+    """The cells of the masks that a test draws."""
+    cells, mesh = [], Axes.pcolormesh
+    keep = lambda ax, values, **options: cells.append(values) or mesh(ax, values, **options)
+    monkeypatch.setattr(Axes, "pcolormesh", keep)
+    return cells
+
+
+def test_the_figure_shows_the_masks(tmp_path, meshes):
+    """Blue is read, orange opened: patches x question, under mma alone."""
+    figures.write_figure(tmp_path / "f.png")
     world = shapes.Shapes()
     counted = (e for e in world.heldout("test") if e.family == "counting")
     message = next(e.turns[0][0] for e in counted if e.turns[0][1] == "2")
     tokenizer = data.Tokenizer.train(world.texts(), 4096)
     question = len(tokenizer.encode(message.replace(data.IMAGE_TOKEN, ""))) + 1
-    counts = {colour: n for n, colour in picture.getcolors(2**24)}
-    # Patches x question, once: under mma alone
-    assert counts[ORANGE] == 16 * question * (cell - 1) ** 2
+    assert [int((cells == 2).sum()) for cells in meshes] == [0, 16 * question]
+    T = len(meshes[0])
+    assert [int((cells == 1).sum()) for cells in meshes] == [T * (T + 1) // 2] * 2
+    picture = Image.open(tmp_path / "f.png").convert("RGB")
     left = picture.crop((0, 0, picture.width // 2, picture.height))
+    assert ORANGE in colours_in(picture)
     assert ORANGE not in colours_in(left) and BLUE in colours_in(left)
 
 
-def test_the_masks_are_all_there(tmp_path):
+def test_the_masks_are_all_there(tmp_path, meshes):
     figures.write_masks(tmp_path / "m.png")
+    assert len(meshes) == len(EXTRA_PAIRS)
     assert {ORANGE, BLUE} <= colours_in(Image.open(tmp_path / "m.png"))
 
 
