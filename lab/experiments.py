@@ -88,15 +88,13 @@ EYES = {name: f"{SIGHTED} {options}" for name, options in {
     "causal": "--mask causal",
     "mma": "--mask mma",
     "prefix": "--mask prefix",
-    "late-mma": "--mask mma --mask-from 0.5",
 }.items()}  # fmt: skip
 FRESH = {f"{name}-fresh": f"{line} --fresh" for name, line in EYES.items()}
 TEXT = {"text": "--data shapes-text --mask causal"}
 FRESH_MMA = "mma-fresh > causal-fresh"
 EYES_CLAIMS = dict(
     claims=(
-        MMA, "late-mma > causal", "mma > late-mma", "mma > prefix", FRESH_MMA,
-        "late-mma-fresh > causal-fresh", "mma-fresh > late-mma-fresh", "mma-fresh > prefix-fresh",
+        MMA, "mma > prefix", FRESH_MMA, "mma-fresh > prefix-fresh",
         *(f"{name} > {name}-fresh" for name in EYES), "mma - causal > mma-fresh - causal-fresh",
     ),
     detailed=(MMA, FRESH_MMA),

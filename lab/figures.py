@@ -27,7 +27,7 @@ def draw_mask(ax, kind: str, role, turn, words, title: str, size: float) -> None
     may, T = attention_mask(kind, role, turn)[0, 0], len(words)
     cells = may.int() + may.triu(1).int()  # 1 if it is read, 2 if it is a later one
     colours = ListedColormap([BLOCKED, COLOURS["causal"], COLOURS["mma"]])
-    ax.pcolormesh(cells, cmap=colours, vmin=0, vmax=2, edgecolors="white", linewidth=0.6)
+    ax.pcolormesh(cells.numpy(), cmap=colours, vmin=0, vmax=2, edgecolors="white", linewidth=0.6)
     ax.set_title(title, fontsize=size + 3, y=-0.08)
     ax.set(aspect="equal", ylim=(T, 0), frame_on=False)
     ax.xaxis.tick_top()

@@ -46,7 +46,7 @@ def test_what_the_experiments_vary():
     assert len({str([s[name] for name in equal]) for s in shapes.values()}) == 1
     eyes = settings_of("eyes")
     assert eyes["mma"]["llm"] == eyes["causal-fresh"]["llm"]
-    assert eyes["late-mma-fresh"]["fresh"] and eyes["late-mma-fresh"]["mask_from"] == 0.5
+    assert eyes["mma-fresh"]["fresh"] and not eyes["mma"]["fresh"]
     for name in ("eyes_smollm2", "eyes_smollm2_rates"):
         for real in settings_of(name).values():
             assert real["lr"] * real["pt_lr_times"] == pytest.approx(0.0002)
