@@ -84,7 +84,7 @@ def write_figure(path) -> None:
 
 def draw_example(ax, example: data.Example, grid: int) -> None:
     """The picture with its patches numbered as the tokens are, the question and the answer."""
-    pixels = example.images[0].permute(1, 2, 0)
+    pixels = example.images[0].permute(1, 2, 0).numpy()
     ax.imshow(pixels, extent=(0, grid, grid, 0))
     ax.set_xticks(range(grid + 1), [])
     ax.set_yticks(range(grid + 1), [])

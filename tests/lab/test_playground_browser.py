@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pages import opened
-from playing import write
+from pages import opened, write_playground
 
 import data
 from lab import playground
@@ -23,7 +22,7 @@ def half_runs():
 
 @pytest.fixture(scope="module")
 def playground_page(half_runs, tmp_path_factory):
-    return write(tmp_path_factory.mktemp("page") / "page.html", *half_runs)
+    return write_playground(tmp_path_factory.mktemp("page") / "page.html", *half_runs)
 
 
 def answers(browser) -> list[str]:
@@ -201,7 +200,7 @@ def test_words_that_training_never_had_are_marked(shown):
 
 
 def test_one_run_stands_on_both_sides(browser, half_runs, tmp_path):
-    browser.open(write(tmp_path / "page.html", half_runs[1]))
+    browser.open(write_playground(tmp_path / "page.html", half_runs[1]))
     assert browser.js("sides.map(c => c.input.checked)") == [False, True]
     assert browser.js("$('opening').hidden && number === 0 && $('text').value === questions[0]")
     check(browser, [half_runs[1]] * 2)
