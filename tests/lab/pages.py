@@ -28,7 +28,8 @@ def make_run(folder, tokenizer, name="shapes", source=None, variant=None, **sett
     torch.manual_seed(5)
     args = {"data": name, "source": source and str(source), "images": None, "variant": variant}
     sizes = dict(
-        encoder_width=16, encoder_layers=1, encoder_heads=2, d_model=32, n_layer=L, n_head=H, d_ff=48
+        encoder_width=16, encoder_layers=1, encoder_heads=2,
+        d_model=32, n_layer=L, n_head=H, d_ff=48,
     )  # fmt: skip
     model_class = wings.variant_of(args).model_class or MLLM
     model = model_class(Config(vocab_size=len(tokenizer), **{**sizes, **settings}))
