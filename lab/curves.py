@@ -8,7 +8,6 @@ mma is orange and causal is blue, in all of them. FILE of --png may end in .pdf 
 Training draws its curves where matplotlib is installed (lab/watch.py).
 """
 
-import argparse
 import re
 from pathlib import Path
 
@@ -124,18 +123,15 @@ def read_curve(run: str) -> dict[int, float]:
         raise data.DataError(f"{run}: metrics.jsonl is missing, so it has no curve") from None
 
 
-def arguments(argv=None) -> argparse.Namespace:
-    parser = Parser(__doc__)
-    parser.add_argument("-h", "--help", action="help", help="show this and exit")
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="finished runs")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="their validation accuracy")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="two masks over an example")
-    parser.add_argument("--masks", type=Path, metavar="FILE", help="every mask")
-    return parser.parse_args(argv)
-
-
 def main(argv=None) -> None:
-    args = arguments(argv)
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("-h", "--help", action="help", help="show this and exit")
+    add("runs", nargs="*", type=Path, metavar="RUN", help="finished runs")
+    add("--png", type=Path, metavar="FILE", help="their validation accuracy")
+    add("--figure", type=Path, metavar="FILE", help="two masks over an example")
+    add("--masks", type=Path, metavar="FILE", help="every mask")
+    args = parser.parse_args(argv)
     with one_line_errors():
         if bool(args.runs) != bool(args.png) or not (args.runs or args.figure or args.masks):
             raise data.DataError("RUN and --png belong together; else --figure or --masks")
