@@ -12,10 +12,10 @@ the data set's closed list of answers, or, where it has none, empty or without a
 
 import argparse
 import json
-import re
 from pathlib import Path
 
 import data
+from data import normalise
 from engine import wings
 from engine.answering import asked_picture, check_asked, encode_prompts, row_batches, say_unread
 from engine.batches import examples_of
@@ -26,13 +26,6 @@ from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import pool, table
 from mma import EXTRA_PAIRS
 from model import MLLM, KVCache
-
-
-def normalise(answer: str) -> str:
-    """Answers are compared in this form: lower case, single spaces, no punctuation (signs, and
-    points within numbers, stay), no articles; what is nothing but these stays as it is."""
-    words = re.sub(r"[.,;:!?'](?!\d)|(?<!\w)'|[\"()]", " ", data.fold(answer)).split()
-    return " ".join([w for w in words if w not in ("a", "an", "the")] or words) or data.fold(answer)
 
 
 @in_tf32()

@@ -1,22 +1,26 @@
-"""Reading benchmark files into questions: VLMEvalKit's TSV, and POPE's JSON lines.
+"""Reading benchmark files into questions: VLMEvalKit's TSV (or CSV), and POPE's JSON lines.
 
-TSV columns: index, question, answer, image (base64, several as a list, or the index of a row that
-has it) or image_path, and where there are any hint, A to Z, category. POPE: an object a line with
-image, text, label.
+Columns: index, question, answer, image (base64, several as a list, or the index of a row that has
+it) or image_path, and where there are any hint, A to Z, category. A row without options beside
+others that have some is an open question. POPE: an object a line with image, text, label.
 """
 
 import ast
 import base64
 import csv
 import json
+import re
 import string
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
-from data import IMAGE_TOKEN, DataError, Example
-from eval import normalise
+from data import IMAGE_TOKEN, DataError, Example, normalise
+from data.pictures import opened
 
 PROMPTS = {
     "choice": "{hint}{question}\n{options}\n"
@@ -26,6 +30,7 @@ PROMPTS = {
 }
 POPE = {"question": "text", "answer": "label", "image_path": "image"}  # our column -> its name
 LONGEST_INDEX = 64  # characters; an image field that is longer holds a picture
+SEPARATORS = {".tsv": "\t", ".csv": ","}
 
 
 @dataclass
@@ -34,59 +39,62 @@ class Question:
     kind: str  # a key of PROMPTS
     answers: list[str]  # a letter; yes or no; what people answered
     options: dict[str, str]
-    picture: object  # the same for questions about the same picture
+    about: tuple  # equal for questions about the same picture
 
 
 def read(file: Path, images: Path | None = None) -> list[Question]:
     """The questions of a TSV or JSON lines file. images: the folder of pictures that are named by
     a path (default: the file's). Raises DataError with the line of what cannot be read."""
-    rows = list(read_tsv(file) if file.suffix == ".tsv" else read_pope(file))
+    if images is not None and not images.is_dir():
+        raise DataError(f"{images}: no such folder of pictures (check --images)")
+    separator = SEPARATORS.get(file.suffix.lower())
+    rows = list(read_table(file, separator) if separator else read_pope(file))
     if not rows:
         raise DataError(f"{file}: holds no question")
     if empty := [where for where, row in rows if not row["answer"].strip()]:
         raise DataError(f"{empty[0]}: its answer is empty; fill it in, or leave the row out")
-    answers = {normalise(row["answer"]) for _, row in rows}
+    answers = {normalise(row["answer"]) for _, row in rows if not options_of(row)}
     kind = "yes/no" if answers <= {"yes", "no"} else "short"
-    if any(row.get("A") for _, row in rows):
-        kind = "choice"
-    long = [row for _, row in rows if len(row.get("image", "")) > LONGEST_INDEX]
-    inline = {row["index"]: row["image"] for row in long}
-    return [question(where, row, kind, inline, images or file.parent) for where, row in rows]
+    by_index = {without_point(row["index"]): row for _, row in rows}
+    ids = Counter(row.get("question_id") for _, row in rows)
+    pair = "question_id" if set(ids.values()) == {2} else ""  # MME, where it has no image_path
+    folder = images or file.parent
+    return [question(where, row, kind, by_index, folder, pair) for where, row in rows]
 
 
-def read_tsv(file: Path) -> Iterator[tuple[str, dict]]:
-    """(where it stands, column -> text) of every row."""
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+@contextmanager
+def opened_text(file: Path) -> Iterator[TextIO]:
+    """The file, open. Raises DataError, also within the block, for what is wrong with it."""
     try:
-        with open(file, encoding="utf-8-sig", newline="") as lines:
-            rows = csv.DictReader(lines, delimiter="\t")
-            missing = {"index", "question", "answer"} - set(rows.fieldnames or ())
-            if missing:
-                raise DataError(
-                    f"{file}: no column {', '.join(sorted(missing))}; a TSV as VLMEvalKit has it "
-                    "was expected"
-                )
-            for row in rows:
-                where = f"{file}: row {row['index']}"
-                yield where, {name: value or "" for name, value in row.items() if name}
+        with open(file, encoding="utf-8-sig", newline="") as text:
+            yield text
     except FileNotFoundError:
         raise DataError(f"{file}: no such file") from None
     except OSError as error:
         raise DataError(f"{file}: not readable ({error.strerror})") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file}: not readable as TSV ({error})") from None
+        raise DataError(f"{file}: not readable ({error})") from None
+
+
+def read_table(file: Path, separator: str) -> Iterator[tuple[str, dict]]:
+    """(where it stands, column -> text) of every row."""
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    with opened_text(file) as lines:
+        rows = csv.DictReader(lines, delimiter=separator)
+        if missing := {"index", "question", "answer"} - set(rows.fieldnames or ()):
+            raise DataError(
+                f"{file}: no column {', '.join(sorted(missing))}; a table as VLMEvalKit has it was "
+                "expected"
+            )
+        for row in rows:
+            where = f"{file}: row {row['index']}"
+            yield where, {name: value or "" for name, value in row.items() if name}
 
 
 def read_pope(file: Path) -> Iterator[tuple[str, dict]]:
     """The same of a file of JSON lines."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")  # not at U+2028, as splitlines
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{file}: not readable ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not readable ({error})") from None
+    with opened_text(file) as text:
+        lines = text.read().split("\n")  # not at U+2028, as splitlines
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -105,38 +113,72 @@ def read_pope(file: Path) -> Iterator[tuple[str, dict]]:
         yield where, row | {"index": str(number)}
 
 
-def question(where: str, row: dict, kind: str, inline: dict[str, str], folder: Path) -> Question:
-    """One row. inline: index of a row -> its picture, which other rows may name."""
-    images, picture = pictures_of(where, row, inline, folder)
-    answer, options = row["answer"].strip(), {}
-    if kind == "choice":
-        letters = [letter for letter in string.ascii_uppercase if row.get(letter, "").strip()]
-        options = {letter: row[letter].strip() for letter in letters}
-        if answer not in options:
-            raise DataError(
-                f"{where}: its answer {answer!r} is none of the options {', '.join(options)}"
-            )
+def options_of(row: dict) -> dict[str, str]:
+    """letter -> text"""
+    texts = {letter: row.get(letter, "").strip() for letter in string.ascii_uppercase}
+    return {letter: text for letter, text in texts.items() if text}
+
+
+def question(
+    where: str, row: dict, kind: str, by_index: dict[str, dict], folder: Path, pair: str
+) -> Question:
+    """One row. kind: of a row without options. pair: the column that is equal in rows about the
+    same picture, if they have no image_path."""
+    images, options = pictures_of(where, row, by_index, folder), options_of(row)
+    answer, category = row["answer"].strip(), row.get("category", "").strip()
+    kind = "choice" if options else kind
+    if kind == "choice" and answer not in options:
+        raise DataError(
+            f"{where}: its answer {answer!r} is none of the options {', '.join(options)}"
+        )
     message = IMAGE_TOKEN * len(images) + message_of(row, kind, options)
-    category = row.get("category", "").strip() or "all"
-    example = Example(images, [(message, answer)], category, where)
     answers = as_list(answer) if kind == "short" else [answer]
-    return Question(example, kind, answers, options, picture)
+    about = category, row.get("image_path") or row.get(pair) or tuple(images)
+    return Question(
+        Example(images, [(message, answer)], category, where), kind, answers, options, about
+    )
 
 
-def pictures_of(where: str, row: dict, inline: dict[str, str], folder: Path) -> tuple[list, tuple]:
-    """A row's pictures, as bytes or as paths; and what is equal for equal pictures."""
-    field = row.get("image") or ""
-    if len(field) <= LONGEST_INDEX:  # the index of a row stands for its picture
-        field = inline.get(field, field)
-    texts = as_list(field or row.get("image_path") or "")
-    if not texts:
-        raise DataError(f"{where}: no picture")
-    if not field:
-        return [folder / text for text in texts], tuple(texts)
+def pictures_of(where: str, row: dict, by_index: dict[str, dict], folder: Path) -> list:
+    """A row's pictures, as bytes or as paths."""
+    if row.get("image", "").strip():
+        return inline(where, row["image"], by_index)
+    if paths := as_list(row.get("image_path", "")):
+        return [folder / path for path in paths]
+    raise DataError(f"{where}: no picture")
+
+
+def inline(where: str, field: str, by_index: dict[str, dict], names: tuple = ()) -> list[bytes]:
+    """The pictures of an image field. names: the rows that named one another on the way to it."""
+    pictures = []
+    for text in as_list(field.strip()):
+        name = without_point(text)
+        if len(text) > LONGEST_INDEX or name not in by_index:
+            pictures.append(decoded(where, text))
+        elif name in names or not (named := by_index[name].get("image", "").strip()):
+            raise DataError(f"{where}: its image names row {name}, which has no picture of its own")
+        else:
+            pictures += inline(f"{where}, by way of row {name}", named, by_index, (*names, name))
+    return pictures
+
+
+def decoded(where: str, text: str) -> bytes:
+    """The bytes of base64. What is too short for most pictures must be one to be no row's index."""
     try:
-        return [base64.b64decode(text, validate=True) for text in texts], tuple(texts)
-    except ValueError as error:  # binascii.Error is one
+        picture = base64.b64decode(text, validate=True)
+        if len(text) <= LONGEST_INDEX:
+            with opened(picture):
+                pass
+        return picture
+    except (ValueError, DataError) as error:  # binascii.Error is the first
+        if len(text) <= LONGEST_INDEX:
+            raise DataError(f"{where}: its image names row {text}, which is not there") from None
         raise DataError(f"{where}: its image is not base64 ({error})") from None
+
+
+def without_point(index: str) -> str:
+    """A row's index as other rows name it: pandas writes 0.0 for 0 where a column has gaps."""
+    return re.sub(r"\.0+$", "", index.strip())
 
 
 def message_of(row: dict, kind: str, options: dict[str, str]) -> str:

@@ -147,8 +147,8 @@ def arguments(argv=None):
     add("--lora", type=positive, metavar="R", help="train LoRA of rank R alone")
     add("--freeze", nargs="*", metavar="NAME", help="beginnings of names of parameters that stay "
         "as they are (default: the vision tower)")  # fmt: skip
-    add("--stage", default="sft", choices=("pt", "sft"), metavar="NAME", help="learn from questions "
-        "(sft), or first from the captions that the data have (pt)")  # fmt: skip
+    add("--stage", default="sft", choices=("pt", "sft"), metavar="NAME", help="learn from questions"
+        " (sft), or first from the captions that the data have (pt)")  # fmt: skip
     add("--steps", type=not_negative, default=1000, metavar="N", help="default: 1000")
     add("--pictures", type=positive, default=8, metavar="N", help="of a step (8)")
     add("--questions", type=positive, default=1, metavar="N", help="about each of them (1)")
@@ -293,7 +293,10 @@ def finetune(args) -> dict:
     source = open_source(args)
     model, dialogues = prepare(args)
     trainer = trainer_of(model, dialogues, source, args)
-    batch = {k: x.to(model.device) for k, x in trainer.data_collator([0]).items()}
+    # Captions have no question that the mask could show to a picture
+    captions = args.stage == "pt"
+    batch = dialogues.batch(trainer.eval_dataset[:8]) if captions else trainer.data_collator([0])
+    batch = {k: x.to(model.device) for k, x in batch.items()}
     dialogues.left_out.clear()  # the first step is counted when it is trained on
     checked = [checked_mma(model, batch)]
     if args.steps:

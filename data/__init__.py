@@ -40,12 +40,12 @@ from data.prompt import (
     encode,
     row_or_empty_prompt,
 )
-from data.text import fold
+from data.text import normalise
 
 __all__ = [
     "ANSWER_TOKEN", "AUDIO_WORLDS", "IMAGE_TOKEN", "NAMES", "TEXT_WORLDS", "WORLDS", "Crop",
     "DataError", "DataSet", "Example", "Folder", "Row", "SkippedEntries", "Tokenizer", "Wrapped",
-    "about_picture", "can_open", "collate", "encode", "fold", "load", "options_of", "pack",
+    "about_picture", "can_open", "collate", "encode", "load", "normalise", "options_of", "pack",
     "picture_key", "pixels_of", "read_json", "reason", "row_or_empty_prompt", "seed_of",
     "unusable",
 ]  # fmt: skip

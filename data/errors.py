@@ -1,5 +1,7 @@
 """What is wrong with the user's data, and how much of it was left out."""
 
+import re
+
 
 class DataError(Exception):
     """Something in the user's data is wrong; the message says what, where and what to do.
@@ -11,8 +13,10 @@ class DataError(Exception):
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an error says, or of which kind it is, if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of what an error says, or of which kind it is, if it says nothing; without an
+    object's address, as in <_io.BytesIO object at 0x7f3a5c>."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"<[^<>]*\bat 0x[0-9a-fA-F]+>", "it", said)
 
 
 class SkippedEntries:

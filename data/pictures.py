@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps  # Pillow comes with torchvision, which requires it
 from torch import Tensor
 
-from data.errors import DataError
+from data.errors import DataError, reason
 
 MAX_PIXELS = 50_000_000  # of a picture's file
 GREY = (128, 128, 128)  # beside a picture that is not square, behind a transparent one
@@ -141,7 +141,7 @@ def opened(image: Path | bytes):
     except DataError:
         raise
     except Exception as error:  # Pillow raises many kinds: struct.error, zlib.error, IndexError ...
-        raise DataError(f"{path}: not a readable picture ({error})", UNREADABLE) from None
+        raise DataError(f"{path}: not a readable picture ({reason(error)})", UNREADABLE) from None
 
 
 def check_head(image: Tensor | Path | bytes | Crop) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from data import AUDIO_WORLDS, TEXT_WORLDS, DataError, Row, audio, encode, row_or_empty_prompt
+from data import WORLDS, DataError, Row, audio, encode, row_or_empty_prompt
 
 # Of a batch's KV cache and mask. At the paper's size a token takes 0.75 MiB of cache in float32: 10
 # rows of 500 tokens. Half as much again is taken while rows that have finished are dropped.
@@ -71,19 +71,23 @@ def check_asked(args) -> None:
             raise DataError(f"--{name} belongs to a data set; --question is about one file")
 
 
+def check_sees(trained: dict, run: Path | str, shown: str = "pictures", advice: str = "") -> None:
+    """DataError unless a run was trained on what it is shown: "pictures" or "sounds". trained: its
+    arguments."""
+    knows = WORLDS[trained["data"]].shows or "text alone"
+    if knows != shown:
+        why = " and never saw a picture" if knows == "text alone" else ""
+        raise DataError(f"{run} was trained on {knows}{why}: {advice or f'it knows no {shown}'}")
+
+
 def asked_picture(args, trained: dict, run: Path) -> Path | Tensor:
     """The picture that eval.py's --question is about: --image's file, or the spectrogram of
     --audio's. trained: the arguments of the run. DataError, if the run knows the other one only, or
     text alone."""
-    if trained["data"] in TEXT_WORLDS:
-        raise DataError(
-            f"{run} was trained on text alone and never saw a picture: ask it in words, "
-            f"python -m lab.talk {run}"
-        )
-    heard = trained["data"] in AUDIO_WORLDS
-    if heard != (getattr(args, "audio", None) is not None):
-        knows, option = ("sounds", "--audio FILE.wav") if heard else ("pictures", "--image FILE")
-        raise DataError(f"{run} was trained on {knows}: ask it with {option}")
+    ask = {"pictures": "it with --image FILE", "sounds": "it with --audio FILE.wav"}
+    advice = ask.get(WORLDS[trained["data"]].shows, f"it in words, python -m lab.talk {run}")
+    shown = "pictures" if getattr(args, "audio", None) is None else "sounds"
+    check_sees(trained, run, shown, f"ask {advice}")
     return args.image or picture_of(args.audio)
 
 

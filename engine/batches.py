@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import data
+from engine.answering import check_sees
 from engine.checkpoint import ignore_signals
 from mma import Role, leaks, supervised
 
@@ -207,6 +208,8 @@ def examples_of(trained: dict, args, image_size: int) -> tuple:
     """The data set, its examples that the options name, and what these are, for a record; by
     default those that the run with the arguments `trained` was tested on."""
     name = args.data or trained["data"]
+    if shown := data.WORLDS[name].shows:
+        check_sees(trained, trained.get("out", "the run"), shown)
     source, images = args.source, args.images
     known = name == trained["data"] and source is None  # training has said what is damaged
     if known:

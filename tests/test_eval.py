@@ -134,6 +134,27 @@ def test_pictures_are_not_asked_of_a_run_on_sounds_nor_the_other_way_round(
     assert both == "error: --image and --audio: a question is about one of them"
 
 
+@pytest.mark.parametrize("trained,asked,says", [
+    ("sounds", "shapes", "was trained on sounds: it knows no pictures"),
+    ("shapes-text", "shapes", "was trained on text alone and never saw a picture"),
+    ("shapes", "sounds", "was trained on pictures: it knows no sounds"),
+])  # fmt: skip
+def test_a_run_is_not_scored_on_what_it_never_saw(tokenizer, tmp_path, trained, asked, says):
+    run, file = make_run(tmp_path / "run", tokenizer, data=trained), tmp_path / "r.json"
+    with pytest.raises(SystemExit, match=f"run {says}"):
+        evaluation.main([str(run), "--data", asked, "--device", "cpu", "--json", str(file)])
+    assert not file.exists()
+
+
+def test_a_folder_of_pictures_that_is_not_there_is_an_error(runs, tmp_path):
+    entry = {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nq"},
+                                                 {"from": "gpt", "value": "a"}]}  # fmt: skip
+    (tmp_path / "x.json").write_text(json.dumps([entry]))
+    data = ["--data", "llava", "--source", str(tmp_path / "x.json"), "--images", "none"]
+    with pytest.raises(SystemExit, match="none: no such folder of pictures .check --images"):
+        evaluation.main([str(runs / "mma-0"), *data, "--device", "cpu"])
+
+
 def test_what_is_not_a_run_is_named(runs, tmp_path):
     for path in (tmp_path, runs / "mma-0" / "model.pt"):
         with pytest.raises(SystemExit, match="not a finished run, run.json is missing"):
@@ -160,7 +181,15 @@ def test_normalise():
     for one, other in (*same, ("A.", "a"), ("It is 3.5.", "it is 3.5")):
         assert normalise(one) == normalise(other)
     different = [("A", ""), ("-1", "1"), ("+", "-"), ("C++", "C"), ("<", ">"), ("3.5", "35")]
-    for one, other in (*different, ("?", ""), ("m²", "m2")):
+    different += [
+        ("?", ""),
+        ("m²", "m2"),
+        ("2*3", "23"),
+        ("C*", "C"),
+        ("Answer:", ""),
+        ("a_b", "ab"),
+    ]
+    for one, other in different:
         assert normalise(one) != normalise(other)
 
 
@@ -170,7 +199,9 @@ def test_normalise():
     ("（红，蓝）！", "红 蓝"),
     ("red；blue：", "red blue"), ("well…", "well"), ("？", "?"), ("“3”", "3"), ("'3'", "3"),
     ('"3"', "3"), ("‘1,000’", "1,000"), ("5′10″", "5'10\""), ("1，000", "1,000"),
-    ("3．5", "3.5"),
+    ("3．5", "3.5"), ("３．５", "3.5"), ("Ｙｅｓ", "yes"),
+    ("**Yes**", "yes"), ("_yes_, *it* is", "yes it is"), ("`5`", "5"), ("**Answer:** 5", "5"),
+    ("**\"Yes\"**.", "yes"), ("The answer is 5.", "5"), ("**Yes, it is", "yes it is"),
     ("caf\u00e9", "cafe\u0301"), ("J\u030c", "\u01f0"), ("\u212b", "\u00e5"),
     ("가", "\u1100\u1161"),
 ])  # fmt: skip

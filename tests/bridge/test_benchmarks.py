@@ -3,16 +3,16 @@
 import base64
 import io
 import json
+import re
 
 import pytest
 from helpers import ROOT
 from PIL import Image
+from test_eval import make_run
 
 from bridge import benchmarks
-from bridge.benchmarks import letter_of, read, score, soft, yes_or_no
+from bridge.benchmarks import read, score
 from data import DataError
-
-OPTIONS = {"A": "a cat", "B": "two dogs", "C": "A", "D": "blue"}
 
 
 def picture(colour: str) -> str:
@@ -42,44 +42,6 @@ def choice(tmp_path):
     ])  # fmt: skip
 
 
-@pytest.mark.parametrize("given,strict,lenient", [
-    ("B", "B", "B"), ("(B)", "B", "B"), ("B.", "B", "B"), (" D: ", "D", "D"),
-    ("The answer is B.", None, "B"), ("b", None, None), ("two dogs", None, "B"),
-    ("A cat", None, "A"), ("A or B", None, None), ("E", None, None), ("", None, None),
-    ("I think B", None, "B"), ("A dog runs", None, None), ("Answer: D. blue", None, "D"),
-    ("Blue.", None, "D"),
-])  # fmt: skip
-def test_letters(given, strict, lenient):
-    assert letter_of(given, OPTIONS, False) == strict
-    assert letter_of(given, OPTIONS, True) == lenient
-
-
-@pytest.mark.parametrize("given,strict,lenient", [
-    ("Yes", "yes", "yes"), ("no.", "no", "no"), ("Yes, there is no dog", None, "yes"),
-    ("There is: yes", None, "yes"), ("maybe", None, None), ("", None, None),
-    ("it says yes and no", None, None),
-])  # fmt: skip
-def test_yes_or_no(given, strict, lenient):
-    assert yes_or_no(given, False) == strict and yes_or_no(given, True) == lenient
-
-
-def test_soft_accuracy_by_hand():
-    people = ["red"] * 2 + ["a blue"] * 8
-    assert soft("Blue.", people) == 1 and soft("green", people) == 0
-    # one of the two left out: 1 of 3; another: 2 of 3
-    assert soft("red", people) == pytest.approx((2 * 1 / 3 + 8 * 2 / 3) / 10)
-    assert soft("the red", ["red"]) == 1 and soft("redder", ["red"]) == 0
-
-
-def test_number_words_are_numbers():
-    """As in VQA's own evaluation."""
-    assert soft("two", ["2"] * 10) == 1 and soft("2", ["Two."] * 10) == 1
-    assert soft("none", ["0"]) == 1 and soft("ten dogs", ["10 dogs"]) == 1
-    assert soft("two", ["3"]) == 0 and soft("someone", ["some1"]) == 0
-    mixed = ["2"] * 5 + ["two"] * 5
-    assert soft("two", mixed) == soft("2", mixed) == 1
-
-
 def test_multiple_choice_by_hand(choice):
     questions = read(choice)
     assert [q.kind for q in questions] == ["choice"] * 4
@@ -91,13 +53,61 @@ def test_multiple_choice_by_hand(choice):
     assert questions[1].example.images == questions[0].example.images
     assert questions[2].example.turns[0][0].startswith("<image><image>")
     got = score(questions, ["B", "it is C", "blue", "who knows"])
-    strict = {"accuracy": 0.25, "unparsed": 3, "animal": 0.5, "colour": 0.0}
-    lenient = {"accuracy": 0.5, "unparsed": 1, "animal": 1.0, "colour": 0.0}
-    rules = {"strict": strict, "lenient": lenient}
-    expected = {
-        f"{rule}: {name}": x for rule, scores in rules.items() for name, x in scores.items()
-    }
-    assert got == {"questions": 4, **expected}
+
+    def part(accuracy, unparsed):
+        return {"questions": 2, "accuracy": accuracy, "unparsed": unparsed}
+
+    assert got == {
+        "questions": 4, "strict: accuracy": 0.25, "strict: unparsed": 3,
+        "strict: categories": {"animal": part(0.5, 1), "colour": part(0.0, 2)},
+        "lenient: accuracy": 0.5, "lenient: unparsed": 1,
+        "lenient: categories": {"animal": part(1.0, 0), "colour": part(0.0, 1)},
+    }  # fmt: skip
+
+
+ODD = ["accuracy", "easy questions", "a|b", "unparsed", "MME x", "", "category", "split", "1"]
+
+
+@pytest.mark.parametrize("answer", ["A", "Yes", "red"])
+def test_a_category_may_have_any_name(tmp_path, answer):
+    """It is not taken for a score of ours; the answers are a choice, yes and no, or short."""
+    options = {"A": "x", "B": "y"} if answer == "A" else {}
+    rows = [
+        {"index": k, "question": "q", "answer": answer, "image": picture("red"), "category": name,
+         **options}
+        for k, name in enumerate(ODD)
+    ]  # fmt: skip
+    questions = read(tsv(tmp_path / "x.tsv", rows))
+    got = score(questions, [answer, *["B"] * 8])
+    key, rule = ("soft accuracy", "") if answer == "red" else ("lenient: accuracy", "lenient: ")
+    assert got[key] == pytest.approx(1 / 9)
+    categories = got[f"{rule}categories"]
+    assert {c: x["accuracy"] for c, x in categories.items()} == {c: c == "accuracy" for c in ODD}
+    overall, _, by_category = benchmarks.tables("f", got).partition("\n\n")
+    assert re.search(rf"\| {key} +\| +11.1 % \|", overall)
+    lines = [re.sub(" +", " ", line) for line in by_category.splitlines()]
+    assert lines[0].endswith(f"| {rule}accuracy |")
+    for name in ODD[1:]:
+        shown = {"": "(none)", "a|b": r"a\|b"}.get(name, name)
+        assert sum(line.startswith(f"| {shown} | 1 |") for line in lines) == 1
+        assert any(line.startswith(f"| {shown} |") and line.endswith(" 0.0 % |") for line in lines)
+
+
+def test_a_row_without_options_is_an_open_question(choice, tmp_path):
+    """As some of MMMU's."""
+    rows = choice.read_text().splitlines()
+    blank = "5\tHow many?\t\t\t\t{}\tanimal\t1\t"
+    rows += [blank.format(answer) for answer in ("3", "['3.5', '7/2']", "3")]
+    choice.write_text("\n".join(rows) + "\n")
+    questions = read(choice)
+    assert [q.kind for q in questions] == ["choice"] * 4 + ["short"] * 3
+    prompt = questions[4].example.turns[0][0]
+    assert prompt.endswith("How many?\nAnswer the question using a single word or phrase.")
+    got = score(questions, ["B", "B", "A", "A", "three", "7/2", "4"])
+    assert got["strict: accuracy"] == got["lenient: accuracy"] == 5 / 7
+    told = benchmarks.how(questions, 16)
+    assert "(4 questions); right if equal to any" in told["parse rule"]
+    assert told["prompt (short)"] == prompt and told["prompt"] != prompt
 
 
 def test_mme_by_hand(tmp_path):
@@ -112,10 +122,49 @@ def test_mme_by_hand(tmp_path):
     assert questions[0].example.turns[0][0] == "<image>Is it so? Please answer yes or no."
     got = score(questions, ["Yes", "No", "Yes", "Yes", "no", "No"])
     # color: 3 of 4 right, 1 of 2 pictures; code_reasoning: 1 of 2, 0 of 1 pictures
+    assert got["strict: categories"]["color"]["MME score"] == 125
     assert got["strict: accuracy"] == pytest.approx(4 / 6)
     assert got["strict: acc+"] == pytest.approx(1 / 3)
     assert got["strict: MME perception"] == pytest.approx(75 + 50)
     assert got["strict: MME cognition"] == pytest.approx(50 + 0)
+
+
+@pytest.mark.parametrize("name", ["image_path", "question_id"])
+def test_questions_of_mme_are_paired_by_name(tmp_path, name):
+    """Not by their picture: two pairs have equal ones here."""
+    rows = [
+        {"index": k, "question": "Is it?", "answer": ("Yes", "No")[k % 2], "category": "color",
+         "image": picture("red"), name: f"color/{k // 2}.jpg"}
+        for k in range(4)
+    ]  # fmt: skip
+    questions = read(tsv(tmp_path / "MME.tsv", rows))
+    got = score(questions, ["Yes", "No", "Yes", "Yes"])
+    assert got["strict: acc+"] == 0.5 and got["strict: accuracy"] == 0.75
+
+
+@pytest.mark.parametrize("name", ["x.TSV", "x.csv"])
+def test_a_table_is_known_by_its_name(tmp_path, name):
+    row = {"index": "1", "question": "q", "answer": "x", "image": picture("red")}
+    file = tsv(tmp_path / name, [row])
+    if name == "x.csv":
+        file.write_text(file.read_text().replace("\t", ","))
+    assert [q.answers for q in read(file)] == [["x"]]
+
+
+SMALL = base64.b64encode(
+    b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
+).decode()
+
+
+def test_a_picture_field_may_name_a_row(tmp_path):
+    """Also one whose picture is very small, and as pandas writes a number beside gaps."""
+    ask = {"question": "q", "answer": "x"}
+    fields = {"0": SMALL, "1": "0", "2": "0.0", "3.0": picture("red"), "4": "['3', '0']", "5": "4"}
+    rows = [{"index": index, **ask, "image": field} for index, field in fields.items()]
+    shown = [q.example.images for q in read(tsv(tmp_path / "x.tsv", rows))]
+    (small,), (red,) = shown[0], shown[3]
+    assert len(SMALL) <= 64
+    assert shown == [[small], [small], [small], [red], [red, small], [red, small]]
 
 
 def test_pope_by_hand(tmp_path):
@@ -138,16 +187,18 @@ def test_pope_by_hand(tmp_path):
 
 
 def test_short_answers(tmp_path):
-    people = "['red', 'red', 'red', 'pink']"
+    people = "['red', 'red', 'pink', 'pink', 'pink', 'pink', 'pink', 'pink', 'pink', 'pink']"
     questions = read(tsv(tmp_path / "vqa.tsv", [
         {"index": 1, "question": "Which colour?", "answer": people, "image": picture("red")},
         {"index": 2, "question": "How many?", "answer": "2", "image_path": "a.jpg"},
     ]))  # fmt: skip
-    assert [q.answers for q in questions] == [["red", "red", "red", "pink"], ["2"]]
+    assert [q.answers for q in questions] == [["red"] * 2 + ["pink"] * 8, ["2"]]
     assert questions[1].example.images == [tmp_path / "a.jpg"]
-    # red: each of three left out: 2 of 3; pink left out: 3 of 3
+    # one of the red ones left out: 1 of 3; a pink one: 2 of 3
     got = score(questions, ["red", "3"])
-    assert got["soft accuracy"] == pytest.approx((3 * 2 / 3 + 1) / 4 / 2)
+    assert got["soft accuracy"] == pytest.approx((2 / 3 + 8 * 2 / 3) / 10 / 2)
+    told = benchmarks.how(questions, 16)["parse rule"]
+    assert "people, each left out" in told and "any of the accepted answers" in told
 
 
 @pytest.mark.parametrize("row,says", [
@@ -166,6 +217,14 @@ def test_short_answers(tmp_path):
         {"index": 7, "question": "q", "answer": "x", "image": "图片" * 40},
         "row 7: its image is not base64",
     ),
+    *[
+        ({"index": 7, "question": "q", "answer": "x", "image": text}, f"row 7.* ?{says}")
+        for text, says in (
+            ("1241", "its image names row 1241, which is not there"),
+            ("0.0", "its image names row 0.0, which is not there"),
+            ("7", "by way of row 7: its image names row 7, which has no picture of its own"),
+        )
+    ],
 ])  # fmt: skip
 def test_damaged_files_are_named(tmp_path, row, says):
     with pytest.raises(DataError, match=says):
@@ -213,3 +272,27 @@ def test_a_run_is_scored_and_says_how(choice, tmp_path, capsys):
     assert len(record["answers"]) == 4
     with pytest.raises(SystemExit, match="no such file"):
         benchmarks.main([run, str(tmp_path / "none.tsv"), "--device", "cpu"])
+
+
+@pytest.mark.parametrize("world", ["sounds", "shapes-text"])
+def test_a_run_that_saw_no_picture_is_refused(choice, tokenizer, tmp_path, world):
+    run = make_run(tmp_path / "run", tokenizer, data=world)
+    with pytest.raises(SystemExit, match=f"run was trained on {world[:4].replace('shap', 'text')}"):
+        benchmarks.main([str(run), str(choice), "--device", "cpu"])
+
+
+def test_a_folder_of_pictures_that_is_not_there_is_an_error(choice, tmp_path):
+    run, file = str(ROOT / "weights" / "shapes-mma"), tmp_path / "out.json"
+    options = ["--images", str(tmp_path / "none"), "--json", str(file), "--device", "cpu"]
+    with pytest.raises(SystemExit, match="none: no such folder of pictures .check --images"):
+        benchmarks.main([run, str(choice), *options])
+    assert not file.exists()
+
+
+def test_no_error_shows_an_object_s_address(choice, capsys):
+    text = choice.read_text()
+    choice.write_text(text.replace(picture("blue"), base64.b64encode(b"no picture" * 9).decode()))
+    run = str(ROOT / "weights" / "shapes-mma")
+    benchmarks.main([run, str(choice), "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "not a readable picture (cannot identify image file" in printed and "0x" not in printed
