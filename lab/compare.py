@@ -65,7 +65,7 @@ def train_all(trials: list[Trial], jobs: int) -> dict[Path, str]:
         try:
             for trial in trials:
                 needs = {folder: reasons[folder] for folder in trial.needs}
-                reasons[trial.folder] = pool.submit(train, trial, needs, running, stop)
+                reasons[trial.folder] = pool.submit(train_one, trial, needs, running, stop)
             reasons = {folder: reason.result() for folder, reason in reasons.items()}
         finally:
             for process in running:
@@ -76,7 +76,7 @@ def train_all(trials: list[Trial], jobs: int) -> dict[Path, str]:
     return {folder: why for folder, why in reasons.items() if why}
 
 
-def train(trial: Trial, needs: dict[Path, Future], running: list, stop: StopRequest) -> str:
+def train_one(trial: Trial, needs: dict[Path, Future], running: list, stop: StopRequest) -> str:
     """Make one run, when those that it begins with are there; returns why it failed, or ""."""
     if lost := [folder for folder, reason in needs.items() if reason.result()]:
         return f"it begins with {lost[0]}, which failed"
@@ -150,7 +150,9 @@ def comparison(args) -> tuple[str, Experiment]:
         lines = chosen(lines_of(name), args.only)
         marks = tuple(args.mark or experiment.marks)
         return args.name or name, experiment._replace(lines=lines, marks=marks)
-    lines = {line.replace("--mask ", "").strip(): line for line in args.lines}
+    program, *others = {line.partition(" --")[0] for line in args.lines}
+    shown = program if program.startswith("-m ") and not others else ""  # what all begin with
+    lines = {line.removeprefix(shown).replace("--mask ", "").strip(): line for line in args.lines}
     first, *others = lines
     claims, marks = tuple(f"{name} > {first}" for name in others), tuple(args.mark or (80, 95))
     name = args.name or slug("-vs-".join(lines))[:80]

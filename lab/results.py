@@ -19,7 +19,7 @@ from engine.tables import markdown, parts_of, spread
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = ("seed", "accuracy", "consistency", "families", "n", "unparsed", "params", "seconds", "kept")
-VALIDATION = "validation, last look"
+VALIDATION, LOSS = "validation, last look", "validation loss"
 LEVEL = 0.05
 NOTE = (
     "Two-sided t-tests over seeds, paired by seed where both arms have the same seeds and data, "
@@ -39,16 +39,21 @@ def need(package: str, what: str) -> None:
 # --- A run
 
 
-def curve_of(run: Path) -> dict[int, float]:
-    """Validation accuracy (0 to 1) at each step of stage 2 that was looked at."""
+def looks_of(run: Path) -> dict[int, dict]:
+    """What validation said at each step of stage 2 that was looked at: accuracy (0 to 1), and the
+    loss, where the program has it."""
     log = map(json.loads, (Path(run) / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line["val"]["accuracy"] for line in log if line.get("val")}
+    return {line["step"]: line["val"] for line in log if line.get("val")}
+
+
+def curve_of(run: Path) -> dict[int, float]:
+    return {step: val["accuracy"] for step, val in looks_of(run).items()}
 
 
 def read_run(run: Path, asked: dict[str, Path], split: str = "") -> dict:
     """What the tables need of a finished run. asked: name -> what eval.py or lab.text_loss wrote
     about it; that of `split` stands for the accuracy that the run itself reports."""
-    record, log, numbers = read_record(run), run / "metrics.jsonl", {}
+    record, numbers, looks = read_record(run), {}, looks_of(run)
     files = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in asked.items()}
     if split:
         record |= files.pop(split)["runs"][0]
@@ -58,7 +63,9 @@ def read_run(run: Path, asked: dict[str, Path], split: str = "") -> dict:
         else:
             numbers[name] = 100 * file["runs"][0]["accuracy"]
     kept = {key: record[key] for key in KEYS if key in record}
-    curve = curve_of(run) if log.exists() else {}
+    if looks and "loss" in (last := looks[max(looks)]):
+        kept["loss"] = last["loss"]
+    curve = {step: val["accuracy"] for step, val in looks.items()}
     return {**kept, "curve": curve, "run": run.name} | ({"asked": numbers} if numbers else {})
 
 
@@ -94,6 +101,8 @@ def row(arm: str, run: dict, marks) -> dict:
               for name, f in parts_of(run["families"]).items()}  # fmt: skip
     if run["curve"]:
         cells[VALIDATION] = 100 * [*run["curve"].values()][-1]
+    if "loss" in run:
+        cells[LOSS] = run["loss"]
     cells |= {at_step(mark): first_step(run["curve"], mark / 100) or math.nan for mark in marks}
     if "kept" in run:
         cells["best at step"] = run["kept"]["step"]
@@ -113,7 +122,7 @@ def cell(values) -> str:
     if values.name.endswith(" at step"):
         none = "-" if values.name == "best at step" else "never"
         return ", ".join(none if math.isnan(step) else f"{step:,.0f}" for step in values)
-    return spread(values.dropna().tolist())
+    return spread(values.dropna().tolist(), "{:.3f}" if values.name == LOSS else "{:.1f}")
 
 
 def table(runs, columns: dict[str, str]) -> str:
@@ -125,10 +134,10 @@ def table(runs, columns: dict[str, str]) -> str:
 
 def main_table(runs, marks, short: bool = False) -> str:
     """Accuracy overall and by family, validation, steps to the marks. short: without validation."""
-    last = [c for c in (VALIDATION, "best at step") if c in runs and not short]
-    last[1:1] = map(at_step, marks)
+    others = (VALIDATION, LOSS, *map(at_step, marks), "best at step", "parameters")
+    left_out = (VALIDATION, LOSS, "best at step") if short else ()
     columns = {"overall": "overall", **columns_of(runs, "family")}
-    return table(runs, columns | {c: c for c in [*last, "parameters"]})
+    return table(runs, columns | {c: c for c in others if c in runs and c not in left_out})
 
 
 def asked_table(runs) -> str:
@@ -198,14 +207,14 @@ def accuracies_tested(runs, options: dict[str, str], claim: str, columns) -> lis
     return rows
 
 
-def fewer_steps(runs, claim: str, mark: float) -> dict:
-    """Is a at a mark on validation after fewer steps than b? claim: a > b."""
+def lower(runs, claim: str, column: str, says: str, unit: str) -> dict:
+    """Is a below b in a column? claim: a > b. says: how that is said."""
     a, b = claim.split(" > ")
-    steps = [runs[runs["arm"] == arm].set_index("seed")[at_step(mark)] for arm in (b, a)]
-    said = {"claim": f"{a} is at {mark:g} % on validation after fewer steps than {b}"}
-    if any(taken.isna().any() for taken in steps):
+    values = [runs[runs["arm"] == arm].set_index("seed")[column] for arm in (b, a)]
+    said = {"claim": f"{a} {says} {b}"}
+    if any(some.isna().any() for some in values):
         return {**said, "here": "not clear (a seed never is)"}
-    return {**said, "unit": "steps", **tested(*steps)}
+    return {**said, "unit": unit, **tested(*values)}
 
 
 def differences(result: dict, runs) -> list[dict]:
@@ -220,7 +229,11 @@ def differences(result: dict, runs) -> list[dict]:
         rows += accuracies_tested(runs, result["options"], claim, {"overall": ""})
     for claim in detailed:
         rows += accuracies_tested(runs, result["options"], claim, columns_of(runs, "family"))
-        rows += [fewer_steps(runs, claim, mark) for mark in show["marks"]]
+        for mark in show["marks"]:
+            says = f"is at {mark:g} % on validation after fewer steps than"
+            rows.append(lower(runs, claim, at_step(mark), says, "steps"))
+        if LOSS in runs:
+            rows.append(lower(runs, claim, LOSS, "has a lower validation loss than", "nats"))
     return rows
 
 
@@ -229,8 +242,9 @@ def differences_table(rows: list[dict]) -> str:
     cells = [["claim", "here", "difference", "95 % interval", "p", "seeds", "test"]]
     for row in rows:
         p, unit = row.get("p"), row.get("unit")
-        difference = f"{row['difference']:+,.1f} {unit}" if unit else ""
-        interval = "" if p is None else f"{row['low']:+,.1f} to {row['high']:+,.1f}"
+        form = "{:+,.3f}" if unit == "nats" else "{:+,.1f}"
+        difference = f"{form.format(row['difference'])} {unit}" if unit else ""
+        interval = "" if p is None else f"{form} to {form}".format(row["low"], row["high"])
         written = "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
         last = [row.get("n", ""), row.get("test", "")]
         cells.append([row["claim"], row["here"], difference, interval, written, *last])

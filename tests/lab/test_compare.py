@@ -16,7 +16,7 @@ from lab import compare, experiments, publish, results, trials
 from lab.experiments import Experiment
 
 LINES = ["-m fake --mask causal", "-m fake --mask mma"]
-CAUSAL, MMA = "-m fake causal", "-m fake mma"  # their names
+CAUSAL, MMA = "causal", "mma"  # their names, without what they begin with
 
 
 @pytest.fixture(autouse=True)
@@ -61,12 +61,15 @@ def test_lines_are_compared_over_seeds(call, tmp_path, capsys):
     assert {f"{MMA} > {CAUSAL}, place", f"{MMA} > {CAUSAL}, count"} < set(rows)
     steps = rows[f"{MMA} is at 30 % on validation after fewer steps than {CAUSAL}"]
     assert steps["difference"] == pytest.approx(10)  # 20 steps of each seed, against 30
+    loss = rows[f"{MMA} has a lower validation loss than {CAUSAL}"]
+    assert loss["difference"] == pytest.approx(0.0625) and loss["here"] == "yes"
     out = capsys.readouterr().out
+    assert "| validation loss |" in out and " +0.062 nats " in out
     assert " 51.7 ± 2.1 " in out and "30 % at step" in out and "+25.0 points" in out
     names = ("it.json", "it.md", "it_claims.md", "it.png")
     assert set(contents(tmp_path / "runs" / "results")) == set(names)
     assert not publish.PUBLISHED.exists()
-    assert any(name.startswith("shapes-m-fake-mma-2-") for name in folders(tmp_path))
+    assert any(name.startswith("shapes-mma-2-") for name in folders(tmp_path))
 
 
 def test_a_run_is_made_once_and_known_by_its_settings(call, tmp_path):
@@ -74,7 +77,7 @@ def test_a_run_is_made_once_and_known_by_its_settings(call, tmp_path):
     (name,) = folders(tmp_path)
     (tmp_path / "runs" / "fake" / name).rename(tmp_path / "runs" / "fake" / "another-name")
     line = "-m fake --mask mma --lr 0.004"  # the default
-    assert call(line, "--seeds", "0")["arms"]["-m fake mma --lr 0.004"][0]["run"] == "another-name"
+    assert call(line, "--seeds", "0")["arms"]["mma --lr 0.004"][0]["run"] == "another-name"
     assert folders(tmp_path) == {"another-name": 1}
     for other in ("--lr 0.002", "--source x.json", "--limit 7"):
         call(f"{LINES[1]} {other}", "--seeds", "0")
@@ -103,7 +106,7 @@ def test_a_run_that_fails_is_said_and_loses_nothing(call, tmp_path, capsys):
     assert end.value.code not in (0, None)
     result = read(tmp_path / "runs" / "results" / "it.json")
     assert [len(runs) for runs in result["arms"].values()] == [2, 2, 1]
-    assert result["missing"] == ["-m fake --fail-1"] and "Not yet run" in capsys.readouterr().out
+    assert result["missing"] == ["--fail-1"] and "Not yet run" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="1 failed"):  # the same command tries it again, alone
         call(*LINES, "-m fake --fail", "--seeds", "0", "1")
     assert sorted(folders(tmp_path).values()) == [1, 1, 1, 1, 1, 2]
@@ -111,7 +114,7 @@ def test_a_run_that_fails_is_said_and_loses_nothing(call, tmp_path, capsys):
 
 def test_runs_go_side_by_side_on_one_thread_each(call, tmp_path):
     """Each of these waits for the other."""
-    call("-m fake --wait *causal*", "-m fake --mask causal --wait *shapes-m-fake-wait*",
+    call("-m fake --wait *causal*", "-m fake --mask causal --wait *shapes-wait*",
          "--seeds", "0", "--jobs", "2")  # fmt: skip
     threads = [file.read_text() for file in (tmp_path / "runs" / "fake").glob("*/begun")]
     assert threads == ["1\n", "1\n"]

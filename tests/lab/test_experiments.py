@@ -44,9 +44,6 @@ def test_what_the_experiments_vary():
     equal = ("data", "steps", "pt_steps", "pictures", "questions", "lr", "adam_lr", "preset",
              "n_layer", "freeze", "pt_freeze")  # fmt: skip
     assert len({str([s[name] for name in equal]) for s in shapes.values()}) == 1
-    eyes = settings_of("eyes")
-    assert eyes["mma"]["llm"] == eyes["causal-fresh"]["llm"]
-    assert eyes["mma-fresh"]["fresh"] and not eyes["mma"]["fresh"]
     for name in ("eyes_smollm2", "eyes_smollm2_rates"):
         for real in settings_of(name).values():
             assert real["lr"] * real["pt_lr_times"] == pytest.approx(0.0002)

@@ -187,16 +187,14 @@ def test_a_message_that_is_too_long_does_not_end_the_conversation(run, monkeypat
     assert asked == [1, 201 - left_out] and len(said) == 1 + left_out + 1
 
 
-def test_ctrl_c_ends_an_answer_too(run, monkeypatch):
-    def interrupted(*args):
-        yield "ye"
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("piece, error, said", [
+    ("ye", KeyboardInterrupt, "ye"),
+    ("", data.DataError("no room for more: 9 of 9"), "error: no room for more: 9 of 9"),
+])  # fmt: skip
+def test_ctrl_c_and_a_full_conversation_end_it_in_an_answer(run, monkeypatch, piece, error, said):
+    def ask(*args):
+        yield piece
+        raise error
 
-    monkeypatch.setattr(Conversation, "ask", interrupted)
-    assert say(run, monkeypatch, "why?", "never asked") == ["ye"]
-
-
-def test_a_full_conversation_ends_once(run, monkeypatch):
-    full = lambda *args: (_ for _ in ()).throw(data.DataError("no room for more: 9 of 9"))
-    monkeypatch.setattr(Conversation, "ask", full)
-    assert say(run, monkeypatch, "why?", "never asked") == ["error: no room for more: 9 of 9"]
+    monkeypatch.setattr(Conversation, "ask", ask)
+    assert say(run, monkeypatch, "why?", "never asked") == [said]
