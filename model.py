@@ -130,9 +130,9 @@ class KVCache:
     batch of prompts has no gaps: a shorter prompt's pads are overwritten as its answer grows."""
 
     def __init__(self, model: "MLLM", B: int, T_max: int):
-        a, like = model.blocks[0].attention, model.embed.weight
-        shape = len(model.blocks), B, a.n_kv_head, T_max
-        self.k, self.v = (like.new_zeros(*shape, width) for width in (a.key_width, a.head_width))
+        a, like, L = model.blocks[0].attention, model.embed.weight, len(model.blocks)
+        zeros = partial(torch.zeros, L, B, a.n_kv_head, T_max, dtype=like.dtype, device=like.device)
+        self.k, self.v = zeros(a.key_width), zeros(a.head_width)
 
     def write(self, layer: int, k: Tensor, v: Tensor, column: Tensor, T: int):
         """Store k, v [B, G, s, d] at column [B, s]; return the first T keys and values."""
