@@ -292,21 +292,21 @@ class MLLM(nn.Module):
         return sum(parts) / (max(1, len(label)) if num_targets is None else num_targets)
 
     def generate(self, ids, role, images=None, image_index=None, turn=None, **options):
-        """Continue prompts: each row's new ids, list[list[int]]. options: see generate_steps."""
+        """Continue prompts: the new ids of each, list[list[int]]. options: see generate_steps."""
         answers = [[] for _ in ids]
         for row, token in self.generate_steps(ids, role, images, image_index, turn, **options):
             answers[row].append(token)
         return answers
 
     @torch.no_grad()
-    def generate_steps(self, ids, role, images=None, image_index=None, turn=None, *, eos: int,
+    def generate_steps(self, ids, role, images=None, image_index=None, turn=None, *, eos,
                        max_new_tokens=32, context=None, **sampling):  # fmt: skip
-        """Yields (row, new id) step by step, of prompts padded on the right, else ValueError:
-        prefill under the run's mask, then decoding over the KV cache; a new token reads what the
-        prompt's last one reads, and what follows. max_new_tokens: a number, or a list. context:
-        else context_of's; its cache may hold columns from before. sampling: see sample."""
-        (B, T), last = ids.shape, (role != PAD).sum(1, keepdim=True) - 1  # [B, 1]
-        limit, column = torch.as_tensor(max_new_tokens).expand(B).tolist(), positions(role)
+        """Yields (row, new id), a token a step over the KV cache, of prompts padded on the right,
+        else ValueError; it reads what its prompt's last one reads, and what follows. eos: one id or
+        more; max_new_tokens: one or B. context: else context_of's. sampling: see sample."""
+        (B, T), ends = ids.shape, torch.as_tensor(eos).flatten().tolist()
+        limit = torch.as_tensor(max_new_tokens).expand(B).tolist()
+        last, column = (role != PAD).sum(1, keepdim=True) - 1, positions(role)  # [B, 1], [1, T]
         if (last < 0).any() or ((role != PAD) != (column <= last)).any():
             raise ValueError("generate needs prompts of one token or more, padded on the right")
         context = context or self.context_of(self.config.mask, role, turn)
@@ -320,7 +320,7 @@ class MLLM(nn.Module):
             token = sample(self.head(hidden[:, 0]).float(), **sampling)
             new = dict(zip(running, token.tolist()))  # the one wait for a GPU
             yield from ((row, new[row]) for row in running if step < limit[row])
-            going = [k for k, r in enumerate(running) if new[r] != eos and step + 1 < limit[r]]
+            going = [k for k, r in enumerate(running) if new[r] not in ends and step + 1 < limit[r]]
             if not going:
                 return
             if len(going) < len(running):  # what has finished is not computed any more

@@ -225,9 +225,3 @@ def test_a_sheet_is_spread_over_all_answers(tmp_path, model, tokenizer, pictures
     assert frames[1] == real(model, tokenizer, *some[1]["prompt"])
     shown = data.pixels_of(tmp_path / "example.png", 16, "")
     assert torch.equal(shown, pictures[60 // 24 % 4])  # the very first answer has no picture
-
-
-def test_an_example_is_left_to_ask_about(tmp_path):
-    image = shapes.Shapes().heldout("test", 1)[0].images[0]
-    watch.write_example(tmp_path / "example.png", image, 64)
-    assert (data.pixels_of(tmp_path / "example.png", 64, "") == image).all()
