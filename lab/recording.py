@@ -17,8 +17,8 @@ from model import MLLM
 @contextmanager
 def recorded(model: MLLM):
     """A list to which every decoder layer adds its attention weights, float32 [B, H, t, T], while
-    the model runs: computed beside it, from the layer's input. Compiled layers run as they are: to
-    compile them anew would take longer than the few passes."""
+    the model runs: computed beside it, from the layer's input and the mask of its context. Compiled
+    layers run as they are: to compile them anew would take longer than the few passes."""
     weights: list[Tensor] = []
 
     def record(layer, inputs, output):
