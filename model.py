@@ -93,7 +93,7 @@ class VisionEncoder(nn.Module):
         self.patch = nn.Linear(3 * self.patch_size**2, E)
         self.row, self.column = (nn.Parameter(torch.empty(self.grid, E)) for _ in range(2))
         blocks = (EncoderBlock(E, config.encoder_heads) for _ in range(config.encoder_layers))
-        self.blocks, self.norm = nn.ModuleList(blocks), nn.LayerNorm(E)
+        self.blocks, self.norm = nn.Sequential(*blocks), nn.LayerNorm(E)
 
     def init_positions(self) -> None:
         for p in (self.row, self.column):  # at 0.02 hardly a place reaches the decoder
@@ -108,14 +108,11 @@ class VisionEncoder(nn.Module):
         x = x.view(-1, 3, g, p, g, p).permute(0, 2, 4, 1, 3, 5).reshape(-1, g * g, 3 * p * p)
         x = self.patch(x.to(self.patch.weight.dtype))  # [N, n, E]
         x = x + (self.row[:, None] + self.column[None, :]).flatten(0, 1)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        return self.norm(self.blocks(x))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor) -> Tensor:
-    """q [B, H, t, d], k, v [B, G, T, d], mask bool [B, 1, t, T], True = may attend -> [B, H, t, d].
-    H / G query heads share a key/value head."""
+    """q [B, H, t, d], k, v [B, G, T, d], mask bool [B, 1, t, T], True = may -> [B, H, t, d]."""
     if q.is_cuda:  # there the kernels that do not store all scores want equal numbers of heads
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     options = dict(enable_gqa=q.shape[1] > k.shape[1], scale=v.shape[-1] ** -0.5)
@@ -133,9 +130,8 @@ class KVCache:
     batch of prompts has no gaps: a shorter prompt's pads are overwritten as its answer grows."""
 
     def __init__(self, model: "MLLM", B: int, T_max: int):
-        a, like = model.blocks[0].attention, model.embed.weight
-        shape = (len(model.blocks), B, a.n_kv_head, T_max)
-        zeros = partial(torch.zeros, *shape, dtype=like.dtype, device=like.device)
+        a, like, L = model.blocks[0].attention, model.embed.weight, len(model.blocks)
+        zeros = partial(torch.zeros, L, B, a.n_kv_head, T_max, dtype=like.dtype, device=like.device)
         self.k, self.v = zeros(a.key_width), zeros(a.head_width)
 
     def write(self, layer: int, k: Tensor, v: Tensor, column: Tensor, T: int):
@@ -260,8 +256,7 @@ class MLLM(nn.Module):
         """The decoder's last hidden states [B, T, D]; `head` turns them into logits.
         ids, role, turn, document: int64 [B, T], as in mma.py. images: uint8 [N, 3, size, size].
         image_index: int64 [P], the image of each run of image tokens. mask: a name of mma.py, else
-        config.mask. read_at: int64 [B, K], the columns that are wanted -> [B, K, D]. context: in
-        place of what context_of makes."""
+        config.mask. read_at: int64 [B, K], columns -> [B, K, D]. context: else context_of's."""
         context = context or self.context_of(mask or self.config.mask, role, turn, document)
         return self.decode(self.embed_inputs(ids, role, images, image_index), context, read_at)
 
@@ -296,44 +291,49 @@ class MLLM(nn.Module):
         parts = map(loss_of, hidden.split(LOGITS_AT_ONCE), label.split(LOGITS_AT_ONCE))
         return sum(parts) / (max(1, len(label)) if num_targets is None else num_targets)
 
-    @torch.no_grad()
-    def generate(self, ids, role, images=None, image_index=None, turn=None, *, eos,
-                 max_new_tokens=32, temperature: float = 0.0, top_p: float = 1.0,
-                 generator: torch.Generator | None = None) -> list[list[int]]:  # fmt: skip
-        """Continue prompts padded on the right, else ValueError: prefill under the run's mask, then
-        causal decoding over the KV cache, image keys as prefilled. Temperature 0 is greedy.
-        max_new_tokens: one, or a list. Returns each row's new ids; `eos`, one or more, end it."""
-        (B, T), ends = ids.shape, torch.as_tensor(eos)
-        limit = torch.as_tensor(max_new_tokens).expand(B).tolist()
-        column = torch.arange(T + max(limit), device=ids.device)
-        length = (role != PAD).sum(1, keepdim=True)  # [B, 1]
-        if (length == 0).any() or ((role != PAD) != (column[:T] < length)).any():
-            raise ValueError("generate needs prompts of one token or more, padded on the right")
-        cache = KVCache(self, B, len(column))
-        context = self.context_of(self.config.mask, role, turn)
-        context.cache, context.column = cache, column[:T].expand(B, T)
-        position = context.position.expand(B, T).gather(1, length - 1)  # of each row's last token
-        hidden = self(ids, role, images, image_index, context=context, read_at=length - 1)
-        answers, running = [[] for _ in range(B)], list(range(B))  # rows that are not finished
-        for step in range(max(limit)):
-            token = sample(self.head(hidden[:, 0]).float(), temperature, top_p, generator)
-            new = dict(zip(running, token.tolist()))  # the one wait for a GPU
-            for row in running:
-                answers[row] += [new[row]][: limit[row]]
-            going = [k for k, r in enumerate(running) if new[r] not in ends and step + 1 < limit[r]]
-            if not going:
-                break
-            if len(going) < len(running):  # what has finished is not computed any more
-                running, going = [running[k] for k in going], torch.tensor(going, device=ids.device)
-                token, length, position = token[going], length[going], position[going]
-                cache.k, cache.v = cache.k[:, going], cache.v[:, going]
-            position, may_read = position + 1, column[: T + step + 1] <= length + step
-            context = AttentionContext(may_read[:, None, None], position, cache, length + step)
-            hidden = self.decode(self.embed(token[:, None]), context)
+    def generate(self, ids, role, images=None, image_index=None, turn=None, **options):
+        """Continue prompts: the new ids of each, list[list[int]]. options: see generate_steps."""
+        answers = [[] for _ in ids]
+        for row, token in self.generate_steps(ids, role, images, image_index, turn, **options):
+            answers[row].append(token)
         return answers
 
+    @torch.no_grad()
+    def generate_steps(self, ids, role, images=None, image_index=None, turn=None, *, eos,
+                       max_new_tokens=32, context=None, **sampling):  # fmt: skip
+        """Yields (row, new id), a token a step over the KV cache, of prompts padded on the right,
+        else ValueError; it reads what its prompt's last one reads, and what follows. eos: one id or
+        more; max_new_tokens: one or B. context: else context_of's. sampling: see sample."""
+        (B, T), ends = ids.shape, torch.as_tensor(eos).flatten().tolist()
+        limit = torch.as_tensor(max_new_tokens).expand(B).tolist()
+        last, column = (role != PAD).sum(1, keepdim=True) - 1, positions(role)  # [B, 1], [1, T]
+        if (last < 0).any() or ((role != PAD) != (column <= last)).any():
+            raise ValueError("generate needs prompts of one token or more, padded on the right")
+        context = context or self.context_of(self.config.mask, role, turn)
+        if context.cache is None:
+            context.cache, context.column = KVCache(self, B, T + max(limit)), column.expand(B, T)
+        hidden = self(ids, role, images, image_index, context=context, read_at=last)
+        mask = context.attention_mask[:, 0].take_along_dim(last[..., None], 1)  # [B, 1, keys]
+        position, cache = context.position.expand(B, T).gather(1, last), context.cache
+        column, running = context.column.gather(1, last), list(range(B))  # rows that go on
+        for step in range(max(limit)):
+            token = sample(self.head(hidden[:, 0]).float(), **sampling)
+            new = dict(zip(running, token.tolist()))  # the one wait for a GPU
+            yield from ((row, new[row]) for row in running if step < limit[row])
+            going = [k for k, r in enumerate(running) if new[r] not in ends and step + 1 < limit[r]]
+            if not going:
+                return
+            if len(going) < len(running):  # what has finished is not computed any more
+                running, going = [running[k] for k in going], torch.tensor(going, device=ids.device)
+                token, position, column, mask = (x[going] for x in (token, position, column, mask))
+                cache.k, cache.v = cache.k[:, going], cache.v[:, going]
+            position, column = position + 1, column + 1
+            mask = F.pad(mask, (0, 1)).scatter(2, column[..., None], True)
+            context = AttentionContext(mask[:, None], position, cache, column)
+            hidden = self.decode(self.embed(token[:, None]), context)
 
-def sample(logits: Tensor, temperature: float, top_p: float, generator=None) -> Tensor:
+
+def sample(logits: Tensor, temperature: float = 0.0, top_p: float = 1.0, generator=None) -> Tensor:
     """A token id for each row of logits [B, V], int64 [B]. temperature 0: greedy; else it comes
     first, then the smallest set of tokens whose probability is top_p (arXiv 1904.09751)."""
     if temperature < 0:

@@ -1,19 +1,15 @@
 """How fast, against what: every claim about speed as a table that one command prints.
 
     python -m lab.bench mask          a training step and a prefill under mma against causal
-    python -m lab.bench last-layer    a training step with read_at and without
-    python -m lab.bench train         a training step against the same model of transformers
-    python -m lab.bench generate      prefill and decoding against transformers' generate
-    python -m lab.bench kernels       the kernels that a training step starts
+    python -m lab.bench arms          a training step of every arm of lab/experiments.py
     python -m lab.bench job           `python train.py`: seconds to 80, 95 and 97 % on validation
                                       and to the end
     python -m lab.bench size          the paper's shapes: parameters, memory, FLOPs
-    python -m lab.bench code          lines of code
 
 Tables go to runs/results/speed_TOPIC.{json,md}, on a GPU speed_TOPIC_gpu; --publish writes
 docs/results too. The arms of a table take turns within one run, after a warm-up, and their medians
 are compared: ratios hold on a noisy machine, absolute times only on the machine that the table
-names. train and generate need `pip install transformers`; nothing else does.
+names. What else was measured once stands in docs/speed.md with its commit.
 
 Shapes:  B rows of a batch   T tokens of a row
 """
@@ -22,30 +18,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
-from torch.nn.attention import flex_attention
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from data import DataError
 from engine.options import Parser, positive
 from engine.run import one_line_errors, read_record
-from engine.tables import markdown, spread
-from lab import publish, results, size, theirs, timing
-from lab.timing import CUDA, USUAL, random_batch, training_step
-from mma import mask_mod
+from engine.tables import spread
+from lab import publish, results, size, timing
+from lab.experiments import lines_of
+from lab.timing import CUDA, DEVICE, USUAL, random_batch, training_step
+from lab.trials import understood
 from model import MLLM, attention
 
 # --- The mask
 
 # rows, image tokens along a side, pictures, tokens of a row; besides the default job's
 LENGTHS = (16, 12, 1, 256), (4, 24, 1, 1024), (1, 28, 4, 4096)
-LONG = 1024  # tokens of a row from which on FlexAttention is tried
 
 
 def causal_attention(q, k, v, mask):
@@ -67,115 +59,53 @@ class Maskless(MLLM):
             block.attention.attend = causal_attention
 
 
-class Flex(MLLM):
-    """By FlexAttention (arXiv 2412.05496): blocks of 128 x 128 in which the mask opens nothing are
-    not computed. The blocks are found once a forward pass, from the rule itself (mma.mask_mod). The
-    last layer's few queries keep model.attention and the dense mask."""
-
-    function = staticmethod(torch.compile(flex_attention.flex_attention, dynamic=False))
-
-    def context_of(self, mask, role, turn=None, document=None):
-        may_read, (B, T) = mask_mod(mask, role, turn, document), role.shape
-        blocks = flex_attention.create_block_mask(may_read, B, None, T, T, device=role.device)
-
-        def attend(q, k, v, dense):
-            if q.shape[-2] != k.shape[-2]:
-                return attention(q, k, v, dense)
-            q, k, grouped = q.to(v.dtype), k.to(v.dtype), q.shape[1] > k.shape[1]
-            return self.function(q, k, v, block_mask=blocks, enable_gqa=grouped)
-
-        for block in self.blocks:
-            block.attention.attend = attend
-        return super().context_of(mask, role, turn, document)
-
-
 MASKS = {
     "causal, no mask": (Maskless, "causal"),
     "causal, dense mask": (MLLM, "causal"),
     "mma": (MLLM, "mma"),
-    "mma, FlexAttention": (Flex, "mma"),
 }
 
 
 def mask(args) -> list[list[str]]:
     """Rows have equal lengths, so that causal may go without a mask; the prefill is generate's, of
-    the same rows. FlexAttention needs a GPU and long rows."""
-    names = list(MASKS)[: None if CUDA else 3]
-    table = [["tokens", "rows", "what", f"{names[0]}, ms", *names[1:]]]
+    the same rows."""
+    first, *others = MASKS
+    table = [["tokens", "rows", "what", f"{first}, ms", *others]]
     for config, batch in mask_cases():
         B, T = batch["ids"].shape
-        steps, prefills = {}, {}
-        for name in names if T >= LONG else names[:3]:
-            model_class, kind = MASKS[name]
-            model, optimizers = timing.trained(replace(config, mask=kind), model_class)
-            steps[name] = training_step(model, optimizers, kind, batch)
-            prefills[name] = partial(model.generate, **batch, eos=-1, max_new_tokens=1)
-        for what, arms in (("training step", steps), ("prefill", prefills)):
-            t = timing.turns(arms, args.repeats)
-            ratios = [f"{t[name] / t[names[0]]:.2f}" if name in t else "-" for name in names[1:]]
-            table.append([f"{T:,}", str(B), what, f"{1000 * t[names[0]]:.1f}", *ratios])
+        arms = {"training step": {}, "prefill": {}}
+        for name, (model_class, kind) in MASKS.items():
+            model = timing.trained(replace(config, mask=kind), model_class)
+            arms["training step"][name] = training_step(model, batch)
+            answer = partial(model.generate, **batch, eos=-1, max_new_tokens=1)
+            arms["prefill"][name] = answer
+        for what, calls in arms.items():
+            t = timing.turns(calls, args.repeats)
+            ratios = [f"{t[name] / t[first]:.2f}" for name in others]
+            table.append([f"{T:,}", str(B), what, f"{1000 * t[first]:.1f}", *ratios])
     return table
 
 
 def mask_cases():
     """(config, batch) of the default job and of LENGTHS."""
-    yield timing.default_batch()
+    model, batch = timing.of_train(USUAL)
+    yield model.config, batch
     for rows, grid, pictures, total in LENGTHS:
         config = timing.tiny(image_size=16 * grid)
         answer = total - 1 - pictures * config.n_image_tokens - 64
         yield config, random_batch(config, [(64, answer)] * rows, pictures)
 
 
-# --- A training step
-
-
-class Everywhere(MLLM):
-    """Computes its last layer at all columns."""
-
-    def decode(self, x, context, read_at=None):
-        hidden = super().decode(x, context)
-        return hidden if read_at is None else hidden.take_along_dim(read_at[..., None], 1)
-
-
-def last_layer(args) -> list[list[str]]:
-    """The last layer computed where an answer is predicted (read_at), against everywhere. Both take
-    the vocabulary only where it is predicted."""
-    config, batch = timing.default_batch()
-    arms = {
-        name: training_step(*timing.trained(config, model_class), "mma", batch)
-        for name, model_class in (("everywhere", Everywhere), ("read_at", MLLM))
-    }
-    t = timing.turns(arms, args.repeats)
-    B, T = batch["ids"].shape
-    header = [f"{B} rows of {T} tokens, {config.n_layer} layers", "ms a step", "of everywhere"]
-    rows = [[name, f"{1000 * s:.1f}", f"{s / t['everywhere']:.2f}"] for name, s in t.items()]
-    return [header, *rows]
-
-
-class Kernels(TorchDispatchMode):
-    """Counts torch's operations that run inside, without those that only look at their input in
-    another shape."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        is_view = func.is_view or func is torch.ops.aten._unsafe_view.default
-        if func.namespace == "aten" and not is_view:
-            self.found[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def kernels(args=None, most: int = 8) -> list[list[str]]:
-    """Of a step at the default shape, in all and the most frequent ones."""
-    config, batch = timing.default_batch()
-    step = training_step(*timing.trained(config), "mma", batch)
-    step()  # the first one also makes the optimizers' moments
-    with Kernels() as counter:
-        step()
-    frequent = [[name, str(n)] for name, n in counter.found.most_common(most)]
-    return [["kernels", "a step"], ["in all", str(counter.found.total())], *frequent]
+def arms(args) -> list[list[str]]:
+    """Every mask and method of `python -m lab.compare shapes`, each on the batch that it gets."""
+    device = ["--data", "shapes", "--preset", "tiny", "--device", DEVICE]
+    steps = {}
+    for name, line in lines_of("shapes").items():
+        of_arm = understood("train", [*device, *line.split()])
+        steps[name] = training_step(*timing.of_train(of_arm), of_arm)
+    t = timing.turns(steps, args.repeats)
+    rows = [[name, f"{1000 * s:.0f}", f"{s / t['causal']:.2f}"] for name, s in t.items()]
+    return [["arm", "ms a step", "of causal"], *rows]
 
 
 # --- Not taking turns
@@ -212,73 +142,40 @@ def run_job(seed: int) -> dict[str, float | None]:
     return {**taken, "in all": in_all, "test, %": 100 * record["accuracy"]}
 
 
-def code(args=None) -> list[list[str]]:
-    """Lines of the Python files, as wc counts them."""
-    table = [["", "lines", "files"]]
-    for name in "mma.py model.py train.py eval.py data engine lab bridge tests".split():
-        files = sorted((results.ROOT / name).rglob("*.py")) or [results.ROOT / name]
-        lines = sum(len(file.read_text("utf-8").splitlines()) for file in files)
-        table.append([name, f"{lines:,}", str(len(files))])
-    return table
-
-
 # --- The command
 
 TOPICS = {
     "mask": mask,
-    "last-layer": last_layer,
-    "train": theirs.train,
-    "generate": theirs.generate,
-    "kernels": kernels,
+    "arms": arms,
     "job": job,
     "size": size.size,
-    "code": code,
 }
-IN_TURNS = ("mask", "last-layer", "train", "generate")
-OF_NO_MACHINE = ("size", "code")
 
 
-def report(record: dict) -> str:
-    """The Markdown of a topic's JSON."""
-    table, place = markdown(record["table"]), record["where"]
-    if record["topic"] in OF_NO_MACHINE:
-        return table
-    if record["topic"] in IN_TURNS:
-        place += f"; medians of {record['repeats']}, the arms taking turns"
-    return f"{table}\n\n{place}."
+def note(topic: str, repeats: int) -> str:
+    """The line under a table: the machine, and how the times were taken."""
+    taken = "" if topic == "job" else f"; medians of {repeats}, the arms taking turns"
+    return "" if topic == "size" else f"{timing.where(USUAL.precision)}{taken}."
 
 
-def write(folder: Path, record: dict) -> None:
-    on_gpu = CUDA and record["topic"] not in OF_NO_MACHINE
-    name = f"speed_{record['topic'].replace('-', '_')}{'_gpu' * on_gpu}"
-    publish.write_json(folder / f"{name}.json", record)
-    publish.write_text(folder / f"{name}.md", report(record))
-
-
-def arguments(argv=None):
+def main(argv=None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("-h", "--help", action="help", help="show this and exit")
     add("topic", choices=TOPICS, metavar="TOPIC", help=", ".join(TOPICS))
     add("--repeats", type=positive, default=9, metavar="N", help="timed calls of an arm (9)")
     add("--seeds", type=positive, default=3, metavar="N", help="job: one after the other (3)")
-    add("--results", type=Path, default=results.RESULTS, metavar="DIR",
+    add("--results", type=Path, default=Path("runs/results"), metavar="DIR",
         help="default: runs/results")  # fmt: skip
     add("--publish", action="store_true", help="write docs/results too")
     args = parser.parse_args(argv)
-    if args.results.resolve() == results.PUBLISHED:
-        parser.error(f"{results.PUBLISHED} is written by --publish alone")
-    return args
-
-
-def main(argv=None) -> None:
-    args = arguments(argv)
     with one_line_errors():
-        table, where = TOPICS[args.topic](args), timing.where(USUAL.precision)
-        record = {"topic": args.topic, "where": where, "repeats": args.repeats, "table": table}
-        print(report(record))
-        for folder in [args.results] + [results.PUBLISHED] * args.publish:
-            write(folder, record)
+        table = TOPICS[args.topic](args)
+        record = {"table": table, "note": note(args.topic, args.repeats)}
+        name = f"speed_{args.topic}{'_gpu' * (CUDA and args.topic != 'size')}"
+        for folder in [args.results] + [publish.PUBLISHED] * args.publish:
+            files = publish.write(folder, name, record)
+        print(files[-1].read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
@@ -29,10 +30,10 @@ from engine.checkpoint import StopRequest
 from engine.options import PATHS, Parser, positive
 from engine.run import one_line_errors
 from lab import publish, results
-from lab.experiments import EXPERIMENTS, Experiment, Question, lines_of
-from lab.trials import SETTINGS, Trial, bases_of, identity, plan, slug
+from lab.experiments import EXPERIMENTS, Experiment, lines_of
+from lab.trials import SETTINGS, Trial, bases_of, finished, identity, plan, slug
 
-SHOWN = ("claims", "families", "steps", "largest", "marks", "counts", "short")
+SHOWN = ("claims", "detailed", "marks", "short")
 
 
 # --- Training
@@ -59,79 +60,57 @@ def last_words(folder: Path) -> str:
 def train_all(trials: list[Trial], jobs: int) -> dict[Path, str]:
     """Make the runs that are not there, `jobs` at a time; returns folder -> why, of those that
     failed. Ctrl-C, or SIGTERM, lets the runs save; a second Ctrl-C does not."""
-    todo = {trial.folder: trial for trial in trials if not finished(trial.folder)}
-    running, failed = {}, {}
-    with StopRequest() as stop:
+    reasons, running = {}, []
+    with StopRequest() as stop, ThreadPoolExecutor(jobs) as pool:
         try:
-            while (todo or running) and not stop.requested:
-                start(todo, running, failed, jobs)
-                time.sleep(0.1)
-                note_ended(running, failed)
-            for process, _ in running.values():
-                process.terminate()
-            for process, _ in running.values():
-                process.wait()
+            for trial in trials:
+                needs = {folder: reasons[folder] for folder in trial.needs}
+                reasons[trial.folder] = pool.submit(train_one, trial, needs, running, stop)
+            reasons = {folder: reason.result() for folder, reason in reasons.items()}
         finally:
-            for process, _ in running.values():
+            for process in running:
                 process.kill()
     if stop.requested:
         print("the same command goes on", file=sys.stderr)
         raise KeyboardInterrupt
-    return failed
+    return {folder: why for folder, why in reasons.items() if why}
 
 
-def finished(folder: Path) -> bool:
-    return (folder / "run.json").exists()
-
-
-def start(todo: dict, running: dict, failed: dict, jobs: int) -> None:
-    """Start what there is room for, and what has all that it begins with."""
-    for folder, trial in list(todo.items()):
-        if lost := [need for need in trial.needs if need in failed]:
-            failed[folder] = f"it begins with {lost[0]}, which failed"
-            del todo[folder]
-        elif all(map(finished, trial.needs)) and len(running) < jobs:
-            running[folder] = launch(trial), time.monotonic()
-            del todo[folder]
-
-
-def note_ended(running: dict, failed: dict) -> None:
-    for folder, (process, began) in list(running.items()):
-        if process.poll() is None:
-            continue
-        del running[folder]
-        if process.returncode:
-            failed[folder] = last_words(folder)
-        how = "FAILED" if process.returncode else "done"
-        print(f"{folder.name}: {how} after {time.monotonic() - began:.0f} s", flush=True)
+def train_one(trial: Trial, needs: dict[Path, Future], running: list, stop: StopRequest) -> str:
+    """Make one run, when those that it begins with are there; returns why it failed, or ""."""
+    if lost := [folder for folder, reason in needs.items() if reason.result()]:
+        return f"it begins with {lost[0]}, which failed"
+    if finished(trial.folder) or stop.requested:
+        return ""
+    process, began = launch(trial), time.monotonic()
+    running.append(process)
+    while process.poll() is None and not stop.requested:
+        time.sleep(0.1)
+    process.terminate()
+    how = "FAILED" if process.wait() else "done"
+    if stop.requested:
+        return ""
+    print(f"{trial.folder.name}: {how} after {time.monotonic() - began:.0f} s", flush=True)
+    return last_words(trial.folder) if how == "FAILED" else ""
 
 
 # --- What finished runs say
 
 
-def ask(trial: Trial, questions: dict[str, Question], make: bool, failed: dict) -> dict[str, Path]:
+def ask(trial: Trial, asks: dict[str, str], make: bool, failed: dict) -> dict[str, Path]:
     """name -> file, of what a finished run has been asked (Experiment.asks). The files lie in the
     run's folder, and nothing is asked twice. failed gets what goes wrong."""
-    files = {
-        name: trial.folder / f"{slug(name)}.json" for name, question in questions.items()
-        if trial.arm in (question.arms or [trial.arm])
-        and trial.seed in (question.seeds or [trial.seed])
-    }  # fmt: skip
+    files = {name: trial.folder / f"{slug(name)}.json" for name in asks}
     for name, file in files.items():
-        if make and not file.exists():
-            put(questions[name], trial, file, failed)
+        if file.exists() or not make:
+            continue
+        program, *words = asks[name].split()
+        try:
+            with contextlib.redirect_stdout(None):
+                import_module(program).main([str(trial.folder), *words, "--json", str(file)])
+        except SystemExit as error:
+            failed[file] = str(error)
     return {name: file for name, file in files.items() if file.exists()}
-
-
-def put(question: Question, trial: Trial, file: Path, failed: dict) -> None:
-    program, *words = question.command.split()
-    if question.limited and trial.settings.get("limit"):
-        words += ["--limit", str(trial.settings["limit"])]
-    try:
-        with contextlib.redirect_stdout(None):
-            import_module(program).main([str(trial.folder), *words, "--json", str(file)])
-    except SystemExit as error:
-        failed[file] = str(error)
 
 
 def collect(trials: list[Trial], experiment: Experiment, make: bool, failed: dict) -> dict:
@@ -171,14 +150,13 @@ def comparison(args) -> tuple[str, Experiment]:
         lines = chosen(lines_of(name), args.only)
         marks = tuple(args.mark or experiment.marks)
         return args.name or name, experiment._replace(lines=lines, marks=marks)
-    lines = {line.replace("--mask ", "").strip(): line for line in args.lines}
+    program, *others = {line.partition(" --")[0] for line in args.lines}
+    shown = program if program.startswith("-m ") and not others else ""  # what all begin with
+    lines = {line.removeprefix(shown).replace("--mask ", "").strip(): line for line in args.lines}
     first, *others = lines
-    claims = tuple(f"{name} > {first}" for name in others)
-    marks = tuple(args.mark or (80, 95))
+    claims, marks = tuple(f"{name} > {first}" for name in others), tuple(args.mark or (80, 95))
     name = args.name or slug("-vs-".join(lines))[:80]
-    return name, Experiment(
-        lines, seeds=3, claims=claims, families=claims, steps=claims, marks=marks
-    )
+    return name, Experiment(lines, seeds=3, claims=claims, detailed=claims, marks=marks)
 
 
 def chosen(lines: dict[str, str], only: list[str] | None) -> dict[str, str]:
@@ -247,9 +225,6 @@ def main(argv=None) -> None:
         if args.experiment or args.lines:
             compare(args)
         else:
-            from lab import bench_arms
-
-            bench_arms.renew(results.PUBLISHED)
             publish.renew()
 
 

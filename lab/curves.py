@@ -8,9 +8,7 @@ mma is orange and causal is blue, in all of them. FILE of --png may end in .pdf 
 Training draws its curves where matplotlib is installed (lab/watch.py).
 """
 
-import argparse
 import re
-import statistics
 from pathlib import Path
 
 import data
@@ -19,13 +17,9 @@ from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import pool
 from lab.results import curve_of, need
 
-COLOURS = {
-    "mma": "#f08c28", "causal": "#4a6fb5", "prefix": "#3c9650", "cca": "#aa3c96", "dot": "#787878",
-    "v2v": "#be2828", "f": "#0096a0", "t&i": "#967828", "mma+cca": "#d66ba0",
-    "dot-double": "#222222", "rave-style": "#6b4fa0", "mma+rave-style": "#b39ddb",
-    "lora": "#9bbb59", "scalar": "#5f9ea0", "leaky-captions": "#8d6e63",
-}  # fmt: skip
-OTHERS = ["#b8860b", "#708090", "#c2185b", "#00695c", "#7cb342", "#455a64"]  # of arms of a fork
+COLOURS = {"mma": "#f08c28", "causal": "#4a6fb5"}
+OTHERS = ["#3c9650", "#aa3c96", "#787878", "#be2828", "#0096a0", "#967828", "#6b4fa0", "#b39ddb",
+          "#9bbb59", "#5f9ea0", "#b8860b", "#c2185b", "#00695c", "#455a64"]  # fmt: skip
 GREY, INK = "#9a9a9a", "#222222"  # of what is no arm: the stages of one training
 
 
@@ -40,13 +34,9 @@ def figure(width: float, height: float, columns: int = 1):
     FigureCanvasAgg(fig)
     axes = fig.subplots(1, columns, squeeze=False)[0] if columns else []
     for ax in axes:
-        style(ax)
+        ax.grid(color="#dddddd", linewidth=0.8)
+        ax.spines[["top", "right"]].set_visible(False)
     return fig, axes
-
-
-def style(ax) -> None:
-    ax.grid(color="#dddddd", linewidth=0.8)
-    ax.spines[["top", "right"]].set_visible(False)
 
 
 def arm_of(label: str) -> str:
@@ -72,42 +62,28 @@ def colours_of(labels: list[str]) -> dict[str, tuple]:
     return colours
 
 
-def draw_lines(ax, lines: dict[str, list[tuple[float, list[float]]]]) -> None:
-    """label -> [(x, the value of each seed)]: the means and, shaded, from the lowest to the highest
-    seed."""
-    colours = colours_of(list(lines))
-    for label, points in lines.items():
-        x, values = [x for x, _ in points], [y for _, y in points]
-        marker = "o" if len(points) < 6 else None
-        means = [statistics.mean(y) for y in values]
-        ax.plot(x, means, color=colours[label], label=label, marker=marker, linewidth=2)
-        if any(len(y) > 1 for y in values):
-            low, high = [min(y) for y in values], [max(y) for y in values]
-            ax.fill_between(x, low, high, color=colours[label], alpha=0.18, linewidth=0)
-    ax.legend(frameon=False, loc="best")
+def write_curves(path, groups: dict[str, list[dict]]) -> None:
+    """A PNG of validation accuracy (0 to 1) over the steps of stage 2: means and, shaded, from the
+    lowest to the highest seed. groups: label -> for each seed, step -> accuracy."""
+    need("pandas", "curves of several runs")
+    import pandas as pd
 
-
-def write_curves(path, groups: dict[str, list[dict]], xlabel: str | None = None) -> None:
-    """A PNG of accuracy (0 to 1) over x. groups: label -> for each seed, x -> accuracy. xlabel: of
-    the x axis (default: the steps of stage 2)."""
-    lines = {}
-    for label, runs in groups.items():
-        steps = sorted(set().union(*runs))
-        lines[label] = [(x, [100 * run[x] for run in runs if x in run]) for x in steps]
-    lines = {label: points for label, points in lines.items() if points}
-    if not lines:
+    frames = {label: 100 * pd.DataFrame(runs).sort_index(axis=1)
+              for label, runs in groups.items() if any(runs)}  # fmt: skip
+    if not frames:
         raise data.DataError(
             "no run looked at its validation split (--eval-every), so there are no curves to draw"
         )
-    fig, (ax,) = figure(7.2, 4.2)
-    draw_lines(ax, lines)
-    ax.set(xlabel=xlabel or "step of stage 2 (validation accuracy)", ylabel="accuracy, %")
+    (fig, (ax,)), colours = figure(7.2, 4.2), colours_of(list(frames))
+    for label, seeds in frames.items():
+        style = dict(color=colours[label], marker="o" if len(seeds.columns) < 6 else None)
+        ax.plot(seeds.columns, seeds.mean(), label=label, linewidth=2, **style)
+        if len(seeds) > 1:
+            reach = dict(color=colours[label], alpha=0.18, linewidth=0)
+            ax.fill_between(seeds.columns, seeds.min(), seeds.max(), **reach)
+    ax.set(xlabel="step of stage 2", ylabel="validation accuracy, %")
     ax.set_ylim(top=100)
-    counted = [x for points in lines.values() for x, _ in points]
-    if xlabel and max(counted) > 10 * min(counted):
-        ax.set_xscale("log")
-        ax.set_xticks(sorted({*counted}), [f"{x:,g}" for x in sorted({*counted})])
-        ax.minorticks_off()
+    ax.legend(frameon=False, loc="best")
     fig.savefig(path)
 
 
@@ -147,18 +123,15 @@ def read_curve(run: str) -> dict[int, float]:
         raise data.DataError(f"{run}: metrics.jsonl is missing, so it has no curve") from None
 
 
-def arguments(argv=None) -> argparse.Namespace:
-    parser = Parser(__doc__)
-    parser.add_argument("-h", "--help", action="help", help="show this and exit")
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="finished runs")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="their validation accuracy")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="two masks over an example")
-    parser.add_argument("--masks", type=Path, metavar="FILE", help="every mask")
-    return parser.parse_args(argv)
-
-
 def main(argv=None) -> None:
-    args = arguments(argv)
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("-h", "--help", action="help", help="show this and exit")
+    add("runs", nargs="*", type=Path, metavar="RUN", help="finished runs")
+    add("--png", type=Path, metavar="FILE", help="their validation accuracy")
+    add("--figure", type=Path, metavar="FILE", help="two masks over an example")
+    add("--masks", type=Path, metavar="FILE", help="every mask")
+    args = parser.parse_args(argv)
     with one_line_errors():
         if bool(args.runs) != bool(args.png) or not (args.runs or args.figure or args.masks):
             raise data.DataError("RUN and --png belong together; else --figure or --masks")

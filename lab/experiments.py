@@ -13,16 +13,6 @@ from engine.wings import VARIANTS
 from mma import EXTRA_PAIRS
 
 
-class Question(NamedTuple):
-    """What is asked of a finished run: a module and its options. The run's folder and --json FILE
-    are added."""
-
-    command: str
-    arms: tuple[str, ...] = ()  # of these alone, if any are named
-    seeds: tuple[int, ...] = ()
-    limited: bool = True  # to as many questions as the run was tested on, by --limit
-
-
 class Experiment(NamedTuple):
     # name -> command line, without --seed and --out. It is one of `program`, or of what follows
     # -m; {NAME} is the folder of the run NAME of the same seed, which is then trained first.
@@ -30,16 +20,14 @@ class Experiment(NamedTuple):
     common: str = ""  # options that every line begins with
     program: str = "train"
     seeds: int | dict[str, int] = 1  # how many, from 0; by arm: where more than one
-    asks: dict[str, Question] = {}
+    # name -> what is asked of every finished run: a module and its options, to which the run's
+    # folder and --json FILE are added
+    asks: dict[str, str] = {}
     split: str = ""  # which of `asks` says the accuracy; default: what the program reports itself
     # What is tested over seeds, in accuracy; "a - b > c - d" compares gains
     claims: tuple[str, ...] = ()
-    families: tuple[str, ...] = ()  # those of the claims that are tested by family, too
-    steps: tuple[str, ...] = ()  # those where it is tested who learns in fewer steps, too
-    largest: tuple[str, ...] = ()  # families in which the paper sees the largest gains
+    detailed: tuple[str, ...] = ()  # "a > b", tested by family, and for who needs fewer steps
     marks: tuple[int, ...] = (80,)  # of validation accuracy, in %
-    # What the numbers after @ count, in the arms' names; between learning rates validation chooses
-    counts: str = ""
     short: bool = False  # with a short table of the arms that have three seeds
 
 
@@ -84,28 +72,14 @@ MMA = "mma > causal"
 PAPER = dict(
     claims=(MMA, "mma > dot", "dot > causal", "mma > cca", "mma > prefix", "prefix > causal",
             "mma > v2v", "t&i > causal"),
-    families=(MMA,), steps=(MMA,), largest=("counting", "existence"),
+    detailed=(MMA,),
 )  # fmt: skip
 BUDGETS = {"1x": 2400, "2x": 4800, "4x": 9600}
 BUDGET_ARMS = {f"{m}@{x}": f"--mask {m} --steps {n}"
                for m in ("mma", "causal") for x, n in BUDGETS.items()}  # fmt: skip
 AT_A_BUDGET = tuple(f"mma@{x} > causal@{x}" for x in BUDGETS)
 DEPTHS, SCENES, RATES = (2, 3, 4, 6), (2000, 8000, 32000), (0.002, 0.004, 0.008)
-BY_RATE = dict(counts="learning rate")
-DEV = dict(
-    asks={"dev": Question("eval --split dev", limited=False)}, split="dev"
-)  # read once a finished run
-# Masks, and AIF (lab/aif.py), that are switched on for the test alone
-AT_TEST_TIME = {
-    name: Question(command, ("causal", "mma"), seeds=(0,))
-    for name, command in {
-        "v2v": "eval --mask v2v",
-        "v2t": "eval --mask mma",  # FutureMask's name of the same set
-        "f": "eval --mask f",
-        "aif 0.25": "lab.aif --share 0.25",
-        "aif 0.5": "lab.aif --share 0.5",
-    }.items()
-}
+DEV = dict(asks={"dev": "eval --split dev"}, split="dev")  # read once a finished run
 
 # --- A language model gets eyes (lab/eyes.py): its decoder learned from text alone
 
@@ -114,18 +88,16 @@ EYES = {name: f"{SIGHTED} {options}" for name, options in {
     "causal": "--mask causal",
     "mma": "--mask mma",
     "prefix": "--mask prefix",
-    "late-mma": "--mask mma --mask-from 0.5",
 }.items()}  # fmt: skip
 FRESH = {f"{name}-fresh": f"{line} --fresh" for name, line in EYES.items()}
 TEXT = {"text": "--data shapes-text --mask causal"}
 FRESH_MMA = "mma-fresh > causal-fresh"
 EYES_CLAIMS = dict(
     claims=(
-        MMA, "late-mma > causal", "mma > late-mma", "mma > prefix", FRESH_MMA,
-        "late-mma-fresh > causal-fresh", "mma-fresh > late-mma-fresh", "mma-fresh > prefix-fresh",
+        MMA, "mma > prefix", FRESH_MMA, "mma-fresh > prefix-fresh",
         *(f"{name} > {name}-fresh" for name in EYES), "mma - causal > mma-fresh - causal-fresh",
     ),
-    families=(MMA, FRESH_MMA), steps=(MMA, FRESH_MMA),
+    detailed=(MMA, FRESH_MMA),
 )  # fmt: skip
 EYES_RATES = {f"{m}@{rate}": f"{EYES[m]} --lr {rate}" for m in TWO_ARMS for rate in RATES}
 # A real LLM, which python -m bridge.smollm2 smollm2 brings; -- --llm DIR names another folder.
@@ -133,32 +105,32 @@ EYES_RATES = {f"{m}@{rate}": f"{EYES[m]} --lr {rate}" for m in TWO_ARMS for rate
 SMOLLM2 = "--encoder weights/shapes-causal --llm smollm2 --preset smollm2 --val-limit 300"
 REAL = dict(
     program="lab.eyes",
-    asks={"plain text, nats a token": Question("lab.text_loss", limited=False)},
-    claims=(MMA,), families=(MMA,), steps=(MMA,),
+    asks={"plain text, nats a token": "lab.text_loss"},
+    claims=(MMA,), detailed=(MMA,),
 )  # fmt: skip
 REAL_RATES = {f"{m}@{lr:g}": f"--mask {m} --lr {lr:g} --pt-lr-times {0.0002 / lr:g}"
               for m in TWO_ARMS for lr in (0.00005, 0.0002)}  # fmt: skip
 
 EXPERIMENTS = {
     "shapes": Experiment(
-        arms_of_the_table, "--data shapes", seeds=SEEDS, asks=AT_TEST_TIME, short=True, **PAPER
+        arms_of_the_table, "--data shapes", seeds=SEEDS, short=True, **PAPER
     ),
     "depth": Experiment(
-        both_masks("n-layer", DEPTHS), "--data shapes", counts="decoder layers",
+        both_masks("n-layer", DEPTHS), "--data shapes",
         claims=tuple(f"mma@{n} > causal@{n}" for n in DEPTHS),
     ),
     "budget": Experiment(
         BUDGET_ARMS, "--data shapes",
         seeds={name: 5 if name.endswith("1x") else 3 for name in BUDGET_ARMS},
         claims=(*AT_A_BUDGET, "mma@1x > causal@2x", "mma@1x > causal@4x", "mma@2x > causal@4x"),
-        steps=AT_A_BUDGET, marks=(80, 95), counts="training budget, in default budgets",
+        detailed=AT_A_BUDGET[-1:], marks=(80, 95),
     ),
     # Twice the steps: with few scenes validation stops rising within them
     "scenes": Experiment(
         both_masks("scenes", SCENES), "--data shapes --steps 4800 --keep-best", seeds=2,
-        claims=tuple(f"mma@{n} > causal@{n}" for n in SCENES), counts="training scenes",
+        claims=tuple(f"mma@{n} > causal@{n}" for n in SCENES),
     ),
-    "rates": Experiment(both_masks("lr", RATES), "--data shapes", seeds=2, **BY_RATE),
+    "rates": Experiment(both_masks("lr", RATES), "--data shapes", seeds=2),
     # A second modality; several pictures a row
     "sounds": Experiment(FOUR_ARMS, "--data sounds", seeds=3, **PAPER),
     "shapes-pairs": Experiment(FOUR_ARMS, "--data shapes-pairs", seeds=3, **PAPER),
@@ -169,26 +141,20 @@ EXPERIMENTS = {
     # Nine times over its own sentences alone: validation stops rising before, the best is kept
     "nlvr": Experiment(TWO_ARMS, "--data nlvr --steps 1500 --keep-best", **DEV),
     "nlvr+world": Experiment(
-        TWO_ARMS, "--data nlvr+world", seeds=2, claims=(MMA,), families=(MMA,), steps=(MMA,), **DEV
-    ),
-    # Before its rate was chosen
-    "nlvr+world-high-rate": Experiment(
-        {name: ARMS[name] for name in ("causal", "mma", "prefix", "cca")},
-        "--data nlvr+world --lr 0.004",
-        seeds={"causal": 2, "mma": 2}, **DEV, **{**PAPER, "largest": ()},
+        TWO_ARMS, "--data nlvr+world", seeds=2, claims=(MMA,), detailed=(MMA,), **DEV
     ),
     # Chosen on val: dev is not read
-    "nlvr+world-rates": Experiment(both_masks("lr", RATES), "--data nlvr+world", **BY_RATE),
+    "nlvr+world-rates": Experiment(both_masks("lr", RATES), "--data nlvr+world"),
     "eyes": Experiment(
         TEXT | EYES | FRESH, seeds=5, **EYES_CLAIMS,
-        asks={"text scenes afterwards": Question("eval --data shapes-text", tuple(EYES))},
+        asks={"text scenes afterwards": "eval --data shapes-text"},
     ),
-    "eyes_rates": Experiment(TEXT | EYES_RATES, seeds=2, **BY_RATE),
+    "eyes_rates": Experiment(TEXT | EYES_RATES, seeds=2),
     "eyes_smollm2": Experiment(
         TWO_ARMS, f"{SMOLLM2} --steps 400 --eval-every 200", seeds=3, **REAL
     ),
     "eyes_smollm2_rates": Experiment(
-        REAL_RATES, f"{SMOLLM2} --steps 400 --eval-every 200", program="lab.eyes", **BY_RATE
+        REAL_RATES, f"{SMOLLM2} --steps 400 --eval-every 200", program="lab.eyes"
     ),
     "eyes_smollm2-rehearsed": Experiment(
         {"mma": ARMS["mma"]},

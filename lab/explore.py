@@ -149,23 +149,19 @@ def record(runs: list[tuple[str, MLLM, data.Tokenizer]], asked: list[data.Exampl
     example of the page."""
     config, questions = runs[0][1].config, [{"family": e.family, "turns": []} for e in asked]
     for t in range(max(len(e.turns) for e in asked)):
-        seen = [
-            trace(model, tokenizer, [until(e, t) for e in asked]) for _, model, tokenizer in runs
-        ]
+        cut = [until(e, t) for e in asked]
+        seen = [(trace(model, tokenizer, cut), tokenizer) for _, model, tokenizer in runs]
         for q, e in enumerate(asked):
-            if t < len(e.turns):
-                rows = [{name: values[q] for name, values in run.items()} for run in seen]
-                questions[q]["turns"].append(record_turn(rows, runs, *e.turns[t]))
+            if t >= len(e.turns):
+                continue
+            message, answer = e.turns[t]
+            text = message.replace(data.IMAGE_TOKEN, " ").strip()
+            rows = [record_row({name: values[q] for name, values in run.items()}, tokenizer, answer)
+                    for run, tokenizer in seen]  # fmt: skip
+            questions[q]["turns"].append({"text": text, "answer": answer, "rows": rows})
     side = config.image_size // config.patch_size * config.patch_size
     pictures = [png(image, config.image_size, side) for image in asked[0].images]
     return {"pictures": pictures, "questions": questions}
-
-
-def record_turn(rows: list[dict], runs: list, message: str, answer: str) -> dict:
-    """One turn, with a row of each run."""
-    text, tokenizers = message.replace(data.IMAGE_TOKEN, " ").strip(), [run[2] for run in runs]
-    records = [record_row(row, t, answer) for row, t in zip(rows, tokenizers)]
-    return {"text": text, "answer": answer, "rows": records}
 
 
 def record_row(row: dict, tokenizer: data.Tokenizer, answer: str) -> dict:
@@ -181,12 +177,8 @@ def record_row(row: dict, tokenizer: data.Tokenizer, answer: str) -> dict:
         "correct": normalise(row["given"]) == normalise(answer) if answer else None,
         "mask": text64(bits(mask)),
         "weights": text64(weights),
-        "change": None if moved is None else round_all(moved),
+        "change": None if moved is None else (moved.double() * 1e4).round().div(1e4).tolist(),
     }
-
-
-def round_all(x: torch.Tensor) -> list[list[float]]:
-    return [[round(value, 4) for value in row] for row in x.tolist()]
 
 
 def write(path: Path, runs: list[tuple[str, MLLM, data.Tokenizer]], groups: list[list]) -> str:
@@ -203,14 +195,10 @@ def write(path: Path, runs: list[tuple[str, MLLM, data.Tokenizer]], groups: list
     page = page_of(TEMPLATE, {"runs": about, "examples": examples})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
-    asked = sum(len(e["questions"]) for e in examples)
-    counts = {"example": len(examples), "question": asked, "run": len(runs)}
-    said = ", ".join(f"{n} {what}{'s' * (n != 1)}" for what, n in counts.items())
-    said = f"wrote {path}: {said}, {len(page.encode()) / 1e6:.2f} MB"
-    if len(examples) < len(groups):
-        left_out = f"{len(groups) - len(examples)} of {len(groups)} examples left out"
-        said += f"; {left_out}, to stay below {LIMIT / 1e6:.0f} MB"
-    return said
+    asked, left_out = sum(len(e["questions"]) for e in examples), len(groups) - len(examples)
+    said = f"wrote {path}: {asked} question{'s' * (asked != 1)}, {len(page.encode()) / 1e6:.2f} MB"
+    why = f"; {left_out} of {len(groups)} examples left out, to stay below {LIMIT / 1e6:.0f} MB"
+    return said + why * (left_out > 0)
 
 
 def about_run(name: str, model: MLLM, examples: list[dict], k: int) -> dict:

@@ -7,9 +7,8 @@ The paper's regime in miniature: a decoder that learned from text alone, causall
 shapes-text, or real weights in a Hugging Face folder), and an encoder that was trained before and
 stays as it is. Stage 1, captions, trains projector and decoder under the causal mask; stage 2,
 questions, trains them under --mask. --fresh starts with a decoder that has learned nothing, of the
-same sizes and with the same tokenizer; --mask-from 0.5 keeps the first half of stage 2 causal;
---rehearse 4 adds to each step rows of what the LLM itself said to plain prompts (rehearsal.py). All
-other options are those of train.py, less the sizes.
+same sizes and with the same tokenizer; --rehearse 4 adds to each step rows of what the LLM itself
+said to plain prompts (rehearsal.py). All other options are those of train.py, less the sizes.
 """
 
 import argparse
@@ -52,12 +51,6 @@ PRESETS = {
 }  # fmt: skip
 
 
-def share(text: str) -> float:
-    if not 0 <= float(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to below 1, not {text}")
-    return float(text)
-
-
 def extend(parser) -> dict:
     """Adds the options that train.py does not have; returns the presets, the default one first."""
     add = parser.add_argument_group("eyes").add_argument
@@ -67,8 +60,6 @@ def extend(parser) -> dict:
     add("--template", metavar="FILE",
         help=f"chat template of such a folder; {OWN}: its own (preset smollm2: {OWN})")  # fmt: skip
     add("--fresh", action="store_true", help="the decoder of --llm, but with new weights")
-    add("--mask-from", type=share, default=0.0, metavar="SHARE",
-        help="stage 2 is causal up to this share of its steps (default: 0)")  # fmt: skip
     add("--rehearse", type=positive, metavar="N",
         help="rows a step of plain dialogues: what the LLM, a folder's, said before")  # fmt: skip
     add("--pt-adam-lr", type=rate, metavar="LR", help="--adam-lr of stage 1")
@@ -151,6 +142,9 @@ def real(args, sight: dict) -> tuple[MLLM, data.Tokenizer]:
     return load_decoder(args.llm, config, seed=args.seed), tokenizer
 
 
+# --- Data
+
+
 def check_words(source, tokenizer: data.Tokenizer, llm: Path) -> None:
     """DataError if a run's tokenizer spells the data's texts in bytes: its decoder has never seen
     these words."""
@@ -161,22 +155,6 @@ def check_words(source, tokenizer: data.Tokenizer, llm: Path) -> None:
                 f"--llm {llm}: its tokenizer has no token for {tokenizer.decode(spelled)!r} in "
                 f"{text[:60]!r}; it was trained on other words than these data have"
             )
-
-
-# --- The mask
-
-
-def late_mask(config: Config, start: float, schedule=train.schedule):
-    """A schedule of the learning rates that also keeps the model causal, in training and when it
-    answers, up to a share of a stage's steps: each step begins with the schedule."""
-    mask = config.mask
-
-    def of_step(step: int, steps: int) -> float:
-        early = step < min(start * steps, steps - 1)  # the last step is never: answers follow it
-        config.mask = "causal" if early else mask
-        return schedule(step, steps)
-
-    return of_step
 
 
 def rehearse(source, model: MLLM, tokenizer: data.Tokenizer, args):
@@ -198,16 +176,13 @@ def main(argv=None) -> None:
         check_device(args.device)
         if args.variant:
             raise data.DataError("--variant belongs to train.py")
-        if args.mask_from and args.keep_best:
-            raise data.DataError("--mask-from and --keep-best: the best look may be a causal one")
         model, tokenizer = put_together(args)
         source = data.load(args.data, **data.options_of(args))
         if not args.template:
             check_words(source, tokenizer, args.llm)
         if args.rehearse:
             source = rehearse(source, model, tokenizer, args)
-        schedule = late_mask(model.config, args.mask_from) if args.mask_from else train.schedule
-        train.fit(model, tokenizer, source, args, wings.watch(), schedule)
+        train.fit(model, tokenizer, source, args, wings.watch())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Pictures of pixels, by Pillow (it comes with torchvision): masks over an example, a sheet of
-answers. Charts are in curves.py.
+"""Pictures: masks over an example, by matplotlib; a sheet of answers, by Pillow, which comes with
+torchvision. Charts are in curves.py.
 
 Shapes:  T tokens of a row   n image tokens of a picture
 """
@@ -11,45 +11,44 @@ from PIL import Image, ImageDraw
 
 import data
 import mma
+from lab.curves import COLOURS, figure
 from mma import EXTRA_PAIRS, IMAGE, QUESTION, attention_mask
 
-PAST, OPENED, BLOCKED = "#4a6fb5", "#f08c28", "#e4e4e4"
+BLOCKED = "#e4e4e4"
+INK = {IMAGE: COLOURS["causal"], QUESTION: "#c06010", mma.ANSWER: "#2a8a4a"}
 RIGHT, WRONG = (0, 120, 40), (190, 20, 20)
 
 
-def cell_colour(may: bool, later: bool) -> str:
-    return BLOCKED if not may else OPENED if later else PAST
+def draw_mask(ax, kind: str, role, turn, words, title: str, size: float) -> None:
+    """Rows = queries, columns = keys: blue reads the past, orange is opened, grey is blocked. role,
+    turn: int64 [1, T]. words: what stands at each column. size: of their letters, in points."""
+    from matplotlib.colors import ListedColormap
+
+    may, T = attention_mask(kind, role, turn)[0, 0], len(words)
+    cells = may.int() + may.triu(1).int()  # 1 if it is read, 2 if it is a later one
+    colours = ListedColormap([BLOCKED, COLOURS["causal"], COLOURS["mma"]])
+    ax.pcolormesh(cells.numpy(), cmap=colours, vmin=0, vmax=2, edgecolors="white", linewidth=0.6)
+    ax.set_title(title, fontsize=size + 3, y=-0.08)
+    ax.set(aspect="equal", ylim=(T, 0), frame_on=False)
+    ax.xaxis.tick_top()
+    middles = [column + 0.5 for column in range(T)]
+    ax.set_xticks(middles, words, rotation=90 * (len(max(words, key=len)) > 1), fontsize=size)
+    ax.set_yticks(middles, words, fontsize=size)
+    ax.tick_params(length=0)
+    for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
+        for label, r in zip(labels, role[0].tolist()):
+            label.set_color(INK.get(r, "black"))
 
 
-def draw_mask(pen, mask: list[list[bool]], left: int, top: int, cell: int) -> None:
-    """Rows = queries, columns = keys: blue reads the past, orange opened, grey blocked."""
-    for i, row in enumerate(mask):
-        for j, may in enumerate(row):
-            x, y = left + j * cell, top + i * cell
-            pen.rectangle((x, y, x + cell - 2, y + cell - 2), fill=cell_colour(may, j > i))
-
-
-def write_masks(path, cell: int = 12) -> None:
+def write_masks(path) -> None:
     """Every kind on mma.py's example row as one picture, three a line."""
     role, turn = mma.example()
-    side = (len(mma.EXAMPLE) + 3) * cell
     lines = -(-len(EXTRA_PAIRS) // 3)
-    sheet = Image.new("RGB", (3 * side, lines * side), "white")
-    pen = ImageDraw.Draw(sheet)
-    for n, kind in enumerate(EXTRA_PAIRS):
-        left, top = n % 3 * side + 2 * cell, n // 3 * side + 2 * cell
-        pen.text((left, top - 2 * cell + 2), kind, fill="black")
-        for i, letter in enumerate(mma.EXAMPLE):
-            pen.text((left - cell + 3, top + i * cell + 1), letter, fill="black")
-            pen.text((left + i * cell + 4, top - cell + 2), letter, fill="black")
-        draw_mask(pen, attention_mask(kind, role, turn)[0, 0].tolist(), left, top, cell)
-    sheet.save(path)
-
-
-def to_image(pixels: torch.Tensor, side: int) -> Image.Image:
-    """uint8 [3, size, size] as a picture of side x side, its pixels seen."""
-    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    return picture.resize((side, side), Image.Resampling.NEAREST)
+    fig, _ = figure(9, 3.2 * lines, columns=0)
+    for number, kind in enumerate(EXTRA_PAIRS, 1):
+        ax = fig.add_subplot(lines, 3, number)
+        draw_mask(ax, kind, role, turn, mma.EXAMPLE, kind, 5)
+    fig.savefig(path)
 
 
 def words_of(row: data.Row, tokenizer: data.Tokenizer) -> list[str]:
@@ -62,55 +61,44 @@ def words_of(row: data.Row, tokenizer: data.Tokenizer) -> list[str]:
     return words
 
 
-def write_figure(path, cell: int = 13) -> None:
+def write_figure(path) -> None:
     """The figure of the README: an example of the built-in world, and the masks causal and mma over
     its row."""
-    world, grid, side, label, top = data.load("shapes"), 4, 240, 62, 90
+    world, grid = data.load("shapes"), 4
     tokenizer = data.Tokenizer.train(world.texts(), 4096)
     counted = (e for e in world.heldout("test") if e.family == "counting")
     example = next(e for e in counted if e.turns[0][1] == "2")
     row = data.encode(example, tokenizer, grid * grid)
-    words = words_of(row, tokenizer)
-    panel = len(words) * cell
-    width = side + 40 + 2 * (panel + label + 20)
-    sheet = Image.new("RGB", (width, top + panel + 34), "white")
-    draw_example(sheet, example, grid, side, top)
+    fig, _ = figure(13, 5.2, columns=0)
+    picture, *masks = fig.subplots(1, 3, width_ratios=[2, 3, 3])
+    draw_example(picture, example, grid)
     titles = {
         "causal": "causal: the picture never learns what was asked",
         "mma": "mma: image rows read the question's columns",
     }
-    for m, (kind, title) in enumerate(titles.items()):
-        left = side + 40 + m * (panel + label + 20) + label
-        ImageDraw.Draw(sheet).text((left, top + panel + 8), title, fill="black", font_size=15)
-        draw_labels(sheet, words, row.role, left, top, cell, label)
-        mask = attention_mask(kind, torch.tensor([row.role]), torch.tensor([row.turn]))
-        draw_mask(ImageDraw.Draw(sheet), mask[0, 0].tolist(), left, top, cell)
-    sheet.save(path)
+    role, turn = torch.tensor([row.role]), torch.tensor([row.turn])
+    for ax, (kind, title) in zip(masks, titles.items()):
+        draw_mask(ax, kind, role, turn, words_of(row, tokenizer), title, 7)
+    fig.savefig(path)
 
 
-def draw_example(sheet, example: data.Example, grid: int, side: int, top: int) -> None:
+def draw_example(ax, example: data.Example, grid: int) -> None:
     """The picture with its patches numbered as the tokens are, the question and the answer."""
-    pen, step = ImageDraw.Draw(sheet), side / grid
-    sheet.paste(to_image(example.images[0], side), (12, top))
+    pixels = example.images[0].permute(1, 2, 0).numpy()
+    ax.imshow(pixels, extent=(0, grid, grid, 0))
+    ax.set_xticks(range(grid + 1), [])
+    ax.set_yticks(range(grid + 1), [])
+    ax.grid(color="white")
     for k in range(grid * grid):
-        x, y = 12 + step * (k % grid), top + step * (k // grid)
-        pen.rectangle((x, y, x + step, y + step), outline="white")
-        pen.text((x + 3, y + 1), str(k + 1), fill="white")
+        ax.text(k % grid + 0.05, k // grid + 0.2, str(k + 1), color="white", fontsize=7)
     question, answer = example.turns[0]
-    text = f"{question.replace(data.IMAGE_TOKEN, '')}\n{answer}"
-    pen.text((12, top + side + 12), text, fill="black", font_size=15)
+    ax.set_xlabel(f"{question.replace(data.IMAGE_TOKEN, '')}\n{answer}", fontsize=10)
 
 
-def draw_labels(sheet, words, roles, left: int, top: int, cell: int, label: int) -> None:
-    """The words at the left of a mask and, upright, above it."""
-    ink_of = {IMAGE: PAST, QUESTION: "#c06010", mma.ANSWER: "#2a8a4a"}
-    pen = ImageDraw.Draw(sheet)
-    for i, (word, role) in enumerate(zip(words, roles)):
-        ink, middle = ink_of.get(role, "black"), top + i * cell + cell / 2
-        pen.text((left - 4, middle), word, fill=ink, anchor="rm", font_size=10)
-        upright = Image.new("RGB", (label, cell), "white")
-        ImageDraw.Draw(upright).text((2, cell / 2), word, fill=ink, anchor="lm", font_size=10)
-        sheet.paste(upright.rotate(90, expand=True), (left + i * cell, top - label - 2))
+def to_image(pixels: torch.Tensor, side: int) -> Image.Image:
+    """uint8 [3, size, size] as a picture of side x side, its pixels seen."""
+    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    return picture.resize((side, side), Image.Resampling.NEAREST)
 
 
 def write_sheet(path, results: list[dict], image_size: int, framed=None, side: int = 160) -> None:

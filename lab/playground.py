@@ -10,7 +10,6 @@ precision, as lab/weights.py keeps them. It holds runs on --data shapes of the m
 variants.
 """
 
-import argparse
 import base64
 import re
 import zlib
@@ -68,12 +67,8 @@ def about_tokenizer(tokenizer: data.Tokenizer) -> dict:
     """Of each piece its text, its score, and its type: n, may be merged; c, control; b, a byte; u,
     unknown."""
     sp, ids = tokenizer.sp, range(len(tokenizer))
-
-    def type_of(i: int) -> str:
-        return (
-            "c" if sp.is_control(i) else "b" if sp.is_byte(i) else "u" if sp.is_unknown(i) else "n"
-        )
-
+    kinds = {"c": sp.is_control, "b": sp.is_byte, "u": sp.is_unknown, "n": lambda i: True}
+    type_of = lambda i: next(kind for kind, is_kind in kinds.items() if is_kind(i))
     special = {name: getattr(tokenizer, name) for name in ("bos", "eos", "image", "answer")}
     return {
         "pieces": [sp.id_to_piece(i) for i in ids],
@@ -152,20 +147,17 @@ def opens(kind: str) -> list[list[bool]]:
 
 def page(runs: list[tuple[str, MLLM, data.Tokenizer]]) -> str:
     """The page as HTML; runs: name, model and tokenizer of each."""
-    kinds = {"causal", "mma", *(model.config.mask for _, model, _ in runs)}
-    world = about_world()
-    return page_of(
-        TEMPLATE,
-        {
-            "runs": [about_run(*run) for run in runs],
-            "pairs": {kind: opens(kind) for kind in sorted(kinds)},
-            "world": world,
-            "opening": opening(world["scenes"], runs),
-        },
-    )
+    kinds, world = {"causal", "mma", *(model.config.mask for _, model, _ in runs)}, about_world()
+    content = {
+        "runs": [about_run(*run) for run in runs],
+        "pairs": {kind: opens(kind) for kind in sorted(kinds)},
+        "world": world,
+        "opening": opening(world["scenes"], runs),
+    }
+    return page_of(TEMPLATE, content)
 
 
-def arguments(argv=None) -> argparse.Namespace:
+def main(argv=None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("-h", "--help", action="help", help="show this and exit")
@@ -174,11 +166,6 @@ def arguments(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if len(args.runs) > 2:
         parser.error(f"the page shows one run or two, not {len(args.runs)}")
-    return args
-
-
-def main(argv=None) -> None:
-    args = arguments(argv)
     with one_line_errors():
         check_writable(args.out)
         text = page([(run.resolve().name, *opened(run)) for run in args.runs])

@@ -1,6 +1,7 @@
-"""From a result to files: JSON, Markdown, curves; and the published ones in docs/results.
+"""From a record to files: JSON, Markdown, curves; and the published ones in docs/results.
 
-The JSON is the truth: tables and curves are made from it. A published file is written on --publish
+A record is a comparison's result (lab/results.py), or {"table": rows of cells, "note": a line}. The
+JSON is the truth: tables and curves are made from it. A published file is written on --publish
 alone, and never loses what another call has published: arms, and seeds of an arm, that this call
 did not make are kept.
 """
@@ -11,13 +12,13 @@ from pathlib import Path
 
 from data import DataError
 from engine.checkpoint import write_file
+from engine.tables import markdown
 from lab import results
 from lab.curves import write_curves
-from lab.results import VALIDATION, frame
 
+PUBLISHED = results.ROOT / "docs" / "results"
 ENOUGH = 3  # seeds with which an arm is in the short table, and among many curves
 MANY = 6  # curves that can still be told apart
-RATE = "learning rate"  # is what arms count that are chosen between, by validation
 
 
 def write_text(file: Path, text: str) -> None:
@@ -29,83 +30,66 @@ def write_json(file: Path, record: dict) -> None:
     write_text(file, json.dumps(record, indent=1))
 
 
-def read_published(name: str, key: str = "arms") -> dict | None:
-    """A published JSON, if there is one. DataError if another command wrote it: it lacks `key`."""
-    file = results.PUBLISHED / f"{name}.json"
-    if not file.exists():
-        return None
-    record = json.loads(file.read_text(encoding="utf-8"))
-    if key not in record:
-        raise DataError(f"{file} was written by another command; move it out of the way first")
-    return record
-
-
-# --- A result
-
-
-def report(name: str, result: dict) -> dict[str, str]:
-    """The Markdown of a result, file by file: NAME.md, the table; NAME_claims.md, the tests and
-    what the runs were asked beside; NAME_finding.md, a short table."""
-    show = result["show"]
-    runs, marks = frame(result["arms"], show["marks"]), show["marks"]
-    parts = [results.main_table(runs, marks)]
-    if show["counts"] == RATE:
-        parts.append(results.chosen_on_validation(runs))
-    if result["missing"]:
-        parts.append(f"Not yet run: {', '.join(result['missing'])}.")
+def report(name: str, record: dict) -> dict[str, str]:
+    """The Markdown of a record, file by file: NAME.md, the table; of a comparison NAME_claims.md,
+    the tests and what the runs were asked beside, and NAME_finding.md, a short table."""
+    if "table" in record:
+        parts = markdown(record["table"]), record["note"]
+        return {f"{name}.md": "\n\n".join(filter(None, parts))}
+    show, runs = record["show"], results.frame(record)
+    parts = [results.main_table(runs, show["marks"])]
+    if record["missing"]:
+        parts.append(f"Not yet run: {', '.join(record['missing'])}.")
     files = {f"{name}.md": parts}
     if show["short"]:
         enough = runs.groupby("arm")["seed"].transform("count") >= ENOUGH
-        files[f"{name}_finding.md"] = [results.main_table(runs[enough], marks, short=True)]
+        short = results.main_table(runs[enough], show["marks"], short=True)
+        files[f"{name}_finding.md"] = [short]
     if show["claims"]:
-        rows = results.differences(result, runs)
-        files[f"{name}_claims.md"] = [results.differences_table(rows), results.asked_table(runs)]
+        tests = results.differences_table(results.differences(record, runs))
+        files[f"{name}_claims.md"] = [tests, results.asked_table(runs)]
     texts = {file: "\n\n".join(filter(None, parts)) for file, parts in files.items()}
     return {file: text for file, text in texts.items() if text}
 
 
-def write(folder: Path, name: str, result: dict) -> list[Path]:
-    """All files of a result. The curves come last: without matplotlib the tables are there."""
-    rows = results.differences(result, frame(result["arms"], result["show"]["marks"]))
-    write_json(folder / f"{name}.json", {**result, "differences": rows})
-    texts = report(name, result)
+def write(folder: Path, name: str, record: dict) -> list[Path]:
+    """All files of a record. The curves come last: without matplotlib the tables are there."""
+    if "arms" in record:
+        rows = results.differences(record, results.frame(record))
+        record = {**record, "differences": rows}
+    write_json(folder / f"{name}.json", record)
+    texts = report(name, record)
     for file, text in texts.items():
         write_text(folder / file, text)
-    return [folder / file for file in (f"{name}.json", *texts)] + draw(folder, name, result)
+    drawn = draw(folder / f"{name}.png", record)
+    return [folder / f"{name}.json", *drawn, *(folder / file for file in texts)]
 
 
-def draw(folder: Path, name: str, result: dict) -> list[Path]:
-    """Validation accuracy over the steps; where arms count something, accuracy over that too."""
-    arms, counts = result["arms"], result["show"]["counts"]
+def draw(file: Path, record: dict) -> list[Path]:
+    """Validation accuracy over the steps; of many arms, those with enough seeds."""
+    arms = record.get("arms", {})
     drawn = {arm: runs for arm, runs in arms.items() if any(run["curve"] for run in runs)}
-    if len(drawn) > MANY and not counts:
+    if len(drawn) > MANY:
         drawn = {arm: runs for arm, runs in drawn.items() if len(runs) >= ENOUGH} or drawn
     curves = {}
     for arm, runs in drawn.items():
         label = f"{arm} ({len(runs)} seed{'s' * (len(runs) > 1)})"
         curves[label] = [{int(step): y for step, y in run["curve"].items()} for run in runs]
-    files = []
     if curves:
-        files.append(folder / f"{name}{'-curves' if counts else ''}.png")
-        write_curves(files[-1], curves)
-    if counts:
-        column, split = (VALIDATION, "validation") if counts == RATE else ("overall", "test")
-        lines, xlabel = over_count(frame(arms, ()), column), f"{counts} ({split} accuracy)"
-        files.append(folder / f"{name}.png")
-        write_curves(files[-1], lines, xlabel=xlabel)
-    return files
-
-
-def over_count(runs, column: str) -> dict[str, list[dict]]:
-    """mask -> for each seed: what the @ counts -> accuracy (0 to 1)."""
-    lines = {}
-    for (arm, _), of_seed in runs.groupby([runs["arm"].str.split("@").str[0], "seed"], sort=False):
-        counted = of_seed["arm"].str.split("@").str[1].str.rstrip("x").astype(float)
-        lines.setdefault(arm, []).append(dict(zip(counted, of_seed[column] / 100)))
-    return lines
+        write_curves(file, curves)
+    return [file] * bool(curves)
 
 
 # --- What is published
+
+
+def read_published(name: str) -> dict | None:
+    """A published comparison, if there is one. DataError if another command wrote it."""
+    file = PUBLISHED / f"{name}.json"
+    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    if record is not None and "arms" not in record:
+        raise DataError(f"{file} was written by another command; move it out of the way first")
+    return record
 
 
 def check_settings(name: str, settings: dict) -> None:
@@ -142,7 +126,7 @@ def publish(name: str, result: dict) -> list[Path]:
     """Write docs/results, with what was published before."""
     check_settings(name, result["settings"])
     old = read_published(name)
-    return write(results.PUBLISHED, name, merge(old, result) if old else result)
+    return write(PUBLISHED, name, merge(old, result) if old else result)
 
 
 def with_tables(text: str, folder: Path) -> str:
@@ -160,14 +144,15 @@ def with_tables(text: str, folder: Path) -> str:
 def renew(root: Path = results.ROOT) -> None:
     """Make the published tables anew from their JSON, and put them into README.md and docs/*.md:
     into all of these, or none."""
-    for file in sorted(results.PUBLISHED.glob("*.json")):
+    folder = root / "docs" / "results"
+    for file in sorted(folder.glob("*.json")):
         record = json.loads(file.read_text(encoding="utf-8"))
-        if "arms" in record:
+        if {"arms", "table"} & {*record}:
             for name, text in report(file.stem, record).items():
-                write_text(results.PUBLISHED / name, text)
+                write_text(folder / name, text)
     files = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
     texts = {file: file.read_text(encoding="utf-8") for file in files}
-    filled = {file: with_tables(text, results.PUBLISHED) for file, text in texts.items()}
+    filled = {file: with_tables(text, folder) for file, text in texts.items()}
     for file in files:
         if filled[file] != texts[file]:
             write_text(file, filled[file])

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import math
 import re
-import statistics
 import warnings
 from pathlib import Path
 
@@ -19,10 +18,8 @@ from engine.run import read_record
 from engine.tables import markdown, parts_of, spread
 
 ROOT = Path(__file__).resolve().parent.parent
-PUBLISHED = ROOT / "docs" / "results"  # written on --publish alone
-RESULTS = Path("runs/results")  # where an ordinary call writes
 KEYS = ("seed", "accuracy", "consistency", "families", "n", "unparsed", "params", "seconds", "kept")
-VALIDATION, TRAINED = "validation, last look", "as trained"
+VALIDATION, LOSS = "validation, last look", "validation loss"
 LEVEL = 0.05
 NOTE = (
     "Two-sided t-tests over seeds, paired by seed where both arms have the same seeds and data, "
@@ -42,30 +39,34 @@ def need(package: str, what: str) -> None:
 # --- A run
 
 
-def curve_of(run: Path) -> dict[int, float]:
-    """Validation accuracy (0 to 1) at each step of stage 2 that was looked at."""
+def looks_of(run: Path) -> dict[int, dict]:
+    """What validation said at each step of stage 2 that was looked at: accuracy (0 to 1), and the
+    loss, where the program has it."""
     log = map(json.loads, (Path(run) / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line["val"]["accuracy"] for line in log if line.get("val")}
+    return {line["step"]: line["val"] for line in log if line.get("val")}
+
+
+def curve_of(run: Path) -> dict[int, float]:
+    return {step: val["accuracy"] for step, val in looks_of(run).items()}
 
 
 def read_run(run: Path, asked: dict[str, Path], split: str = "") -> dict:
     """What the tables need of a finished run. asked: name -> what eval.py or lab.text_loss wrote
     about it; that of `split` stands for the accuracy that the run itself reports."""
-    record, log = read_record(run), run / "metrics.jsonl"
-    curve = curve_of(run) if log.exists() else {}
+    record, numbers, looks = read_record(run), {}, looks_of(run)
     files = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in asked.items()}
     if split:
         record |= files.pop(split)["runs"][0]
+    for name, file in files.items():
+        if isinstance(file, list):  # of lab.text_loss, in nats
+            numbers |= {f"{name}, before": file[0]["loss"], f"{name}, after": file[-1]["loss"]}
+        else:
+            numbers[name] = 100 * file["runs"][0]["accuracy"]
     kept = {key: record[key] for key in KEYS if key in record}
-    answers = {name: numbers_of(file) for name, file in files.items()}
-    return {**kept, "curve": curve, "run": run.name} | ({"asked": answers} if answers else {})
-
-
-def numbers_of(file: dict | list) -> dict:
-    """What is kept of a JSON of eval.py or lab.aif, or of lab.text_loss: before and after."""
-    if isinstance(file, list):
-        return {"before": file[0]["loss"], "after": file[-1]["loss"]}
-    return {key: file["runs"][0][key] for key in ("accuracy", "families")}
+    if looks and "loss" in (last := looks[max(looks)]):
+        kept["loss"] = last["loss"]
+    curve = {step: val["accuracy"] for step, val in looks.items()}
+    return {**kept, "curve": curve, "run": run.name} | ({"asked": numbers} if numbers else {})
 
 
 def first_step(curve: dict, level: float) -> int | None:
@@ -81,37 +82,32 @@ def at_step(mark: float) -> str:
 # --- Tables
 
 
-def frame(arms: dict[str, list[dict]], marks):
+def frame(result: dict):
     """A row for each run (pandas): arm, seed, accuracies, steps to the marks, parameters."""
     need("pandas", "the tables")
     import pandas as pd
 
-    return pd.DataFrame([
-        {"arm": arm, "curve": curve, **row(run, curve, marks)}
-        for arm, runs in arms.items() for run in runs
-        for curve in [{int(step): value for step, value in run["curve"].items()}]
-    ])  # fmt: skip
+    marks = result["show"]["marks"]
+    rows = [row(arm, run, marks) for arm, runs in result["arms"].items() for run in runs]
+    return pd.DataFrame(rows)
 
 
-def row(run: dict, curve: dict[int, float], marks) -> dict:
+def row(arm: str, run: dict, marks) -> dict:
     """A run's cells, column -> number; families are those of engine.tables.parts_of."""
-    cells = {"seed": run["seed"], "overall": 100 * run["accuracy"]}
+    cells = {"arm": arm, "seed": run["seed"], "overall": 100 * run["accuracy"]}
     if "consistency" in run:
         cells["family: consistency"] = 100 * run["consistency"]  # tested like one
     cells |= {f"family: {name}": 100 * f["accuracy"]
               for name, f in parts_of(run["families"]).items()}  # fmt: skip
-    if curve:
-        cells[VALIDATION] = 100 * curve[max(curve)]
-    cells |= {at_step(mark): first_step(curve, mark / 100) or math.nan for mark in marks}
+    if run["curve"]:
+        cells[VALIDATION] = 100 * [*run["curve"].values()][-1]
+    if "loss" in run:
+        cells[LOSS] = run["loss"]
+    cells |= {at_step(mark): first_step(run["curve"], mark / 100) or math.nan for mark in marks}
     if "kept" in run:
         cells["best at step"] = run["kept"]["step"]
-    cells["parameters"] = run["params"]
-    for name, numbers in run.get("asked", {}).items():
-        cells[TRAINED] = cells["overall"]
-        of_eval = {f"asked: {name}": 100 * numbers.get("accuracy", 0)}
-        of_text = {f"asked: {name}, {when}": value for when, value in numbers.items()}
-        cells |= of_eval if "accuracy" in numbers else of_text
-    return cells
+    asked = {f"asked: {name}": value for name, value in run.get("asked", {}).items()}
+    return {**cells, "parameters": run["params"], **asked}
 
 
 def columns_of(runs, kind: str) -> dict[str, str]:
@@ -119,51 +115,37 @@ def columns_of(runs, kind: str) -> dict[str, str]:
     return {c: c.removeprefix(f"{kind}: ") for c in runs.columns if c.startswith(f"{kind}: ")}
 
 
-def cell(column: str, values) -> str:
+def cell(values) -> str:
     """The runs of an arm in one cell: the step of each, or mean ± standard deviation."""
-    if column == "parameters":
+    if values.name == "parameters":
         return f"{values.iloc[0]:,.0f}"
-    if column.endswith(" at step"):
-        none = "-" if column == "best at step" else "never"
+    if values.name.endswith(" at step"):
+        none = "-" if values.name == "best at step" else "never"
         return ", ".join(none if math.isnan(step) else f"{step:,.0f}" for step in values)
-    return spread(values.dropna().tolist())
+    return spread(values.dropna().tolist(), "{:.3f}" if values.name == LOSS else "{:.1f}")
 
 
 def table(runs, columns: dict[str, str]) -> str:
     """Markdown: a row for each arm. columns: of the frame -> how they are called."""
-    rows = [["arm", "seeds", *columns.values()]]
-    for arm, of_arm in runs.groupby("arm", sort=False):
-        cells = [cell(column, of_arm[column]) for column in columns]
-        rows.append([arm, str(len(of_arm)), *cells])
-    return markdown(rows)
+    by_arm = runs.groupby("arm", sort=False)
+    rows = [[arm, str(len(some)), *(cell(some[c]) for c in columns)] for arm, some in by_arm]
+    return markdown([["arm", "seeds", *columns.values()], *rows])
 
 
 def main_table(runs, marks, short: bool = False) -> str:
     """Accuracy overall and by family, validation, steps to the marks. short: without validation."""
-    held_out = [VALIDATION] if VALIDATION in runs and not short else []
-    last = ["best at step"] if "best at step" in runs else []
-    others = [*held_out, *map(at_step, marks), *last, "parameters"]
-    names = {"overall": "overall", **columns_of(runs, "family")}
-    return table(runs, names | {name: name for name in others})
+    others = (VALIDATION, LOSS, *map(at_step, marks), "best at step", "parameters")
+    left_out = (VALIDATION, LOSS, "best at step") if short else ()
+    columns = {"overall": "overall", **columns_of(runs, "family")}
+    return table(runs, columns | {c: c for c in others if c in runs and c not in left_out})
 
 
 def asked_table(runs) -> str:
     """What the runs that were asked something else say: "" if none was."""
-    asked = columns_of(runs, "asked")
-    return table(runs[runs[TRAINED].notna()], {TRAINED: TRAINED, **asked}) if asked else ""
-
-
-def chosen_on_validation(runs) -> str:
-    """A sentence, for arms MASK@RATE that are chosen between: the best on validation of each mask,
-    on the seeds that all its rates have."""
-    chosen = []
-    for _, rivals in runs.groupby(runs["arm"].str.split("@").str[0], sort=False):
-        by_seed = rivals.pivot(index="seed", columns="arm", values=VALIDATION).dropna()
-        if len(by_seed) and len(by_seed.columns) > 1:
-            means, seeds = by_seed.mean(), ", ".join(map(str, by_seed.index))
-            some = f"seed{'s' * (len(by_seed) > 1)} {seeds}"
-            chosen.append(f"{means.idxmax()} ({means.max():.1f}, {some})")
-    return f"Chosen on validation, at the last look: {', '.join(chosen)}." if chosen else ""
+    if not (asked := columns_of(runs, "asked")):
+        return ""
+    some = runs.dropna(subset=list(asked), how="all")
+    return table(some, {"overall": "as trained", **asked})
 
 
 # --- Tests
@@ -180,7 +162,7 @@ def tested(a, b, same_data: bool = True) -> dict:
     alone, common = min(len(a), len(b)) < 2, a.index.intersection(b.index)
     if alone and same_data and len(common):
         a, b = a[common], b[common]
-    said = {"difference": statistics.mean(a) - statistics.mean(b), "n": str(len(a))}
+    said = {"difference": float(a.mean() - b.mean()), "n": str(len(a))}
     if alone:
         return {"here": "one seed", **said, "n": "1"}
     paired = same_data and set(a.index) == set(b.index)
@@ -213,127 +195,56 @@ def data_of(options: dict[str, str], side: str) -> dict[str, str]:
     return {word: value for word, value in zip(words, words[1:]) if word in DATA_OPTIONS}
 
 
-def accuracies_tested(runs, options: dict[str, str], pair, columns: dict[str, str]) -> list[dict]:
-    """A row for each column, of the frame -> family ("": overall): is a above b? pair: a, b."""
-    rows, (a, b) = [], pair
-    same = data_of(options, a) == data_of(options, b)
+def accuracies_tested(runs, options: dict[str, str], claim: str, columns) -> list[dict]:
+    """A row for each column, of the frame -> family ("": overall). claim: a > b."""
+    rows, sides = [], claim.split(" > ")
+    a, b = (data_of(options, side) for side in sides)
     for column, family in columns.items():
-        values = [values_of(runs, side, column) for side in pair]
-        claim = f"{a} > {b}, {family}" if family else f"{a} > {b}"
+        values = [values_of(runs, side, column) for side in sides]
+        said = f"{claim}, {family}" if family else claim
         if all(map(len, values)):
-            rows.append({"claim": claim, "unit": "points", **tested(*values, same)})
+            rows.append({"claim": said, "unit": "points", **tested(*values, a == b)})
     return rows
+
+
+def lower(runs, claim: str, column: str, says: str, unit: str) -> dict:
+    """Is a below b in a column? claim: a > b. says: how that is said."""
+    a, b = claim.split(" > ")
+    values = [runs[runs["arm"] == arm].set_index("seed")[column] for arm in (b, a)]
+    said = {"claim": f"{a} {says} {b}"}
+    if any(some.isna().any() for some in values):
+        return {**said, "here": "not clear (a seed never is)"}
+    return {**said, "unit": unit, **tested(*values)}
 
 
 def differences(result: dict, runs) -> list[dict]:
     """The rows of the tests that result["show"] asks for: what `tested` gives, and the claim. Left
     out are claims about arms that have no run."""
     show, there, rows = result["show"], set(runs["arm"]), []
-    families = columns_of(runs, "family")
-    claims, by_family, steps = (
-        [claim.split(" > ") for claim in show[what] if there.issuperset(re.split(" [->] ", claim))]
-        for what in ("claims", "families", "steps")
+    claims, detailed = (
+        [claim for claim in show[what] if there.issuperset(re.split(" [->] ", claim))]
+        for what in ("claims", "detailed")
     )
-    for pair in claims:
-        rows += accuracies_tested(runs, result["options"], pair, {"overall": ""})
-    for pair in by_family:
-        rows += accuracies_tested(runs, result["options"], pair, families)
-        if show["largest"] and {*show["largest"]} <= {*families.values()}:
-            rows.append(largest_gains(runs, " - ".join(pair), show["largest"]))
-    for a, b in steps:
-        rows += [fewer_steps(runs, a, b, mark) for mark in show["marks"]]
-        rows.append(share_of_steps(runs, a, b))
+    for claim in claims:
+        rows += accuracies_tested(runs, result["options"], claim, {"overall": ""})
+    for claim in detailed:
+        rows += accuracies_tested(runs, result["options"], claim, columns_of(runs, "family"))
+        for mark in show["marks"]:
+            says = f"is at {mark:g} % on validation after fewer steps than"
+            rows.append(lower(runs, claim, at_step(mark), says, "steps"))
+        if LOSS in runs:
+            rows.append(lower(runs, claim, LOSS, "has a lower validation loss than", "nats"))
     return rows
-
-
-def largest_gains(runs, gain: str, largest) -> dict:
-    """Are the gains in the families `largest` above those in every other? yes if each of these
-    tests says so (the weakest is shown), no if one says the opposite."""
-    families = columns_of(runs, "family").items()
-    gains = {family: values_of(runs, gain, column) for column, family in families}
-    tests = [{"claim": f"{gain} is largest in {' and '.join(largest)} (here {a} > {b})",
-              "unit": "points", **tested(gains[a], gains[b])}
-             for a in largest for b in gains if b not in largest]  # fmt: skip
-    tests.sort(key=lambda test: test["difference"])
-    against = [test for test in tests if test["here"] == "no"]
-    return [*against, *(test for test in tests if test["here"] != "yes"), *tests][0]
-
-
-def fewer_steps(runs, a: str, b: str, mark: float) -> dict:
-    """Is a at a mark on validation after fewer steps than b?"""
-    claim = f"{a} is at {mark:g} % on validation after fewer steps than {b}"
-    steps = [runs[runs["arm"] == arm].set_index("seed")[at_step(mark)] for arm in (b, a)]
-    if any(taken.isna().any() for taken in steps):
-        return {"claim": claim, "here": "not clear (a seed never is)"}
-    return {"claim": claim, "unit": "steps", **tested(*steps)}
-
-
-def step_of(curves: list[dict[int, float]], accuracy: float) -> float:
-    """The step at which the mean of curves, {step: accuracy}, gets to an accuracy: between two
-    looks that all of them have on a straight line; infinity, if it never does."""
-    before = (0, 0.0)
-    for step in sorted(set.intersection(*map(set, curves))):
-        mean = sum(curve[step] for curve in curves) / len(curves)
-        if mean >= accuracy:
-            way = (accuracy - before[1]) / (mean - before[1]) if mean > before[1] else 0.0
-            return before[0] + (step - before[0]) * way
-        before = (step, mean)
-    return math.inf
-
-
-def share_of_steps(runs, a: str, b: str) -> dict:
-    """After which share of its steps a has the accuracy, on validation, that b has at its last
-    look: of the mean curves of the seeds that both have, with a bootstrap interval over these, and
-    seed by seed. Two seeds get no interval: its ends would be the two."""
-    looked = runs[runs["curve"].map(bool)].set_index("seed")
-    first, second = (looked[looked["arm"] == arm]["curve"] for arm in (a, b))
-    seeds = first.index.intersection(second.index)
-    claim = f"share of its steps after which {a} is where {b} ends (validation)"
-    if not len(seeds):
-        return {"claim": claim, "here": "not clear (no seed in common)"}
-    first, second = first[seeds].tolist(), second[seeds].tolist()
-
-    def share(chosen) -> float:
-        ends = [second[k][max(second[k])] for k in chosen]
-        step = step_of([first[k] for k in chosen], sum(ends) / len(ends))
-        return step / max(first[0])
-
-    everyone = range(len(seeds))
-    found = {"claim": claim, "here": share_text(share(everyone)), "n": str(len(seeds))}
-    if len(seeds) > 1:
-        found["test"] = "by seed " + ", ".join(share_text(share([k])) for k in everyone)
-    if len(seeds) > 2:
-        found["low"], found["high"] = bootstrap(share, len(seeds))
-        found["test"] = f"bootstrap; {found['test']}"
-    return found
-
-
-def bootstrap(statistic, n: int) -> tuple[float | None, float | None]:
-    """The 95 % interval of statistic(numbers below n, drawn with replacement); None: infinite."""
-    from scipy import stats
-
-    def of_drawn(numbers, axis=-1):
-        return statistic([int(k) for k in numbers])
-
-    with warnings.catch_warnings():  # of infinite shares scipy's standard error is no number
-        warnings.simplefilter("ignore", RuntimeWarning)
-        drawn = stats.bootstrap((range(n),), of_drawn, vectorized=False, method="percentile",
-                                rng=0)  # fmt: skip
-    return tuple(x if math.isfinite(x) else None for x in map(float, drawn.confidence_interval))
-
-
-def share_text(share: float | None) -> str:
-    return "never" if share is None or math.isinf(share) else f"{share:.2f}"
 
 
 def differences_table(rows: list[dict]) -> str:
     """Markdown of `differences`; "" without rows."""
     cells = [["claim", "here", "difference", "95 % interval", "p", "seeds", "test"]]
     for row in rows:
-        unit, p = row.get("unit"), row.get("p")
-        difference = f"{row['difference']:+,.1f} {unit}" if unit else ""
-        ends = [row[key] for key in ("low", "high") if key in row]
-        interval = " to ".join(f"{x:+,.1f}" if unit else share_text(x) for x in ends)
+        p, unit = row.get("p"), row.get("unit")
+        form = "{:+,.3f}" if unit == "nats" else "{:+,.1f}"
+        difference = f"{form.format(row['difference'])} {unit}" if unit else ""
+        interval = "" if p is None else f"{form} to {form}".format(row["low"], row["high"])
         written = "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
         last = [row.get("n", ""), row.get("test", "")]
         cells.append([row["claim"], row["here"], difference, interval, written, *last])

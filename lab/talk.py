@@ -10,6 +10,8 @@ Shapes:  t tokens of what is new   T columns of the cache that are filled   D wi
 """
 
 import argparse
+import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from engine.precision import check_device, default_device
 from engine.run import one_line_errors, read_record
 from eval import open_run
 from mma import Role
-from model import MLLM, KVCache
+from model import MLLM, AttentionContext, KVCache
 
 END = "an empty line or Ctrl-D ends."
 
@@ -72,41 +74,33 @@ class Conversation:
         self.turn += 1
         return self._stream(data.collate([new], tokenizer.pad, config.image_size), max_new_tokens)
 
-    @torch.inference_mode()
-    def _read(self, ids, role, turn=None, images=None, image_index=None) -> torch.Tensor:
-        """The last hidden state [1, D] after t new tokens, int64 [1, t]."""
-        model, t = self.model, ids.shape[1]
-        context = model.context_of(model.config.mask, role, turn)
-        past = torch.ones(1, 1, t, self.T, dtype=torch.bool, device=ids.device)  # read by all
-        context.attention_mask = torch.cat([past, context.attention_mask], -1)
-        context.position = context.position + self.position
-        column = self.T + torch.arange(t, device=ids.device)[None]
-        context.cache, context.column = self.cache, column
-        last = torch.full_like(ids[:, :1], t - 1)
-        hidden = model(ids, role, images, image_index, context=context, read_at=last)
-        self.T, self.position = self.T + t, int(context.position[0, -1]) + 1
-        return hidden[:, 0]
-
-    @torch.inference_mode()
     def _stream(self, batch: dict, max_new_tokens: int) -> Iterator[str]:
-        device, said, shown = self.model.embed.weight.device, [], ""
-        role = torch.tensor([[int(Role.ANSWER)]], device=device)
-        hidden = self._read(**{name: x.to(device) for name, x in batch.items()})
-        for _ in range(max_new_tokens):
-            token = int(self.model.head(hidden)[0].argmax())
+        model, tokenizer, said, shown = self.model, self.tokenizer, [], ""
+        batch = {name: x.to(model.embed.weight.device) for name, x in batch.items()}
+        context = self._context(batch["role"], batch["turn"])
+        options = dict(eos=tokenizer.ends, max_new_tokens=max_new_tokens, context=context)
+        for _, token in model.generate_steps(**batch, **options):
             said.append(token)
-            if token in self.tokenizer.ends:
-                break
-            text = self.tokenizer.decode(said)
+            text = tokenizer.decode(said)
             if not text.endswith("\ufffd"):  # half of a character
                 yield text[len(shown) :]
                 shown = text
-            if len(said) < max_new_tokens:
-                hidden = self._read(torch.tensor([[token]], device=device), role)
-        if (text := self.tokenizer.decode(said)) != shown:
+        if (text := tokenizer.decode(said)) != shown:
             yield text[len(shown) :]
-        unread = [] if said[-1] in self.tokenizer.ends else said[-1:]
-        self.pending = unread + self.tokenizer.end
+        self.T += batch["ids"].shape[1] + len(said) - 1
+        self.position = int(context.position[0, -1]) + len(said)
+        unread = [] if said[-1] in tokenizer.ends else said[-1:]
+        self.pending = unread + tokenizer.end
+
+    def _context(self, role, turn) -> AttentionContext:
+        """Of t new tokens, which read all that came before and stand after it."""
+        context, t = self.model.context_of(self.model.config.mask, role, turn), role.shape[1]
+        past = context.attention_mask.new_ones(1, 1, t, self.T)
+        context.attention_mask = torch.cat([past, context.attention_mask], -1)
+        context.position = context.position + self.position
+        context.cache = self.cache
+        context.column = self.T + torch.arange(t, device=role.device)[None]
+        return context
 
 
 @dataclass
@@ -178,7 +172,14 @@ def answer(talk: Conversation, line: str, images: list, look: Look) -> list:
 
 
 def path_of(text: str) -> Path:
-    """A path as it was typed, whose ~ may stand for a user's folder."""
+    """A path as it was typed, or as a terminal pastes it: in quotes, or with backslashes before
+    spaces. ~ may stand for a user's folder."""
+    try:
+        pasted = shlex.split(text) if os.name == "posix" else [text.strip('"')]
+    except ValueError:  # an apostrophe, say: not the quotes of a shell
+        pasted = []
+    as_typed = len(pasted) != 1 or os.path.exists(text)
+    text = text if as_typed else pasted[0]
     try:
         return Path(text).expanduser()
     except RuntimeError:  # a user who is not known

@@ -2,13 +2,12 @@
 
     python -m lab.text_loss RUN [RUN ...]     runs of lab.eyes; each one's --llm is measured too
 
-Mean cross-entropy of every token but the first of each paragraph, in nats, and its exponential. The
-text (lab/plain_text.txt) was written for this purpose, so no model has been trained on it. Where
+Mean cross-entropy of every token but the first of each paragraph, in nats. The text
+(lab/plain_text.txt) was written for this purpose, so no model has been trained on it. Where
 there is no picture all masks are the same; what differs is what training under them has left.
 """
 
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -43,38 +42,33 @@ def text_loss(model: MLLM, tokenizer: data.Tokenizer, text: str) -> tuple[float,
     return total / count, count
 
 
-def open_any(run: Path, device: str):
-    """Model and tokenizer of a run."""
-    return open_run(run, device)
-
-
-def open_before(trained: dict, device: str):
-    """The model that a run of lab.eyes began with, and its tokenizer; trained: its arguments."""
+def open_before(trained: dict, device: str) -> tuple[MLLM, data.Tokenizer]:
+    """What a run of lab.eyes began with; trained: its arguments."""
     llm, template = Path(trained["llm"]), trained.get("template")
     if not template:
-        return open_any(llm, device)
+        return open_run(llm, device)
     tokenizer = read_tokenizer(llm, template)
     sizes = {**decoder_sizes(llm), "vocab_size": len(tokenizer)}
     return load_decoder(llm, PretrainedConfig(**sizes)).to(device).eval(), tokenizer
 
 
 def measure(runs: list[Path], text: str, device: str) -> list[dict]:
-    """One record for each --llm and each run."""
-    records, before = [], {}
-    for run in runs:
-        trained = read_record(run)["args"]
-        if not trained.get("llm"):
-            raise data.DataError(f"{run}: not a run of lab.eyes, it has no --llm")
-        before[trained["llm"]] = trained
-    todo = [(llm, "before", open_before, trained) for llm, trained in before.items()]
-    todo += [(str(run), read_record(run)["mask"], open_any, run) for run in runs]
-    for name, mask, opened, what in todo:
-        loss, count = text_loss(*opened(what, device), text)
+    """One record for each --llm, and then for each run."""
+    made, records = {run: read_record(run) for run in runs}, []
+    if others := [run for run, record in made.items() if not record["args"].get("llm")]:
+        raise data.DataError(f"{others[0]}: not a run of lab.eyes, it has no --llm")
+    before = {record["args"]["llm"]: record["args"] for record in made.values()}
+    todo = [(llm, "before", lambda args=args: open_before(args, device))
+            for llm, args in before.items()]  # fmt: skip
+    todo += [(str(run), record["mask"], lambda run=run: open_run(run, device))
+             for run, record in made.items()]  # fmt: skip
+    for name, mask, opened in todo:
+        loss, count = text_loss(*opened(), text)
         records.append({"model": name, "mask": mask, "loss": loss, "tokens": count})
     return records
 
 
-def arguments(argv=None):
+def main(argv=None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("-h", "--help", action="help", help="show this and exit")
@@ -82,11 +76,7 @@ def arguments(argv=None):
     add("--json", type=Path, metavar="FILE", help="write the numbers there too")
     add("--text", type=Path, default=TEXT, metavar="FILE", help="default: lab/plain_text.txt")
     add("--device", default=default_device(), metavar="NAME", help="cuda, mps or cpu")
-    return parser.parse_args(argv)
-
-
-def main(argv=None) -> None:
-    args = arguments(argv)
+    args = parser.parse_args(argv)
     with one_line_errors():
         check_device(args.device)
         check_writable(args.json)
@@ -94,14 +84,12 @@ def main(argv=None) -> None:
             text = args.text.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise data.DataError(f"--text {args.text} cannot be read: {error}") from None
-        rows = [["model", "trained under", "nats a token", "perplexity", "tokens"]]
         records = measure(args.runs, text, args.device)
+        rows = [["model", "trained under", "nats a token", "tokens"]]
+        rows += [[r["model"], r["mask"], f"{r['loss']:.3f}", f"{r['tokens']:,}"] for r in records]
+        print(markdown(rows))
         if args.json:
             args.json.write_text(json.dumps(records, indent=1), encoding="utf-8")
-        for r in records:
-            figures = f"{r['loss']:.3f}", f"{math.exp(r['loss']):.1f}", f"{r['tokens']:,}"
-            rows.append([r["model"], r["mask"], *figures])
-        print(markdown(rows))
 
 
 if __name__ == "__main__":

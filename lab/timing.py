@@ -1,4 +1,4 @@
-"""How times are taken: arms that take turns, their medians, and what they train and answer.
+"""How times are taken: arms that take turns, their medians, and the steps and batches they take.
 
 An arm is one of the things that a table compares. lab/bench.py says what the tables are.
 
@@ -27,19 +27,12 @@ DEVICE = "cuda" if CUDA else "cpu"
 PLACE = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"
 USUAL = arguments(["--preset", "tiny", "--device", DEVICE])  # what train.py would do here
 ORDINARY = 1000  # the step that is timed: the first ones ask mostly for places, in short rows
-RATE = 1e-4  # of every optimizer here: nothing is learned, nothing may overflow
 
 
 def where(precision: str) -> str:
     """What a table of times says of its machine and of the format of training."""
     half = f"training in {precision}, answering in float32"
     return f"{PLACE}, torch {torch.__version__}, {'float32' if precision == 'float32' else half}"
-
-
-def wait() -> None:
-    """Until the GPU has done what it was given."""
-    if CUDA:
-        torch.cuda.synchronize()
 
 
 def turns(arms: dict[str, Callable], repeats: int, warmup: int = 2) -> dict[str, float]:
@@ -50,65 +43,50 @@ def turns(arms: dict[str, Callable], repeats: int, warmup: int = 2) -> dict[str,
         for name, call in list(arms.items())[:: (-1) ** k]:
             began = time.perf_counter()
             call()
-            wait()
+            if CUDA:
+                torch.cuda.synchronize()
             times[name].append(time.perf_counter() - began)
     return {name: statistics.median(seconds[warmup:]) for name, seconds in times.items()}
 
 
-# --- What is trained
+def training_step(model, batch: dict, args=USUAL) -> Callable:
+    """A call is a step of train.py's stage 2 on this batch, at a rate at which nothing is learned
+    and nothing may overflow."""
+    optimizers = make_optimizers(model, args, "sft")
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = 1e-4
+    autocast, scaler = autocast_of(args), scaler_of(args)
+
+    def step() -> None:
+        forward_backward(model.loss, [batch], model.config.mask, autocast, scaler)
+        clip_and_step(model, optimizers, scaler)
+
+    return step
+
+
+# --- Models, and batches: the model's keyword arguments
 
 
 def tiny(vocab: int = 600, **sizes) -> Config:
     return Config(vocab_size=vocab, **{**PRESETS["tiny"]["model"], **sizes})
 
 
-def trained(config: Config, model_class=MLLM, args=USUAL) -> tuple[MLLM, list]:
-    """A model as stage 2 trains it, the encoder frozen, and its optimizers, as args want them."""
+def trained(config: Config, model_class=MLLM) -> MLLM:
+    """A model as stage 2 trains it, the encoder frozen."""
     torch.manual_seed(0)
     model = model_class(config).to(DEVICE)
     freeze(model, ["encoder"])
-    return model, optimizers_of(model, args)
+    return model
 
 
-def optimizers_of(model, args) -> list:
-    optimizers = make_optimizers(model, args, "sft")
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = RATE
-    return optimizers
-
-
-def training_step(model, optimizers, mask: str, batch: dict, loss_of=None, args=USUAL) -> Callable:
-    """A call is a step of train.py on this batch. loss_of: another function than model.loss."""
-    loss_of, autocast, scaler = loss_of or model.loss, autocast_of(args), scaler_of(args)
-
-    def step() -> None:
-        forward_backward(loss_of, [batch], mask, autocast, scaler)
-        clip_and_step(model, optimizers, scaler)
-
-    return step
-
-
-def build(args) -> tuple[MLLM, StepBatches]:
-    """The model of train.py's args and the batches of its stage 2, on the built-in world."""
+def of_train(args) -> tuple[MLLM, dict]:
+    """The model of train.py's args, and a batch of its stage 2, on the built-in world."""
     variant = wings.get(args)
     source = variant.wrap_source(data.load("shapes"), args)
     tokenizer = variant.tokenizer_class.train(source.texts(), args.vocab_size)
-    sizes = {**PRESETS[args.preset]["model"], "n_layer": args.n_layer, "mask": args.mask}
-    sizes |= {"image_size": args.image_size, "patch_size": args.patch_size}
-    config = Config(vocab_size=len(tokenizer), **sizes)
-    model = (variant.model_class or MLLM)(config).to(args.device)
-    freeze(model, args.freeze)
-    return model, StepBatches(source, tokenizer, config, "sft", args)
-
-
-# --- Batches: the model's keyword arguments, on the device
-
-
-def default_batch() -> tuple[Config, dict]:
-    """The model's sizes and a batch of stage 2 of `python train.py`."""
-    model, batches = build(USUAL)
-    return model.config, on_device(batches[ORDINARY][0])
+    config = tiny(len(tokenizer), n_layer=args.n_layer, mask=args.mask)
+    model = trained(config, variant.model_class or MLLM)
+    return model, on_device(StepBatches(source, tokenizer, config, "sft", args)[ORDINARY][0])
 
 
 def on_device(batch: dict) -> dict:

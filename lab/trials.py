@@ -43,6 +43,10 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w.+@&]+", "-", text).strip("-")
 
 
+def finished(folder: Path) -> bool:
+    return (folder / "run.json").exists()
+
+
 def understood(program: str, words: list[str]):
     """The arguments as the program understands them. A program can be compared if its module has
     arguments(argv), or options(argv), if its command line has --out, --seed and --resume, and if it

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import data
+from engine.run import one_line_errors
 from engine.wings import VARIANTS, Variant
 from mma import IMAGE, attention_mask
 from model import MLLM, Attention, AttentionContext, rotate
@@ -235,5 +236,6 @@ VARIANTS |= {
 
 
 if __name__ == "__main__":
-    for name, variant in VARIANTS.items():
-        print(f"{name:<16}{variant.about}")
+    with one_line_errors():  # `| head` ends it, too
+        for name, variant in VARIANTS.items():
+            print(f"{name:<16}{variant.about}")

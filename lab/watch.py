@@ -36,7 +36,7 @@ def write_sheet(
     write one; results: as eval.answer_all gives them. All processes of a sharded model call it, one
     with write."""
     from lab.figures import write_sheet as write_png
-    from lab.look import attended
+    from lab.recording import attended
 
     some = results = [r for r in results if not r.get("unread")]
     if len(results) > SHOWN:

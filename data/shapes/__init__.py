@@ -15,14 +15,13 @@ from data.prompt import Example
 from data.shapes.questions import (
     FAMILIES,
     SceneFacts,
-    asked_about,
     caption,
     caption_of_places,
     known_answers,
 )
 from data.shapes.scenes import CELLS, COLOUR, GRID, NAMES, SHAPE, layouts, render
 
-__all__ = ["CELLS", "GRID", "Shapes", "asked_about"]
+__all__ = ["CELLS", "GRID", "Shapes"]
 
 # Stage 1 begins with captions in reading order: a model that does not know what a cell holds yet
 # learns nothing from captions that name places (docs/log.md).

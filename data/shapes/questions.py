@@ -148,18 +148,3 @@ def known_answers(question: str):
     if question.startswith("which"):
         return re.findall("the ([a-z]+ [a-z]+)", question)
     return "yes", "no"
-
-
-def asked_about(question: str, cells: list[int]) -> list[int]:
-    """The cells, in reading order, that hold what the question names; cells: one row of a layout.
-    "further right" names nothing."""
-    words = [word.rstrip("s") for word in re.findall(r"[a-z]+", question)]
-    found = set()
-    for before, word, after in zip(["", *words], words, [*words[1:], ""]):
-        if word in COLOUR or word in SHAPE and before not in COLOUR:
-            colours = [COLOUR.index(word)] if word in COLOUR else range(len(COLOUR))
-            shape = after if word in COLOUR else word
-            shapes = [SHAPE.index(shape)] if shape in SHAPE else range(len(SHAPE))
-            kinds = {c * len(SHAPE) + s for c in colours for s in shapes}
-            found |= {i for i, kind in enumerate(cells) if kind in kinds}
-    return sorted(found)

@@ -1,7 +1,6 @@
 """A headless Chromium that is driven as a person would: with the mouse and the keyboard. It speaks
 the DevTools protocol over a pipe, which needs no package; and no network."""
 
-import base64
 import fcntl
 import json
 import os
@@ -89,14 +88,14 @@ class Browser:
         return done["result"].get("value")
 
     def open(self, page, width: int = 1000, height: int = 900, dark: bool = False) -> None:
-        """A page whose `ready` says when it is, in a window of that width."""
+        """A page in a window of that width, loaded; where it has a promise `ready`, kept, too."""
         size = dict(width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Page.navigate", url=page.as_uri())
         self.js("new Promise(done => document.readyState === 'complete' ? done() : onload = done)")
-        self.js("ready.then(() => null)")
+        self.js("typeof ready === 'undefined' ? null : ready.then(() => null)")
 
     def click(self, selector: str, nth: int = 0) -> None:
         x, y = self.js(
@@ -131,7 +130,3 @@ class Browser:
                 return n
             self.press("Tab")
         raise AssertionError(f"Tab does not reach {selector}")
-
-    def screenshot(self, path, whole: bool = True) -> None:
-        shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(shot["data"]))

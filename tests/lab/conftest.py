@@ -3,9 +3,8 @@
 import json
 import os
 
-import playing
 import pytest
-from pages import CHROMIUM, make_run, write
+from pages import CHROMIUM, TINY_SIZES, half, make_run, write, write_playground
 
 from lab import explore
 
@@ -55,12 +54,12 @@ def page(runs, tmp_path_factory):
 def half_runs(tokenizer, tmp_path_factory):
     """For the playground: causal and mma, in half precision."""
     folder = tmp_path_factory.mktemp("playground")
-    return [playing.half(folder / m, tokenizer, mask=m, **playing.SIZES) for m in ("causal", "mma")]
+    return [half(folder / m, tokenizer, mask=m, **TINY_SIZES) for m in ("causal", "mma")]
 
 
 @pytest.fixture(scope="session")
 def playground_page(half_runs, tmp_path_factory):
-    return playing.write(tmp_path_factory.mktemp("page") / "new" / "page.html", *half_runs)
+    return write_playground(tmp_path_factory.mktemp("page") / "new" / "page.html", *half_runs)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Explorer pages of small runs, and how they are read; for two test files."""
+"""Pages of small runs, the explorer's and the playground's, and how they are read."""
 
 import base64
 import json
@@ -10,13 +10,17 @@ import torch
 import eval as evaluation
 from engine import wings
 from engine.checkpoint import save_model
-from lab import explore
+from lab import explore, playground
+from lab.weights import give_away
 from model import MLLM, Config
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 L, H = 3, 4
+TINY_SIZES = dict(  # of the preset tiny, for the playground; make_run's are smaller
+    encoder_width=128, encoder_layers=2, encoder_heads=4, d_model=128, n_layer=4, n_head=4, d_ff=256
+)  # fmt: skip
 
 
 def make_run(folder, tokenizer, name="shapes", source=None, variant=None, **settings):
@@ -24,14 +28,9 @@ def make_run(folder, tokenizer, name="shapes", source=None, variant=None, **sett
     torch.manual_seed(5)
     args = {"data": name, "source": source and str(source), "images": None, "variant": variant}
     sizes = dict(
-        encoder_width=16,
-        encoder_layers=1,
-        encoder_heads=2,
-        d_model=32,
-        n_layer=L,
-        n_head=H,
-        d_ff=48,
-    )
+        encoder_width=16, encoder_layers=1, encoder_heads=2,
+        d_model=32, n_layer=L, n_head=H, d_ff=48,
+    )  # fmt: skip
     model_class = wings.variant_of(args).model_class or MLLM
     model = model_class(Config(vocab_size=len(tokenizer), **{**sizes, **settings}))
     with torch.no_grad():
@@ -44,8 +43,20 @@ def make_run(folder, tokenizer, name="shapes", source=None, variant=None, **sett
     return str(folder)
 
 
+def half(folder, tokenizer, **settings):
+    """A run of random weights, rounded to half precision as the playground rounds them."""
+    make_run(folder / "full", tokenizer, **settings)
+    give_away(folder / "full", folder / "half")
+    return str(folder / "half")
+
+
 def write(*args):
     explore.main([*map(str, args), "--device", "cpu"])
+
+
+def write_playground(out, *runs):
+    playground.main([*map(str, runs), "--out", str(out)])
+    return out
 
 
 def opened(run):
@@ -53,13 +64,8 @@ def opened(run):
 
 
 def contents(page):
-    return json.loads(
-        re.search(
-            r'<script type="application/json" id="data">(.*?)</script>',
-            page.read_text(encoding="utf-8"),
-            re.S,
-        )[1]
-    )
+    block = r'<script type="application/json" id="data">(.*?)</script>'
+    return json.loads(re.search(block, page.read_text(encoding="utf-8"), re.S)[1])
 
 
 def unpack(row, layers=L, heads=H):
@@ -69,9 +75,8 @@ def unpack(row, layers=L, heads=H):
     stream = "".join(f"{byte:08b}"[::-1] for byte in base64.b64decode(row["mask"]))
     mask = torch.tensor([bit == "1" for bit in stream[: T * T]]).view(T, T)
     weights = torch.zeros(layers, heads, T, T)
-    weights[:, :, mask] = (
-        torch.tensor(list(base64.b64decode(row["weights"]))).view(layers, heads, -1) / 255
-    )
+    values = torch.tensor(list(base64.b64decode(row["weights"])))
+    weights[:, :, mask] = values.view(layers, heads, -1) / 255
     return mask, weights
 
 

@@ -1,16 +1,57 @@
-"""AIF blocks image tokens for text rows alone, while decoding too."""
+"""Recorded attention weights are those that the layers used, and leave no trace; AIF blocks image
+tokens for text rows alone, while decoding too."""
 
 import json
 
 import pytest
 import torch
+from helpers import enlarge
 
 import data
 from lab import aif
-from lab.recording import recorded
+from lab.recording import attended, recorded
+from lab.variants import VARIANTS
 from mma import IMAGE
 
 pytestmark = pytest.mark.usefixtures("nothing_drawn")
+
+
+@pytest.mark.parametrize("name", [None, "cca", "rave", "scalar", "lora"])
+def test_weights_are_what_each_layer_used(model, batch_of, dialogues, name):
+    """Weights times values is what attention put out, for shared heads and wider keys too."""
+    if name:
+        model = enlarge(VARIANTS[name].model_class(model.config))
+    batch, used = batch_of(dialogues), []
+
+    def values_and_output(layer, inputs, output):
+        v = layer.queries_keys_values(*inputs[:2])[2]
+        used.append((layer, v.repeat_interleave(2, 1), output))
+
+    with torch.no_grad():
+        plain = model(**batch)
+        for block in model.blocks:
+            block.attention.register_forward_hook(values_and_output)
+        with recorded(model) as weights:
+            assert torch.equal(model(**batch), plain)
+        model(**batch)
+    assert len(weights) == 3 and len(used) == 6  # outside of it nothing is recorded
+    for w, (layer, values, output) in zip(weights, used):
+        assert w.dtype == torch.float32 and w.shape == (*w.shape[:2], *batch["role"].shape[1:] * 2)
+        mixed = layer.out((w.to(values) @ values).transpose(1, 2).flatten(2))
+        assert torch.allclose(mixed, output, atol=1e-5)
+
+
+def test_the_patches_that_are_framed(model, tokenizer, dialogues):
+    """Those that get twice the mean share of the first picture, by hand; none without a picture."""
+    example = dialogues[2]
+    row = data.encode(example, tokenizer, 4, upto=1)
+    with torch.no_grad(), recorded(model) as weights:
+        model(**data.collate([row], tokenizer.pad, 16))
+    first = [t for t, role in enumerate(row.role) if role == IMAGE][:4]
+    shares = torch.stack(weights).mean((0, 1, 2))[-1, first]
+    expected = [(2, k) for k, share in enumerate(shares.tolist()) if share >= shares.sum() / 2]
+    assert attended(model, tokenizer, example, 1) == expected
+    assert attended(model, tokenizer, dialogues[3], 1) == []
 
 
 @pytest.fixture
@@ -47,26 +88,22 @@ def test_the_most_even_tokens_are_blocked(model, prompts):
 
 
 def test_nothing_blocked_is_the_models_own_answer(model, tokenizer, prompts):
-    nothing = torch.zeros_like(prompts["role"], dtype=torch.bool)
-    answers = aif.generate(model, prompts, nothing, tokenizer.eos, 5)
-    assert answers == model.generate(**prompts, eos=tokenizer.eos, max_new_tokens=5)
+    options = dict(eos=tokenizer.eos, max_new_tokens=5)
+    answers = aif.Adaptive(model, 0).generate(**prompts, **options)
+    assert answers == model.generate(**prompts, **options)
 
 
-def test_text_rows_never_read_what_is_blocked(model, tokenizer, prompts):
-    blocked = aif.blocked_tokens(model, prompts, 0.5)
-    with recorded(model) as weights:
-        aif.generate(model, prompts, blocked, tokenizer.eos, 3)
-    T = blocked.shape[1]
-    for w in weights:
-        if w.shape[2] < T:  # the last layer computes the row of the answer alone: a text row
-            assert (w[..., :T].amax((1, 2))[blocked] == 0).all()
-        else:
-            is_text = (prompts["role"] != IMAGE)[:, None, :, None]
-            read = w[:, :, :T, :T].masked_fill(~is_text, 0).amax((1, 2))
-            assert (read[blocked] == 0).all()
-    with recorded(model) as weights:  # and the check can fail
-        aif.generate(model, prompts, torch.zeros_like(blocked), tokenizer.eos, 3)
-    assert (weights[0].amax((1, 2))[:, :T][blocked] > 0).all()
+def test_text_rows_never_read_what_is_blocked(model, prompts):
+    """Those of the prompt in every layer, and generated tokens; and the check can fail."""
+    blocked, T = aif.blocked_tokens(model, prompts, 0.5), prompts["role"].shape[1]
+    is_text = (prompts["role"] != IMAGE)[:, None, :, None]
+    for share in (0.5, 0):
+        with recorded(model) as weights:
+            aif.Adaptive(model, share).generate(**prompts, eos=-1, max_new_tokens=3)
+        read = [w[..., :T].masked_fill(~is_text[:, :, : w.shape[2]], 0) for w in weights[3:]]
+        assert [w.shape[2] for w in read] == [T] * 3 + [1] * 6  # prefill, then two tokens
+        for w in read:
+            assert (w.amax((1, 2))[blocked] == 0).all() == (share == 0.5)
 
 
 @pytest.mark.parametrize("share", ["-0.1", "1.5"])

@@ -13,16 +13,16 @@ from helpers import ROOT, without_drawing
 
 import train
 from lab import compare, experiments, publish, results, trials
-from lab.experiments import Experiment, Question
+from lab.experiments import Experiment
 
 LINES = ["-m fake --mask causal", "-m fake --mask mma"]
-CAUSAL, MMA = "-m fake causal", "-m fake mma"  # their names
+CAUSAL, MMA = "causal", "mma"  # their names, without what they begin with
 
 
 @pytest.fixture(autouse=True)
 def published(tmp_path, monkeypatch):
     """A docs/results of each test's own, and the program."""
-    monkeypatch.setattr(results, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr(publish, "PUBLISHED", tmp_path / "published")
     (tmp_path / "fake.py").write_text(FAKE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
@@ -61,13 +61,15 @@ def test_lines_are_compared_over_seeds(call, tmp_path, capsys):
     assert {f"{MMA} > {CAUSAL}, place", f"{MMA} > {CAUSAL}, count"} < set(rows)
     steps = rows[f"{MMA} is at 30 % on validation after fewer steps than {CAUSAL}"]
     assert steps["difference"] == pytest.approx(10)  # 20 steps of each seed, against 30
+    loss = rows[f"{MMA} has a lower validation loss than {CAUSAL}"]
+    assert loss["difference"] == pytest.approx(0.0625) and loss["here"] == "yes"
     out = capsys.readouterr().out
+    assert "| validation loss |" in out and " +0.062 nats " in out
     assert " 51.7 ± 2.1 " in out and "30 % at step" in out and "+25.0 points" in out
     names = ("it.json", "it.md", "it_claims.md", "it.png")
     assert set(contents(tmp_path / "runs" / "results")) == set(names)
-    assert not results.PUBLISHED.exists()
-    assert set(folders(tmp_path)) == {folder.split("/")[-1] for folder in folders(tmp_path)}
-    assert any(name.startswith("shapes-m-fake-mma-2-") for name in folders(tmp_path))
+    assert not publish.PUBLISHED.exists()
+    assert any(name.startswith("shapes-mma-2-") for name in folders(tmp_path))
 
 
 def test_a_run_is_made_once_and_known_by_its_settings(call, tmp_path):
@@ -75,7 +77,7 @@ def test_a_run_is_made_once_and_known_by_its_settings(call, tmp_path):
     (name,) = folders(tmp_path)
     (tmp_path / "runs" / "fake" / name).rename(tmp_path / "runs" / "fake" / "another-name")
     line = "-m fake --mask mma --lr 0.004"  # the default
-    assert call(line, "--seeds", "0")["arms"]["-m fake mma --lr 0.004"][0]["run"] == "another-name"
+    assert call(line, "--seeds", "0")["arms"]["mma --lr 0.004"][0]["run"] == "another-name"
     assert folders(tmp_path) == {"another-name": 1}
     for other in ("--lr 0.002", "--source x.json", "--limit 7"):
         call(f"{LINES[1]} {other}", "--seeds", "0")
@@ -104,7 +106,7 @@ def test_a_run_that_fails_is_said_and_loses_nothing(call, tmp_path, capsys):
     assert end.value.code not in (0, None)
     result = read(tmp_path / "runs" / "results" / "it.json")
     assert [len(runs) for runs in result["arms"].values()] == [2, 2, 1]
-    assert result["missing"] == ["-m fake --fail-1"] and "Not yet run" in capsys.readouterr().out
+    assert result["missing"] == ["--fail-1"] and "Not yet run" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="1 failed"):  # the same command tries it again, alone
         call(*LINES, "-m fake --fail", "--seeds", "0", "1")
     assert sorted(folders(tmp_path).values()) == [1, 1, 1, 1, 1, 2]
@@ -112,7 +114,7 @@ def test_a_run_that_fails_is_said_and_loses_nothing(call, tmp_path, capsys):
 
 def test_runs_go_side_by_side_on_one_thread_each(call, tmp_path):
     """Each of these waits for the other."""
-    call("-m fake --wait *causal*", "-m fake --mask causal --wait *shapes-m-fake-wait*",
+    call("-m fake --wait *causal*", "-m fake --mask causal --wait *shapes-wait*",
          "--seeds", "0", "--jobs", "2")  # fmt: skip
     threads = [file.read_text() for file in (tmp_path / "runs" / "fake").glob("*/begun")]
     assert threads == ["1\n", "1\n"]
@@ -208,21 +210,20 @@ def main(argv):
 def test_finished_runs_are_asked_once(call, tmp_path, monkeypatch):
     """An official split, whose accuracy then is the run's; other masks; what is lost of a text."""
     (tmp_path / "asked_of_runs.py").write_text(ASKED)
-    asks = {"dev": Question("asked_of_runs --split dev", limited=False),
-            "v2v": Question("asked_of_runs --mask v2v", arms=("mma",), seeds=(0,)),
-            "text, nats": Question("asked_of_runs loss", limited=False)}  # fmt: skip
+    commands = {"dev": "--split dev", "v2v": "--mask v2v", "text, nats": "loss"}
+    asks = {name: f"asked_of_runs {words}" for name, words in commands.items()}
     named(monkeypatch, asks=asks, split="dev", claims=("mma > causal",), seeds=2)
     for _ in range(2):
-        result = call("depth", "--", "--limit", "9")
-    run, other = result["arms"]["mma"]
+        result = call("depth")
+    run, _ = result["arms"]["mma"]
     assert run["accuracy"] == 0.25 and run["n"] == 8
-    assert run["asked"]["v2v"]["accuracy"] == 0.25 and "v2v" not in other["asked"]
-    assert run["asked"]["text, nats"] == {"before": 3.5, "after": 9.25}
+    asked = {"v2v": 25, "text, nats, before": 3.5, "text, nats, after": 9.25}
+    assert run["asked"] == asked
     asked = (tmp_path / "runs" / "fake" / run["run"] / "asked").read_text()
-    assert asked == "--split dev;--mask v2v --limit 9;loss;"
+    assert asked == "--split dev;--mask v2v;loss;"
     table = (tmp_path / "runs" / "results" / "it_claims.md").read_text()
-    assert "| as trained | text, nats, before | text, nats, after |  v2v |" in table
-    named(monkeypatch, asks={"dev": Question("asked_of_runs --fail")}, split="dev", seeds=2)
+    assert "| arm    | seeds | as trained |        v2v | text, nats, before |" in table
+    named(monkeypatch, asks={"dev": "asked_of_runs --fail"}, split="dev", seeds=2)
     with pytest.raises(SystemExit, match="dev.json: error: no such split"):
         call("depth", "--seeds", "5", "6")
     with pytest.raises(SystemExit, match="no finished run of it .*leave --tables out"):
@@ -264,11 +265,14 @@ def test_an_arm_whose_options_changed_is_replaced_as_a_whole():
     assert merged["arms"] == new["arms"] and merged["options"] == new["options"]
 
 
-def test_tables_are_put_into_readme_and_docs_from_the_json(tmp_path, published, monkeypatch):
+def test_tables_are_put_into_readme_and_docs_from_the_json(tmp_path, monkeypatch):
+    published = tmp_path / "docs" / "results"
     publish.write(published, "a+b", result_of({"mma": [run_of(80)]}))
-    table = (published / "a+b.md").read_text()
-    (published / "a+b.md").write_text("| old |")
-    (tmp_path / "docs").mkdir()
+    publish.write(published, "speed", {"table": [["a", "b"], ["1", "2"]], "note": "here."})
+    table, speed = ((published / name).read_text() for name in ("a+b.md", "speed.md"))
+    assert speed == "| a | b |\n|---|--:|\n| 1 | 2 |\n\nhere.\n"
+    for name in ("a+b.md", "speed.md"):
+        (published / name).write_text("| old |")
     text = "before\n<!-- a+b.md -->\n{}<!-- end -->\nafter\n"
     pages = [tmp_path / "README.md", tmp_path / "docs" / "results.md"]
     for page in pages:
@@ -277,6 +281,7 @@ def test_tables_are_put_into_readme_and_docs_from_the_json(tmp_path, published, 
     monkeypatch.setattr(publish, "renew", lambda: renew(tmp_path))
     compare.main(["--tables"])
     assert [page.read_text() for page in pages] == [text.format(table)] * 2
+    assert (published / "speed.md").read_text() == speed
     (tmp_path / "docs" / "more.md").write_text("<!-- none.md -->\n<!-- end -->")
     pages[0].write_text(text.format(""))
     with pytest.raises(SystemExit, match="none.md is missing"):
@@ -302,7 +307,7 @@ def here(trial):
             code = 0
         except SystemExit as error:
             code = error.code
-    return SimpleNamespace(poll=lambda: code, returncode=code)
+    return SimpleNamespace(poll=lambda: code, wait=lambda: code, terminate=dict, kill=dict)
 
 
 def test_train_py_end_to_end_and_a_run_that_was_stopped_goes_on(call, tmp_path, monkeypatch):
@@ -316,7 +321,7 @@ def test_train_py_end_to_end_and_a_run_that_was_stopped_goes_on(call, tmp_path, 
         return update(*args)
 
     monkeypatch.setattr(train, "clip_and_step", stop_in_the_third_run)
-    line = ["--mask causal", "--mask mma --lr 0.002", "--seeds", "0", "1", "--jobs", "4"]
+    line = ["--mask causal", "--mask mma --lr 0.002", "--seeds", "0", "1"]
     with pytest.raises(SystemExit, match="1 failed"):
         call(*line, "--", *FEW)
     result = call(*line, "--", *FEW)

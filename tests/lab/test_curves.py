@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 
 import data
 from data import shapes
-from lab import curves, experiments, figures, look, results, watch
+from lab import curves, experiments, figures, recording, results, watch
+from mma import EXTRA_PAIRS
 
 ROOT = Path(__file__).parent.parent.parent
 ORANGE, BLUE = (240, 140, 40), (74, 111, 181)
@@ -25,24 +27,35 @@ def colours_in(picture) -> set:
     return {colour for _, colour in picture.convert("RGB").getcolors(2**24)}
 
 
-def test_the_figure_shows_the_masks(tmp_path):
-    cell = 13
-    figures.write_figure(tmp_path / "f.png", cell)
-    picture = Image.open(tmp_path / "f.png").convert("RGB")
+@pytest.fixture
+def meshes(monkeypatch):
+    """The cells of the masks that a test draws."""
+    cells, mesh = [], Axes.pcolormesh
+    keep = lambda ax, values, **options: cells.append(values) or mesh(ax, values, **options)
+    monkeypatch.setattr(Axes, "pcolormesh", keep)
+    return cells
+
+
+def test_the_figure_shows_the_masks(tmp_path, meshes):
+    """Blue is read, orange opened: patches x question, under mma alone."""
+    figures.write_figure(tmp_path / "f.png")
     world = shapes.Shapes()
     counted = (e for e in world.heldout("test") if e.family == "counting")
     message = next(e.turns[0][0] for e in counted if e.turns[0][1] == "2")
     tokenizer = data.Tokenizer.train(world.texts(), 4096)
     question = len(tokenizer.encode(message.replace(data.IMAGE_TOKEN, ""))) + 1
-    counts = {colour: n for n, colour in picture.getcolors(2**24)}
-    # Patches x question, once: under mma alone
-    assert counts[ORANGE] == 16 * question * (cell - 1) ** 2
+    assert [int((cells == 2).sum()) for cells in meshes] == [0, 16 * question]
+    T = len(meshes[0])
+    assert [int((cells == 1).sum()) for cells in meshes] == [T * (T + 1) // 2] * 2
+    picture = Image.open(tmp_path / "f.png").convert("RGB")
     left = picture.crop((0, 0, picture.width // 2, picture.height))
+    assert ORANGE in colours_in(picture)
     assert ORANGE not in colours_in(left) and BLUE in colours_in(left)
 
 
-def test_the_masks_are_all_there(tmp_path):
+def test_the_masks_are_all_there(tmp_path, meshes):
     figures.write_masks(tmp_path / "m.png")
+    assert len(meshes) == len(EXTRA_PAIRS)
     assert {ORANGE, BLUE} <= colours_in(Image.open(tmp_path / "m.png"))
 
 
@@ -131,10 +144,8 @@ def test_training_and_answering_import_no_matplotlib():
     assert done.stdout.strip() == "False", done.stderr
 
 
-def test_every_arm_has_a_colour_of_its_own():
-    alone = {arm: curves.colours_of([arm])[arm] for arm in experiments.ARMS}
-    assert len(set(alone.values())) == len(experiments.ARMS)
-    assert curves.colours_of(["new", *experiments.ARMS]) == {**curves.colours_of(["new"]), **alone}
+def test_every_arm_of_a_chart_has_a_colour_of_its_own():
+    assert len({*curves.colours_of(list(experiments.ARMS)).values()}) == len(experiments.ARMS)
 
 
 def test_the_command_draws_finished_runs(tmp_path, capsys):
@@ -195,8 +206,8 @@ def test_a_sheet_is_spread_over_all_answers(tmp_path, model, tokenizer, pictures
     """24 of them, evenly, each framed where the model looks; the first of their pictures is left to
     ask about. Who does not write takes part in the forward passes."""
     framed, sheets = [], []
-    real = look.attended
-    monkeypatch.setattr(look, "attended", lambda *a: framed.append(a[2]) or real(*a))
+    real = recording.attended
+    monkeypatch.setattr(recording, "attended", lambda *a: framed.append(a[2]) or real(*a))
     monkeypatch.setattr(figures, "write_sheet", lambda *args: sheets.append(args))
     results = [
         {"prompt": (data.Example([pictures[k % 4]] if k else [], [("<image>" * (k > 0), "")]), 0)}
@@ -214,9 +225,3 @@ def test_a_sheet_is_spread_over_all_answers(tmp_path, model, tokenizer, pictures
     assert frames[1] == real(model, tokenizer, *some[1]["prompt"])
     shown = data.pixels_of(tmp_path / "example.png", 16, "")
     assert torch.equal(shown, pictures[60 // 24 % 4])  # the very first answer has no picture
-
-
-def test_an_example_is_left_to_ask_about(tmp_path):
-    image = shapes.Shapes().heldout("test", 1)[0].images[0]
-    watch.write_example(tmp_path / "example.png", image, 64)
-    assert (data.pixels_of(tmp_path / "example.png", 64, "") == image).all()

@@ -7,9 +7,9 @@ import data
 from engine.batches import StepBatches
 from engine.options import arguments as train_arguments
 from engine.wings import VARIANTS, Variant
-from lab import bench_arms, compare, experiments, trials, variants
+from lab import compare, experiments, trials
 from mma import EXTRA_PAIRS, attention_mask
-from model import MLLM, Config
+from model import Config
 
 SOURCE = ["--", "--preset", "tiny", "--device", "cpu", "--source", "x"]
 
@@ -27,8 +27,7 @@ def test_every_line_is_one_of_its_program(name):
     settings = settings_of(name, *(SOURCE if "eyes" not in name else []))
     assert list(settings) == list(lines)
     assert len({str(s) for s in settings.values()}) == len(lines)
-    for claim in (*experiment.families, *experiment.steps):
-        assert claim in experiment.claims
+    assert {*experiment.detailed} <= {*experiment.claims}
     counts = experiment.seeds if isinstance(experiment.seeds, dict) else {}
     assert set(counts) <= set(lines) | set(experiments.ARMS)
     assert experiment.split in ("", *experiment.asks)
@@ -45,9 +44,6 @@ def test_what_the_experiments_vary():
     equal = ("data", "steps", "pt_steps", "pictures", "questions", "lr", "adam_lr", "preset",
              "n_layer", "freeze", "pt_freeze")  # fmt: skip
     assert len({str([s[name] for name in equal]) for s in shapes.values()}) == 1
-    eyes = settings_of("eyes")
-    assert eyes["mma"]["llm"] == eyes["causal-fresh"]["llm"]
-    assert eyes["late-mma-fresh"]["fresh"] and eyes["late-mma-fresh"]["mask_from"] == 0.5
     for name in ("eyes_smollm2", "eyes_smollm2_rates"):
         for real in settings_of(name).values():
             assert real["lr"] * real["pt_lr_times"] == pytest.approx(0.0002)
@@ -69,41 +65,3 @@ def test_mutual_needs_no_run_of_its_own(tokenizer):
     batch = StepBatches(source, tokenizer, config, "sft", args)[0][0]
     masks = (attention_mask(mask, batch["role"], batch["turn"]) for mask in ("mma", "mutual"))
     assert torch.equal(*masks)
-
-
-# --- What a step of each arm costs
-
-
-def test_step_times_are_those_of_a_step_of_train(monkeypatch):
-    """Forward and backward pass under the arm's mask, then the update."""
-    done, forward_backward = [], bench_arms.forward_backward
-    clip_and_step = bench_arms.clip_and_step
-
-    def forward(loss_of, batches, mask, *rest):
-        done.append(mask)
-        return forward_backward(loss_of, batches, mask, *rest)
-
-    def update(model, *rest):
-        done.append(type(model))
-        return clip_and_step(model, *rest)
-
-    monkeypatch.setattr(bench_arms, "forward_backward", forward)
-    monkeypatch.setattr(bench_arms, "clip_and_step", update)
-    small = "--preset tiny --pictures 2 --questions 2"
-    lines = {"mma": f"--mask mma {small}", "rave": f"--mask causal --variant rave {small}"}
-    times = bench_arms.step_times(lines, repeats=1)
-    assert set(times) == {"mma", "rave"} and all(ms > 0 for ms in times.values())
-    mma, rave = ["mma", MLLM], ["causal", variants.PairGateMLLM]
-    assert done == [*mma, *rave, *rave, *mma, *mma, *rave]  # every other round backwards
-
-
-def test_times_are_written_with_the_steps_of_the_published_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench_arms.results, "PUBLISHED", tmp_path / "published")
-    runs = [{"curve": {"900": 0.8}}, {"curve": {"900": 0.7}}]
-    bench_arms.publish.write_json(tmp_path / "published" / "shapes.json", {"arms": {"mma": runs}})
-    monkeypatch.setattr(bench_arms, "step_times", lambda arms, extra: dict.fromkeys(arms, 50.0))
-    bench_arms.main(["mma", "--results", str(tmp_path)])
-    row = "| mma    |        50 |      1.00 | 900 (1 of 2 seeds) | 45 (1 of 2 seeds) |"
-    assert row in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        bench_arms.main(["mma", "--publish"])

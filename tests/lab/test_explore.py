@@ -28,48 +28,32 @@ def texts_of(example):
 def test_the_page_needs_nothing_else(page):
     text, template = page.read_text(encoding="utf-8"), explore.page_of(explore.TEMPLATE, None)
     assert len(text.encode()) < 2_000_000
-    assert not re.search(r"https?:", text) and not re.search(
-        r"(src|href)\s*=\s*(?![\"']data:)", text
-    )
-    assert not re.search(
-        r"url\(|@import|\bimport\b|fetch|XMLHttpRequest|WebSocket|<link rel=.stylesheet", template
-    )
+    assert not re.search(r"https?:|(src|href)\s*=\s*(?![\"']data:)", text)
+    calls = r"url\(|@import|\bimport\b|fetch|XMLHttpRequest|WebSocket|<link rel=.stylesheet"
+    assert not re.search(calls, template)
     content = contents(page)
-    assert [run["mask"] for run in content["runs"]] == ["causal", "mma"] and len(
-        content["examples"]
-    ) == 10
+    assert [run["mask"] for run in content["runs"]] == ["causal", "mma"]
+    assert len(content["examples"]) == 10
     for example in content["examples"]:
         assert len(example["pictures"]) == 1 and len(texts_of(example)) == 2
 
 
 def test_its_attention_masks_and_answers_are_the_models(runs, page):
-    heldout, content = (
-        {(e.turns[0], k // QUESTIONS): e for k, e in enumerate(Shapes().heldout("test"))},
-        contents(page),
-    )
+    heldout = {(e.turns[0], k // QUESTIONS): e for k, e in enumerate(Shapes().heldout("test"))}
     models = [opened(run) for run in runs]
-    for k, (example, question, r, row) in enumerate(rows_of(content)):
+    for k, (example, question, r, row) in enumerate(rows_of(contents(page))):
         e = heldout[(data.IMAGE_TOKEN + question["text"], question["answer"]), k // 4]
         model, tokenizer = models[r]
         picture = Image.open(io.BytesIO(base64.b64decode(example["pictures"][0].split(",")[1])))
-        assert torch.equal(
-            torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-            .view(64, 64, 3)
-            .permute(2, 0, 1),
-            e.images[0],
-        )
+        pixels = torch.tensor(list(picture.tobytes())).view(64, 64, 3).permute(2, 0, 1)
+        assert torch.equal(pixels, e.images[0])
         prompt = data.encode(e, tokenizer, model.config.n_image_tokens, upto=0)
-        answer = model.generate(
-            **data.collate([prompt], tokenizer.pad, 64),
-            eos=tokenizer.eos,
-            max_new_tokens=explore.LONGEST,
-        )[0]
+        batch = data.collate([prompt], tokenizer.pad, 64)
+        options = dict(eos=tokenizer.eos, max_new_tokens=explore.LONGEST)
+        answer = model.generate(**batch, **options)[0]
         prompt.add(answer, Role.ANSWER, 1)
-        assert (
-            row["role"] == prompt.role
-            and row["turn"] == prompt.turn
-            and row["given"] == tokenizer.decode(answer)
-        )
+        assert (row["role"], row["turn"]) == (prompt.role, prompt.turn)
+        assert row["given"] == tokenizer.decode(answer)
         assert row["correct"] == (row["given"] == question["answer"])
         text = [tokenizer.sp.id_to_piece(i).replace("▁", " ") for i in prompt.ids]
         assert row["tokens"] == ["" if piece == data.IMAGE_TOKEN else piece for piece in text]
@@ -77,9 +61,8 @@ def test_its_attention_masks_and_answers_are_the_models(runs, page):
         with torch.no_grad(), recorded(model) as seen:
             model(**batch)
         mask, weights = unpack(row)
-        assert torch.equal(
-            mask, attention_mask(model.config.mask, batch["role"], batch["turn"])[0, 0]
-        )
+        expected = attention_mask(model.config.mask, batch["role"], batch["turn"])[0, 0]
+        assert torch.equal(mask, expected)
         assert (weights - torch.cat(seen)).abs().max() < 0.51 / 255
 
 
@@ -88,9 +71,8 @@ def test_a_question_changes_the_image_tokens_under_mma_alone(page):
         first, second = (question["turns"][0]["rows"] for question in example["questions"])
         for row in (*first, second[0]):  # the first question against itself; causal
             assert row["change"] == [[0.0] * 16] * L
-        assert len(second[1]["change"]) == L and all(
-            0 < x <= 2 for layer in second[1]["change"] for x in layer
-        )
+        assert len(second[1]["change"]) == L
+        assert all(0 < x <= 2 for layer in second[1]["change"] for x in layer)
 
 
 def test_change_by_hand(runs):
@@ -98,34 +80,22 @@ def test_change_by_hand(runs):
     asked = explore.pairs(Shapes().heldout("test"), 1)[0]
     seen = explore.trace(model, tokenizer, asked)
     assert not model.blocks[0]._forward_hooks
-    model.blocks, model.norm = (
-        model.blocks[:1],
-        torch.nn.Identity(),
-    )  # a layer's state is what is returned where no layer follows
+    # A layer's state is what is returned where no layer follows
+    model.blocks, model.norm = model.blocks[:1], torch.nn.Identity()
+    picture = dict(images=asked[0].images[0][None], image_index=torch.tensor([0]))
+    rows = [{name: seen[name][q][None] for name in ("ids", "role", "turn")} for q in range(2)]
     with torch.no_grad():
-        a, b = (
-            model(
-                **{name: seen[name][q][None] for name in ("ids", "role", "turn")},
-                images=asked[0].images[0][None],
-                image_index=torch.tensor([0]),
-            )[0, 1:17]
-            for q in range(2)
-        )
+        a, b = (model(**row, **picture)[0, 1:17] for row in rows)
     expected = (a - b).norm(dim=1) / ((a.norm(dim=1) + b.norm(dim=1)) / 2)
     assert torch.allclose(seen["change"][1][0], expected, atol=1e-5)
 
 
 def test_pictures_of_ones_own_and_text_that_looks_like_a_tag(runs, tmp_path, capsys):
     Image.new("RGB", (100, 50), "red").save(tmp_path / "x.png")
-    own, ask = (
-        ("--image", tmp_path / "x.png"),
-        ("--question", "</script><!--<script>?", "--question", "is there a red circle?"),
-    )
-    write(*runs, "--out", tmp_path / "page.html", *own, *ask)
-    content, text = (
-        contents(tmp_path / "page.html"),
-        (tmp_path / "page.html").read_text(encoding="utf-8"),
-    )
+    page, own = tmp_path / "page.html", ("--image", tmp_path / "x.png")
+    ask = "--question", "</script><!--<script>?", "--question", "is there a red circle?"
+    write(*runs, "--out", page, *own, *ask)
+    content, text = contents(page), page.read_text(encoding="utf-8")
     assert texts_of(content["examples"][0]) == list(ask[1::2])
     assert {row["correct"] for *_, row in rows_of(content)} == {None}
     template = explore.TEMPLATE.read_text(encoding="utf-8")
@@ -141,23 +111,12 @@ def test_any_data_set_any_prompt(few, tokenizer, tmp_path):
     """Rows of several turns, two pictures and none; rings; text first; another mask for the
     test."""
     rings = make_run(tmp_path / "a", tokenizer, "llava", few, variant="cca", mask="causal")
-    other = make_run(
-        tmp_path / "b",
-        tokenizer,
-        "llava",
-        few,
-        variant="text-first",
-        image_size=32,
-        patch_size=8,
-        n_layer=2,
-        n_head=2,
-    )
+    sizes = dict(image_size=32, patch_size=8, n_layer=2, n_head=2)
+    other = make_run(tmp_path / "b", tokenizer, "llava", few, variant="text-first", **sizes)
     write(rings, other, "--out", tmp_path / "page.html", "--split", "all", "--mask", "mma")
     content, pictures = contents(tmp_path / "page.html"), set()
-    assert [(run["mask"], run["layers"], run["grid"]) for run in content["runs"]] == [
-        ("mma", 3, 4),
-        ("mma", 2, 4),
-    ]
+    about = [(run["mask"], run["layers"], run["grid"]) for run in content["runs"]]
+    assert about == [("mma", 3, 4), ("mma", 2, 4)]
     assert [run["text_first"] for run in content["runs"]] == [False, True]
     for example, question, r, row in rows_of(content):
         n = len(example["pictures"])
@@ -177,7 +136,7 @@ def test_every_turn_of_a_dialogue(talk, tokenizer, tmp_path, capsys):
     """As eval.py asks it, earlier turns with true answers, with the pictures that were shown."""
     run = make_run(tmp_path / "run", tokenizer, "llava", talk)
     write(run, "--out", tmp_path / "page.html", "--split", "all")
-    assert "page.html: 1 example, 1 question, 1 run, " in capsys.readouterr().out
+    assert "page.html: 1 question, " in capsys.readouterr().out
     (example,) = contents(tmp_path / "page.html")["examples"]
     (question,) = example["questions"]
     (e,) = data.load("llava", talk, images=talk.parent).heldout("train")
@@ -192,18 +151,6 @@ def test_every_turn_of_a_dialogue(talk, tokenizer, tmp_path, capsys):
         assert row["role"].count(Role.IMAGE) == 16 * (2 if t == 2 else 1)
 
 
-def test_a_dialogue_up_to_a_turn():
-    turns = [("<image>a", "1"), ("b", "2"), ("<image>c<image>", "3")]
-    e = data.Example(["x", "y", "z"], turns)
-    cut = [explore.until(e, t) for t in range(4)]
-    assert [(c.images, c.turns) for c in cut] == [
-        (["x"], turns[:1]),
-        (["x"], turns[:2]),
-        (["x", "y", "z"], turns),
-        (["x", "y", "z"], turns),
-    ]
-
-
 def test_dialogues_of_different_lengths_about_the_same_pictures(runs):
     """The first shows both at once; the second shows the other one in its third turn, and is
     compared where it has shown as many."""
@@ -213,33 +160,18 @@ def test_dialogues_of_different_lengths_about_the_same_pictures(runs):
     asked = [data.Example(pictures, [(data.IMAGE_TOKEN * 2 + ask[0], "yes")])]
     asked.append(data.Example(pictures, turns))
     example = explore.record([("a", *opened(runs[1]))], asked)
-    first, second = (
-        [turn["rows"][0]["change"] for turn in q["turns"]] for q in example["questions"]
-    )
+    turns_of = [q["turns"] for q in example["questions"]]
+    first, second = ([turn["rows"][0]["change"] for turn in turns] for turns in turns_of)
     assert first == [[[0.0] * 32] * L] and len(example["pictures"]) == 2
     assert second[:2] == [None, None] and [len(layer) for layer in second[2]] == [32] * L
 
 
 def test_pairs_by_hand():
-    a, b = torch.zeros(3, 4, 4), torch.zeros(3, 4, 4)
-    examples = [
-        data.Example([image] if image is not None else [], [(words, "")])
-        for image, words in (
-            (a, "1"),
-            (b, "2"),
-            (b, "2"),
-            (None, "3"),
-            (b, "4"),
-            (None, "5"),
-            (b, "6"),
-        )
-    ]
-    assert [[e.turns[0][0] for e in some] for some in explore.pairs(examples)] == [
-        ["4", "6"],
-        ["1"],
-        ["3"],
-        ["5"],
-    ]
+    a, b = [torch.zeros(3, 4, 4)], [torch.zeros(3, 4, 4)]
+    shown = zip((a, b, b, [], b, [], b), "1223456")
+    examples = [data.Example(images, [(words, "")]) for images, words in shown]
+    asked = [[e.turns[0][0] for e in some] for some in explore.pairs(examples)]
+    assert asked == [["4", "6"], ["1"], ["3"], ["5"]]
     assert len(explore.pairs(examples, 2)) == 2
 
 
@@ -251,39 +183,14 @@ def test_pictures_that_would_make_it_too_large_are_left_out(runs, tmp_path, caps
     assert (tmp_path / "page.html").stat().st_size < 200_000
 
 
-@pytest.mark.parametrize(
-    "args, message",
-    [
-        (["--question", "why?"], "belong together"),
-        (["--image", "x.png"], "belong together"),
-        (["--image", "x.png", "--question", "why?"], "x.png: no such picture"),
-        (["--split", "dev"], "no split 'dev'"),
-        (["--out", "."], "cannot be written"),
-    ],
-)
+@pytest.mark.parametrize("args, message", [
+    (["--image", "x.png"], "belong together"),
+    (["--image", "x.png", "--question", "why?"], "x.png: no such picture"),
+    (["--split", "dev"], "no split 'dev'"),
+    (["--out", "."], "cannot be written"),
+])  # fmt: skip
 def test_bad_input_is_one_clear_error(runs, tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=f"^error: .*{re.escape(message)}"):
         write(runs[0], "--out", "page.html", "--limit", "1", *args)
     assert not (tmp_path / "page.html").exists()
-
-
-def test_no_pictures_are_no_page(runs, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        write(runs[0], "--out", tmp_path / "page.html", "--limit", "0")
-    assert "--limit" in capsys.readouterr().err and not list(tmp_path.iterdir())
-
-
-def test_text_first_is_seen_in_a_row_that_has_both(runs):
-    model, _ = opened(runs[0])
-    no_picture, picture_first, question_first = [1, 3, 3, 4], [1, 2, 2, 3, 4], [1, 3, 2, 2, 4]
-    for roles, expected in (
-        ([no_picture], False),
-        ([picture_first], False),
-        ([question_first], True),
-        ([no_picture, question_first], True),  # a page may begin with a talk without a picture
-        ([picture_first, question_first], False),
-    ):
-        turns = [{"rows": [{"role": row}]} for row in roles]
-        examples = [{"questions": [{"turns": [turn]}]} for turn in turns]
-        assert explore.about_run("a", model, examples, 0)["text_first"] == expected

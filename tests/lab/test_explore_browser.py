@@ -1,58 +1,29 @@
 """What the explorer's page does in a browser, where a Chromium is installed."""
 
-import html
 import json
-import re
-import subprocess
 
 import pytest
 import torch
-from pages import CHROMIUM, L, contents, make_run, unpack, write
+from pages import L, contents, make_run, unpack, write
 
 from mma import Role
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 
 
-def browse(page, script, folder, *options):
-    """What the script, put at the end of a copy of the page, passes to done(...), and what the
-    browser's console said."""
-    copy = folder / "copy.html"
-    end = """const done = result => document.body.append(
-             Object.assign(document.createElement("pre"),
-             {id: "result", textContent: JSON.stringify(result)}));"""
-    copy.write_text(
-        page.read_text(encoding="utf-8").replace(
-            "</body>", f"<script>{end}\n{script}</script></body>"
-        ),
-        encoding="utf-8",
-    )
-    ran = subprocess.run(
-        [
-            CHROMIUM,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            f"--user-data-dir={folder / 'profile'}",
-            *options,
-            "--virtual-time-budget=5000",
-            "--enable-logging=stderr",
-            "--dump-dom",
-            copy.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=120,
-    )
-    result = re.search(r'<pre id="result">(.*?)</pre>', ran.stdout, re.S)
-    return result and json.loads(html.unescape(result[1])), [
-        line for line in ran.stderr.splitlines() if "CONSOLE" in line
-    ]
+@pytest.fixture
+def browse(browser):
+    """browse(page, script, ...) -> what the script returns in the page; in the console nothing may
+    be said."""
+
+    def browse(page, script, **window):
+        browser.console.clear()
+        browser.open(page, **window)
+        result = browser.js(f"(() => {{{script}}})()")
+        assert browser.console == []
+        return result
+
+    return browse
 
 
 LOOK = """
@@ -96,7 +67,7 @@ $('.run[data-run="1"] .token')[6].focus();
 out.said = $(".said").map(x => x.textContent);
 out.turns = $("#controls input[name=turn]").length;
 out.unnamed = $(".token").filter(b => !b.getAttribute("aria-label")).length;
-done(out);
+return out;
 """
 
 
@@ -129,10 +100,8 @@ def check_panel(look, row, panel) -> list[float]:
     return values
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")
-def test_in_a_browser(page, tmp_path):
-    out, console = browse(page, LOOK, tmp_path, "--window-size=1280,900")
-    assert console == [] and out is not None
+def test_in_a_browser(browse, page):
+    out = browse(page, LOOK, width=1280)
     examples = contents(page)["examples"]
     for look in out["looks"]:  # the prompts are alike, so both runs show the same token
         rows = examples[look["example"]]["questions"][look["question"]]["turns"][-1]["rows"]
@@ -157,8 +126,10 @@ def test_in_a_browser(page, tmp_path):
     assert all(said.startswith("answers “") for said in out["said"])
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")
-def test_in_a_browser_with_pictures_of_all_kinds_in_the_dark(few, tokenizer, tmp_path):
+WIDTH = "const root = document.documentElement; return root.scrollWidth;"
+
+
+def test_pictures_of_all_kinds_in_the_dark_on_a_phone(browse, few, tokenizer, tmp_path):
     runs = [
         make_run(tmp_path / "a", tokenizer, "llava", few),
         make_run(tmp_path / "b", tokenizer, "llava", few, variant="text-first"),
@@ -172,24 +143,13 @@ def test_in_a_browser_with_pictures_of_all_kinds_in_the_dark(few, tokenizer, tmp
       const pictures = run => run.querySelectorAll(".picture img").length;
       seen.push([...document.querySelectorAll(".run")].map(pictures));
     }
-    // A window of Chromium's own is never that narrow
-    const phone = document.createElement("iframe");
-    phone.style.width = "360px";
-    phone.onload = () => {
-      const root = phone.contentDocument.documentElement;
-      const width = [phone.contentWindow.innerWidth, root.scrollWidth];
-      done({seen, width, dark: getComputedStyle(document.body).backgroundColor});
-    };
-    phone.src = "page.html";
-    document.body.append(phone);
+    return [seen, getComputedStyle(document.body).backgroundColor];
     """
-    options = "--allow-file-access-from-files", "--blink-settings=preferredColorScheme=0"
-    out, console = browse(tmp_path / "page.html", every, tmp_path, *options)
-    assert console == []
-    assert out["seen"] == [
-        [len(example["pictures"])] * 2 for example in contents(tmp_path / "page.html")["examples"]
-    ]
-    assert out["width"][1] <= out["width"][0] <= 360 and out["dark"] == "rgb(19, 21, 24)"
+    seen, back = browse(tmp_path / "page.html", every, dark=True)
+    examples = contents(tmp_path / "page.html")["examples"]
+    assert seen == [[len(example["pictures"])] * 2 for example in examples]
+    assert back == "rgb(19, 21, 24)"
+    assert browse(tmp_path / "page.html", WIDTH, width=360, dark=True) <= 360
 
 
 TURNS = """
@@ -210,42 +170,21 @@ out.held = document.activeElement === inputs("turn")[0];
 inputs("question")[0].focus();
 inputs("question")[0].dispatchEvent(new Event("change"));
 out.again = [shown()[0], document.activeElement === inputs("question")[0]];
-const phone = document.createElement("iframe");
-phone.style.width = "390px";
-phone.onload = () => {
-  const root = phone.contentDocument.documentElement;
-  const labels = phone.contentDocument.querySelectorAll("fieldset[data-name=turn] label");
-  out.width = [root.scrollWidth, labels.length];
-  done(out);
-};
-phone.src = "page.html";
-document.body.append(phone);
+return out;
 """
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")
-def test_turns_in_a_browser(talk, tokenizer, tmp_path):
+def test_turns_in_a_browser(browse, talk, tokenizer, tmp_path):
     """The last one is shown first; each has its own tokens, pictures and answer; the keyboard's
     place is kept; a long question fits a phone."""
-    run = make_run(tmp_path / "run", tokenizer, "llava", talk)
-    write(run, "--out", tmp_path / "page.html", "--split", "all")
-    option = "--allow-file-access-from-files"
-    out, console = browse(tmp_path / "page.html", TURNS, tmp_path, option)
-    assert console == [] and out is not None
-    (example,) = contents(tmp_path / "page.html")["examples"]
-    expected = []
+    run, page = make_run(tmp_path / "run", tokenizer, "llava", talk), tmp_path / "page.html"
+    write(run, "--out", page, "--split", "all")
+    out, expected = browse(page, TURNS), []
+    (example,) = contents(page)["examples"]
     for t, turn in enumerate(example["questions"][0]["turns"]):
         (row,) = turn["rows"]
         said = f"answers “{row['given']}” ✗ ({turn['answer']})"
         expected.append([t, len(row["tokens"]), 1 + (t == 2), said])
     assert out["seen"] == expected and out["first"] == expected[2]
     assert out["held"] and out["again"] == [2, True]
-    assert out["width"][0] <= 390 and out["width"][1] == 3
-
-
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")
-def test_an_error_in_the_browser_would_be_seen(page, tmp_path):
-    assert (
-        browse(page, "nothing.at.all", tmp_path)[1]
-        and browse(page, "done(1); console.error('x')", tmp_path)[1]
-    )
+    assert browse(page, WIDTH, width=390) <= 390

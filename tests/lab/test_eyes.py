@@ -1,5 +1,5 @@
-"""A model is put together from two runs: what is taken, what is new, what stays; the late mask; and
-what is refused."""
+"""A model is put together from two runs: what is taken, what is new, what stays; and what is
+refused."""
 
 import json
 import shutil
@@ -11,12 +11,9 @@ from helpers import Crash, at_steps, crash, weights_of
 import data
 import eval as evaluation
 import train
-from data.shapes import Shapes
 from data.shapes.questions import FAMILIES
 from engine.optimizers import freeze
 from lab import eyes, talk
-from mma import IMAGE, QUESTION, TEXT
-from model import MLLM
 
 pytestmark = pytest.mark.usefixtures("nothing_drawn")
 
@@ -97,7 +94,7 @@ def test_the_same_batches_in_all_arms(runs, monkeypatch, tmp_path):
         seen[-1] += [batch["ids"] for step in range(len(batches)) for batch in batches[step]]
 
     monkeypatch.setattr(train, "train_stage", keep)
-    for more in ([], ["--fresh"], ["--mask", "causal"], ["--mask-from", "0.5"]):
+    for more in ([], ["--fresh"], ["--mask", "causal"]):
         seen.append([])
         out = tmp_path / "-".join(["run", *more])
         eyes.main(line_of(runs, *more, "--out", str(out)))
@@ -106,54 +103,14 @@ def test_the_same_batches_in_all_arms(runs, monkeypatch, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))
 
 
-# --- The mask that is switched on late
-
-
-def test_the_late_mask_is_causal_before_and_the_runs_own_after(runs):
-    args = eyes.options(line_of(runs, "--mask-from", "0.5"))
-    model, tokenizer = eyes.put_together(args)
-    rows = [data.encode(e, tokenizer, 16) for e in Shapes().draw("sft", 0, 2, 1, 0)]
-    batch = data.collate(rows, tokenizer.pad, 64)
-    causal, mma = (model.loss(**batch, mask=kind).item() for kind in ("causal", "mma"))
-    assert causal != mma
-    late = eyes.late_mask(model.config, 0.5)
-    for step, loss in ((0, causal), (4, causal), (5, mma), (9, mma)):
-        assert late(step, 10) == train.schedule(step, 10)
-        assert model.loss(**batch).item() == loss
-
-
-def test_a_run_switches_at_half_of_stage_2_and_answers_under_the_mask_of_its_step(
-    runs, tmp_path, monkeypatch, no_drawing
-):
-    trained, looked = [], []
-    context_of, generate = MLLM.context_of, MLLM.generate
-
-    def keep(self, mask, *rest):
-        if self.training:
-            trained.append(mask)
-        return context_of(self, mask, *rest)
-
-    def look(self, ids, role, *rest, **named):
-        four = role.new_tensor([[TEXT, IMAGE, QUESTION, QUESTION]])
-        looked.append(bool(self.context_of(self.config.mask, four).attention_mask[0, 0, 1, 2]))
-        return generate(self, ids, role, *rest, **named)
-
-    monkeypatch.setattr(MLLM, "context_of", keep)
-    monkeypatch.setattr(MLLM, "generate", look)
-    eyes.main(line_of(runs, "--mask-from", "0.5", "--out", str(tmp_path / "late")))
-    assert trained[-6:] == ["causal"] * 4 + ["mma"] * 2  # those before are of checks
-    assert looked == [False, True, True]  # at step 2, at step 4, at the end
-    assert json.loads((tmp_path / "late" / "run.json").read_text())["mask"] == "mma"
-
-
 # --- Going on
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(runs, tmp_path):
-    line = line_of(runs, "--save-every", "1", "--mask-from", "0.5")
+    line = line_of(runs, "--save-every", "1")
     eyes.main([*line, "--out", str(tmp_path / "whole")])
     with pytest.MonkeyPatch.context() as patch:
-        at_steps(patch, lambda step: step == 5, crash)  # the third of stage 2: the first under mma
+        at_steps(patch, lambda step: step == 5, crash)  # the third of stage 2
         with pytest.raises(Crash):
             eyes.main([*line, "--out", str(tmp_path / "parts")])
     eyes.main([*line, "--out", str(tmp_path / "parts"), "--resume"])
@@ -206,12 +163,6 @@ def test_mistakes_are_one_line(runs, tmp_path, option, what, says):
     assert "\n" not in str(exit.value)
 
 
-def test_the_best_look_of_a_late_mask_is_refused(runs, tmp_path):
-    line = line_of(runs, "--mask-from", "0.5", "--keep-best", "--out", str(tmp_path / "out"))
-    with pytest.raises(SystemExit, match="the best look may be a causal one"):
-        eyes.main(line)
-
-
 def test_every_preset_asks_questions_of_every_family():
     """Stage 2 begins without relations: a preset of so few steps would never ask about them."""
     world = data.load("shapes")
@@ -225,14 +176,11 @@ def test_a_decoder_of_ours_has_nothing_to_rehearse(runs, tmp_path):
         eyes.main(line_of(runs, "--rehearse", "2", "--out", str(tmp_path / "out")))
 
 
-@pytest.mark.parametrize("option,says", [
-    (["--n-layer", "2"], "--n-layer cannot be given: it is that of --encoder and --llm"),
-    (["--mask-from", "1"], "must be from 0 to below 1"),
-])  # fmt: skip
-def test_options_that_cannot_be(runs, option, says, capsys):
+def test_sizes_are_those_of_the_runs(runs, capsys):
     with pytest.raises(SystemExit):
-        eyes.options(line_of(runs, *option))
-    assert says in capsys.readouterr().err
+        eyes.options(line_of(runs, "--n-layer", "2"))
+    said = "--n-layer cannot be given: it is that of --encoder and --llm"
+    assert said in capsys.readouterr().err
 
 
 def test_what_it_learns_is_what_is_frozen_by_name(runs):

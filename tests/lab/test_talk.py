@@ -11,7 +11,7 @@ import data
 import train
 from bridge import benchmarks
 from data import IMAGE_TOKEN, Row, audio
-from lab import look, talk
+from lab import talk
 from lab.talk import Conversation
 from lab.variants import ConcentricMLLM, TextFirstTokenizer
 from mma import Role
@@ -79,7 +79,7 @@ def test_the_help_says_what_fits_the_run_and_what_was_shown(run):
 
 
 def test_the_help_of_the_command_names_the_devices(capsys):
-    for module in (talk, look, benchmarks):
+    for module in (talk, benchmarks):
         with pytest.raises(SystemExit):
             module.arguments(["--help"])
         assert "--device NAME" in (out := capsys.readouterr().out) and "cuda, mps or cpu" in out
@@ -147,6 +147,17 @@ def test_a_run_that_was_trained_on_sounds_is_asked_about_sounds(tmp_path, monkey
         talk.main([str(hears), "--device", "cpu", "--audio", str(file), "--image", "a.png"])
 
 
+@pytest.mark.parametrize("typed", [
+    "{}/my picture.png", '"{}/my picture.png"', "'{}/my picture.png'", r"{}/my\ picture.png",
+    "~/my picture.png", r"~/my\ picture.png", "{}/it's.png",
+])  # fmt: skip
+def test_paths_are_found_as_they_are_typed_or_pasted(tmp_path, monkeypatch, typed):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("my picture.png", "it's.png"):
+        (tmp_path / name).touch()
+    assert talk.path_of(typed.format(tmp_path)).exists()
+
+
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), EOFError()])
 def test_ctrl_c_and_ctrl_d_end_it(run, monkeypatch, end):
     assert say(run, monkeypatch, end) == [""]
@@ -176,16 +187,14 @@ def test_a_message_that_is_too_long_does_not_end_the_conversation(run, monkeypat
     assert asked == [1, 201 - left_out] and len(said) == 1 + left_out + 1
 
 
-def test_ctrl_c_ends_an_answer_too(run, monkeypatch):
-    def interrupted(*args):
-        yield "ye"
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("piece, error, said", [
+    ("ye", KeyboardInterrupt, "ye"),
+    ("", data.DataError("no room for more: 9 of 9"), "error: no room for more: 9 of 9"),
+])  # fmt: skip
+def test_ctrl_c_and_a_full_conversation_end_it_in_an_answer(run, monkeypatch, piece, error, said):
+    def ask(*args):
+        yield piece
+        raise error
 
-    monkeypatch.setattr(Conversation, "ask", interrupted)
-    assert say(run, monkeypatch, "why?", "never asked") == ["ye"]
-
-
-def test_a_full_conversation_ends_once(run, monkeypatch):
-    full = lambda *args: (_ for _ in ()).throw(data.DataError("no room for more: 9 of 9"))
-    monkeypatch.setattr(Conversation, "ask", full)
-    assert say(run, monkeypatch, "why?", "never asked") == ["error: no room for more: 9 of 9"]
+    monkeypatch.setattr(Conversation, "ask", ask)
+    assert say(run, monkeypatch, "why?", "never asked") == [said]

@@ -10,7 +10,6 @@ from helpers import (
     DIALOGUE,
     KINDS,
     NO_LEAK,
-    OPENS,
     QUESTION_READ,
     ROOT,
     TURNS,
@@ -28,7 +27,7 @@ from data.packing import first_fit
 from engine import wings
 from engine.wings import PLAIN, VARIANTS
 from lab.variants import ConcentricMLLM, TextFirstTokenizer, ring_positions, rings
-from mma import IMAGE, PAD, TEXT, Role, attention_mask, leaks
+from mma import IMAGE, PAD, TEXT, Role, attention_mask
 from model import MLLM, Config, rotate
 
 GATES = {"none": PLAIN, **{name: VARIANTS[name] for name in ("rave", "scalar", "lora")}}
@@ -160,16 +159,6 @@ def test_a_grid_that_does_not_fit_is_refused():
         ring_positions(role, None, 2)
 
 
-def test_rings_of_a_document_never_read_another():
-    role, document = row("tVVVVQA" * 2)[0], torch.tensor([[0] * 7 + [1] * 7])
-    for kind in KINDS:
-        alone = attention_mask(kind, role[:, :7], order=ring_positions(role[:, :7], None, 2))
-        order = ring_positions(role, document, 2)
-        mask = attention_mask(kind, role, document=document, order=order)[0, 0]
-        assert not mask[:7, 7:].any() and not mask[7:, :7].any()
-        assert torch.equal(mask[:7, :7], alone[0, 0]) and torch.equal(mask[7:, 7:], alone[0, 0])
-
-
 CONCENTRIC_LEAKS = {"causal": NO_LEAK["causal"], "mma": QUESTION_READ}
 
 
@@ -178,21 +167,6 @@ def test_leak_table_of_rings_through_the_real_model(model, pictures, kind):
     other = enlarge(ConcentricMLLM(model.config))
     found = leaks_by_gradient(other, pictures, kind, *row(DIALOGUE, TURNS))
     assert found == CONCENTRIC_LEAKS[kind]
-
-
-def test_no_kind_leaks_with_rings():
-    V = "V" * 9
-    role, turn = row(f"t{V}QQAAttA{V}Q{V}QAA--", "0" + "1" * 13 + "222" + "3" * 22 + "00")
-    packed, turns = torch.cat([role, role], 1), torch.cat([turn, turn], 1)
-    T = role.shape[1]
-    document = torch.tensor([[0] * (T - 2) + [1] * (T + 2)])
-    for kind in KINDS:
-        alone = leaks(attention_mask(kind, role, turn, order=ring_positions(role, None, 3)), role)
-        order = ring_positions(packed, document, 3)
-        mask = attention_mask(kind, packed, turns, document, order)
-        together = leaks(mask, packed, document)
-        assert alone.any() == together.any(), kind
-        assert kind not in OPENS or alone.any() == (kind == "leaky"), kind
 
 
 def test_rings_change_the_states_of_every_row_with_a_picture(varied, batch24, dialogues):
