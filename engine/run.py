@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from data import DataError, reason
-from engine import checkpoint
+from engine import checkpoint, code
 from engine.distributed import Distributed
 
 # Not all data have captions for stage 1
@@ -37,8 +37,9 @@ class Run:
         self.began = time.perf_counter()
         # What a checkpoint keeps of the run so far. lines: of metrics.jsonl; clock: the seconds at
         # each validation; unread: picture and why -> rows it was left out of; kept: with
-        # --keep-best, of the best validation its step, value and weights
-        self.progress = {"lines": [], "clock": [], "unread": {}, "kept": {}}
+        # --keep-best, of the best validation its step, value and weights; code: which made it
+        now = code.fingerprint(args)
+        self.progress = {"lines": [], "clock": [], "unread": {}, "kept": {}, "code": now}
         self.out.mkdir(parents=True, exist_ok=True)
         if args.resume:
             device = "cpu" if processes.sharded else processes.device
@@ -48,6 +49,9 @@ class Run:
             processes.say(
                 f"going on after step {self.state['step']} of stage {self.state['stage']}"
             )
+            if now not in self.progress["code"]:
+                processes.say("the code has changed since: run.json will name both versions")
+                self.progress["code"] += f"+{now}"
         elif args.resume:
             processes.say(f"no checkpoint in {self.out}: from the start")
         processes.barrier()  # all have read the folder: now the first process writes
@@ -232,6 +236,7 @@ class Run:
             "seconds": self.seconds(1),
             "clock": self.progress["clock"],
             "unread": {"pictures": n_pictures, "rows": n_rows},
+            "code": self.progress["code"],
             "torch": torch.__version__,
         }
         if kept:  # whose weights model.pt holds
