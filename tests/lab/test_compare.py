@@ -1,6 +1,7 @@
 """The runner of comparisons: on a program whose runs take no time, and on train.py."""
 
 import contextlib
+import importlib.util
 import os
 import signal
 import threading
@@ -12,7 +13,7 @@ from compared import FAKE, contents, read, result_of, run_of
 from helpers import ROOT, without_drawing
 
 import train
-from lab import compare, experiments, publish, results, trials
+from lab import compare, experiments, publish, trials
 from lab.experiments import Experiment
 
 LINES = ["-m fake --mask causal", "-m fake --mask mma"]
@@ -150,9 +151,9 @@ def test_what_cannot_be_compared_is_said_before_anything_is_trained(call, monkey
         with pytest.raises(SystemExit):
             call(*words)
         assert "or give command lines, quoted" in capsys.readouterr().err
-    find = results.importlib.util.find_spec
+    find = importlib.util.find_spec
     missing = lambda name: None if name == "scipy" else find(name)
-    monkeypatch.setattr(results.importlib.util, "find_spec", missing)
+    monkeypatch.setattr(importlib.util, "find_spec", missing)
     with pytest.raises(SystemExit, match="the tests need scipy: pip install scipy"):
         call(*LINES)
 
