@@ -16,7 +16,7 @@ from pathlib import Path
 
 import data
 from data import normalise
-from engine import answering, wings
+from engine import answering, code, wings
 from engine.answering import answer_loss, encode_prompts, mean_loss, row_batches, say_unread
 from engine.batches import examples_of
 from engine.checkpoint import load_model
@@ -152,7 +152,8 @@ def main(argv=None) -> None:
             loss = mean_loss([answer_loss(model, tokenizer, examples, args.batch_size)])
             results.append({**record, **summarise(answers), **loss, **now})
         if results:
-            print(text := table(pool(results)))
+            text = "\n\n".join(filter(None, [table(pool(results)), code.told_apart(results)]))
+            print(text)
         if args.md:
             args.md.write_text(text + "\n", encoding="utf-8")
         if args.json:

@@ -22,6 +22,7 @@ import data
 from bridge.folders import files_of, needed, one_line, read_config
 from bridge.hf_dialogues import Dialogues, answer_all, loss_of
 from data import DataError
+from engine import code
 from engine.answering import say_unread
 from engine.batches import describe_splits
 from engine.checkpoint import write_file
@@ -281,7 +282,8 @@ def write_run(trainer: Trainer, summary: dict, dialogues: Dialogues, args, **mor
         "params": sum(p.numel() for p in trainer.model.parameters()), "mask": args.mask,
         "seed": args.seed, "origin": args.origin, "args": shown(args, ["origin"]), **more,
         "seconds": trainer.seconds(), "clock": trainer.clock(), "left_out": dialogues.left_out,
-        "torch": torch.__version__, "transformers": transformers.__version__,
+        "code": code.fingerprint(args), "torch": torch.__version__,
+        "transformers": transformers.__version__,
     }  # fmt: skip
     text = json.dumps(record, indent=1) + "\n"
     write_file(args.out / "run.json", lambda file: file.write(text.encode()))

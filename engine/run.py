@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from data import DataError, reason
-from engine import checkpoint
+from engine import checkpoint, code
 from engine.distributed import Distributed
 
 TIMED = 50  # steps of stage 1, after which a run says how long it will take
@@ -38,8 +38,9 @@ class Run:
         self.began = time.perf_counter()
         # What a checkpoint keeps of the run so far. lines: of metrics.jsonl; clock: the seconds at
         # each validation; unread: picture and why -> rows it was left out of; kept: with
-        # --keep-best, of the best validation its step, value and weights
-        self.progress = {"lines": [], "clock": [], "unread": {}, "kept": {}}
+        # --keep-best, of the best validation its step, value and weights; code: which made it
+        now = code.fingerprint(args)
+        self.progress = {"lines": [], "clock": [], "unread": {}, "kept": {}, "code": now}
         self.out.mkdir(parents=True, exist_ok=True)
         if args.resume:
             device = "cpu" if processes.sharded else processes.device
@@ -49,6 +50,9 @@ class Run:
             processes.say(
                 f"going on after step {self.state['step']} of stage {self.state['stage']}"
             )
+            if now not in self.progress["code"]:
+                processes.say("the code has changed since: run.json will name both versions")
+                self.progress["code"] += f"+{now}"
         elif args.resume:
             processes.say(f"no checkpoint in {self.out}: from the start")
         processes.barrier()  # all have read the folder: now the first process writes
@@ -180,10 +184,7 @@ class Run:
         each = self.shown_bar.format_dict["elapsed"] / TIMED
         steps = self.args.pt_steps, self.args.pt_steps + self.args.steps
         first, both = (tqdm.format_interval(each * n) for n in steps)
-        self.processes.say(
-            f"At this speed stage 1 takes {first}, and both stages about {both} (minutes:seconds); "
-            "validation comes on top"
-        )
+        self.processes.say(f"At this speed: stage 1 {first}, both stages {both}, plus validation")
 
     def _keep_best(self, step: int, val: dict, model) -> None:
         """Keep the weights of a validation that is better than all before it. They are written with
@@ -247,6 +248,7 @@ class Run:
             "seconds": self.seconds(1),
             "clock": self.progress["clock"],
             "unread": {"pictures": n_pictures, "rows": n_rows},
+            "code": self.progress["code"],
             "torch": torch.__version__,
         }
         if kept:  # whose weights model.pt holds

@@ -171,7 +171,8 @@ def compare(args) -> None:
     for package, what in (("matplotlib", "curves"), ("scipy", "tests"), ("pandas", "tables")):
         need(package, f"the {what}")  # before a day of training, not after it
     name, experiment = comparison(args)
-    trials, failed = plan(experiment, args.seeds, args.extra, args.runs), {}
+    trials = plan(experiment, args.seeds, args.extra, args.runs, args.any_code)
+    failed = {}
     if args.publish:  # before the runs are made, too
         publish.check_settings(name, common_settings(trials))
     if not args.tables:
@@ -208,6 +209,7 @@ def arguments(argv=None):
         help="default: runs/compare; tables go to DIR/results")  # fmt: skip
     add("--name", help="of the files in there (default: NAME, or the lines)")
     add("--publish", action="store_true", help="write docs/results too; what is there is kept")
+    add("--any-code", action="store_true", help="take runs that other code made for done, too")
     add("--tables", action="store_true", help="train nothing; the tables of what there is")
     argv = sys.argv[1:] if argv is None else argv
     cut = argv.index("--") if "--" in argv else len(argv)

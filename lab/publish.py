@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data import DataError
 from engine.checkpoint import write_file
+from engine.code import told_apart
 from engine.tables import markdown
 from lab import results
 from lab.curves import write_curves
@@ -40,6 +41,7 @@ def report(name: str, record: dict) -> dict[str, str]:
     parts = [results.main_table(runs, show["marks"])]
     if record["missing"]:
         parts.append(f"Not yet run: {', '.join(record['missing'])}.")
+    parts.append(told_apart([run for runs in record["arms"].values() for run in runs]))
     files = {f"{name}.md": parts}
     if show["short"]:
         enough = runs.groupby("arm")["seed"].transform("count") >= ENOUGH

@@ -17,7 +17,8 @@ from engine.run import read_record
 from engine.tables import markdown, parts_of, spread
 
 ROOT = Path(__file__).resolve().parent.parent
-KEYS = ("seed", "accuracy", "consistency", "families", "n", "unparsed", "params", "seconds", "kept")
+KEYS = ("seed", "accuracy", "consistency", "families", "n", "unparsed", "params", "seconds", "kept",
+        "code")  # fmt: skip
 VALIDATION, LOSS = "validation, last look", "validation loss"
 LEVEL = 0.05
 NOTE = (

@@ -1,7 +1,8 @@
 """A run that a comparison has a place for, known by its settings and not by its name.
 
-It lies in RUNS/PROGRAM/DATA-ARM-SEED-DIGEST, the digest that of its settings: runs of different
-settings are never taken for each other, whatever they are called, and no run is made twice.
+It lies in RUNS/PROGRAM/DATA-ARM-SEED-DIGEST, the digest that of its settings and of the code that
+makes it: runs of different settings, or of other code, are never taken for each other, whatever
+they are called, and no run is made twice.
 """
 
 import json
@@ -13,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 from data import DataError
-from engine import wings
+from engine import code, wings
 from engine.checkpoint import NON_IDENTITY_ARGS
 from engine.options import PATHS
 from engine.run import read_record
@@ -68,13 +69,16 @@ def identity(settings: dict, *others: str) -> dict:
     return json.loads(json.dumps(kept, default=str))
 
 
-def find(runs: Path, args) -> Path | None:
+def find(runs: Path, args, made_by: str = "") -> Path | None:
     """The finished run below `runs` that began with these settings: SETTINGS, or run.json, which
     programs may have filled up. An option that is younger than the run has its default; one that
-    the program does not know makes it another run."""
+    the program does not know makes it another run. made_by: the code, by default any."""
     wanted, origin = identity(vars(args)), getattr(args, "origin", {})
     for folder in sorted(file.parent for file in runs.glob("*/run.json")):
-        made = identity(read_record(folder)["args"])
+        record = read_record(folder)
+        if made_by and record.get("code") != made_by:
+            continue
+        made = identity(record["args"])
         if (folder / SETTINGS).exists():
             made = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         younger = {n for n in wanted if n not in made and origin.get(n) != "you"}
@@ -88,9 +92,11 @@ def bases_of(lines: dict[str, str]) -> set[str]:
     return {base for line in lines.values() for base in BASE.findall(line)}
 
 
-def plan(experiment: Experiment, seeds: list[int] | None, extra: list[str], runs: Path):
+def plan(experiment: Experiment, seeds: list[int] | None, extra: list[str], runs: Path,
+         any_code: bool = False):  # fmt: skip
     """The trials; a first seed of everything comes before the second of anything. seeds: instead of
-    the experiment's; extra: options of every line; runs: the folder of them all."""
+    the experiment's; extra: options of every line; runs: the folder of them all; any_code: runs of
+    other code are taken for done, too."""
     numbers, trials = experiment.seeds, []
     wanted = {arm: numbers if isinstance(numbers, int) else numbers.get(arm, 1)
               for arm in experiment.lines}  # fmt: skip
@@ -98,12 +104,13 @@ def plan(experiment: Experiment, seeds: list[int] | None, extra: list[str], runs
         made = {}
         for arm in wanted:
             if seeds or seed < wanted[arm]:
-                made[arm] = trial_of(experiment, arm, seed, made, extra, runs)
+                made[arm] = trial_of(experiment, arm, seed, made, extra, runs, any_code)
         trials += made.values()
     return trials
 
 
-def trial_of(experiment: Experiment, arm: str, seed: int, made: dict, extra, runs: Path) -> Trial:
+def trial_of(experiment: Experiment, arm: str, seed: int, made: dict, extra, runs: Path,
+             any_code: bool) -> Trial:  # fmt: skip
     """made: the trials of this seed so far. An arm that others begin with does not get `extra`."""
     line, is_base = experiment.lines[arm], arm in bases_of(experiment.lines)
     program, words = experiment.program, shlex.split(line)
@@ -118,8 +125,10 @@ def trial_of(experiment: Experiment, arm: str, seed: int, made: dict, extra, run
     parsed = understood(program, words)
     if hasattr(parsed, "workers") and "--workers" not in words:
         words += ["--workers", "0"]  # several runs share the cores
-    settings = vars(parsed)
-    digest = sha256(json.dumps(identity(settings), sort_keys=True).encode()).hexdigest()
+    settings, made_by = vars(parsed), code.fingerprint(parsed, program)
+    known_by = json.dumps([identity(settings), made_by], sort_keys=True)
+    digest = sha256(known_by.encode()).hexdigest()
     name = slug(f"{settings.get('data', '')}-{arm}")[:80]
-    folder = find(runs / program, parsed) or runs / program / f"{name}-{seed}-{digest[:6]}"
+    there = find(runs / program, parsed, "" if any_code else made_by)
+    folder = there or runs / program / f"{name}-{seed}-{digest[:6]}"
     return Trial(arm, seed, program, words, settings, folder, is_base, needs)

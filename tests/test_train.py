@@ -61,7 +61,7 @@ def test_a_run_says_what_it_does_and_how_long_it_takes(tmp_path, capsys, monkeyp
         "0.0, not asked yet",
     ):
         assert line in " ".join(said.out.split())
-    assert re.search("At this speed stage 1 takes 00:0., and both stages about 00:", said.out)
+    assert re.search("At this speed: stage 1 00:0., both stages 00:0., plus validation", said.out)
     assert "not asked yet=spatial" in said.err
     assert "photographs" not in said.out
 

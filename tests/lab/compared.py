@@ -10,6 +10,7 @@ from lab.experiments import Experiment
 FAKE = """
 import argparse, json, os, signal, sys, time
 from pathlib import Path
+from engine.code import fingerprint
 
 def arguments(argv=None):
     parser = argparse.ArgumentParser()
@@ -42,7 +43,8 @@ if __name__ == "__main__":
     right = {"causal": 0.5, "mma": 0.75}[args.mask] + args.seed ** 2 / 100
     families = {name: {"accuracy": right, "n": 50} for name in ("place", "count")}
     record = {"accuracy": right, "families": families, "n": 100, "unparsed": 0, "params": 7,
-              "seconds": 1.0, "mask": args.mask, "seed": args.seed, "args": vars(args)}
+              "seconds": 1.0, "mask": args.mask, "seed": args.seed, "args": vars(args),
+              "code": fingerprint(args)}
     curve = [{"step": 10 * k, "val": {"accuracy": k * right / 4, "loss": (1 - right) / k}}
              for k in range(1, 5)]
     lines = [json.dumps(line) for line in [{"step": 5}, *curve]]

@@ -13,6 +13,7 @@ from compared import FAKE, contents, read, result_of, run_of
 from helpers import ROOT, without_drawing
 
 import train
+from engine import code
 from lab import compare, experiments, publish, trials
 from lab.experiments import Experiment
 
@@ -84,6 +85,20 @@ def test_a_run_is_made_once_and_known_by_its_settings(call, tmp_path):
         call(f"{LINES[1]} {other}", "--seeds", "0")
     call(LINES[1], "--seeds", "1")
     assert len(folders(tmp_path)) == 5 and set(folders(tmp_path).values()) == {1}
+
+
+def test_a_run_of_other_code_is_not_taken_for_done(call, tmp_path, monkeypatch, capsys):
+    call(LINES[1], "--seeds", "0")
+    monkeypatch.setattr(code, "DECIDE", (*code.DECIDE, "LICENSE"))  # as if a file had changed
+    call(LINES[1], "--seeds", "0", "--any-code")
+    assert len(folders(tmp_path)) == 1
+    call(LINES[1], "--seeds", "0")
+    assert len(folders(tmp_path)) == 2
+    versions = [{**run_of(80, seed), "code": f"version {seed}"} for seed in (0, 1)]
+    (text, *_) = publish.report("it", result_of({"mma": versions})).values()
+    assert "2 versions of the code" in text
+    (text, *_) = publish.report("it", result_of({"mma": versions[:1]})).values()
+    assert "of the code" not in text
 
 
 def test_an_option_that_is_younger_than_the_run_has_its_default(tmp_path):
