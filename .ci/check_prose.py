@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from engine.tables import spread
-from lab import playground, publish, rehearsal
+from lab import playground, publish, rehearsal, results
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -29,11 +29,21 @@ def result_of(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
 
 
+def anchors(page: Path) -> set[str]:
+    """Its headings, as GitHub writes them behind #."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @every_page
 def test_every_link_leads_somewhere(page):
+    """To a file that is there, and to a heading of it."""
     prose = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.S)
-    for target in re.findall(r"\]\(([^)#\s]+)", prose):
-        assert target.startswith("http") or (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", prose):
+        if not target.startswith("http"):
+            file = page.parent / target if target else page
+            assert file.exists(), target
+            assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
 
 
 # --- Code and commands
@@ -76,24 +86,16 @@ def test_the_weights_answer_as_the_readme_says():
     assert len(answers) == 2 and all(f"`{answer}`" in README for answer in answers)
 
 
-def test_the_plan_of_another_model_is_as_weights_md_prints_it(capsys):
-    text = (ROOT / "docs" / "weights.md").read_text("utf-8")
-    found = re.findall(r"<!-- run: plan -->\n```python\n(.*?)```.*?```text\n(.*?)```", text, re.S)
-    ((code, printed),) = found
-    exec(code, {})
-    assert capsys.readouterr().out == printed
-
-
 def test_the_world_of_fork_md_is_short():
     text = (ROOT / "docs" / "fork.md").read_text("utf-8")
     (code,) = re.findall(r"<!-- run: world -->\n```python\n(.*?)```", text, re.S)
     assert len(code.splitlines()) <= 40
 
 
-def test_the_questions_of_the_transcript_were_not_rehearsed():
-    told = (ROOT / "docs" / "weights.md").read_text("utf-8")
-    asked = {line[2:] for line in told.split("\n") if line.startswith("> ")}
-    assert len(asked) > 4 and not asked & set(rehearsal.PROMPTS)
+def test_what_the_llm_is_shown_to_be_asked_was_not_rehearsed():
+    told = " ".join((ROOT / "docs" / "weights.md").read_text("utf-8").split())
+    asked = set(re.findall(r"Asked `(.*?)`", told))
+    assert asked and not asked & set(rehearsal.PROMPTS)
 
 
 def test_the_page_of_the_playground_is_made_from_the_weights(monkeypatch):
@@ -120,8 +122,9 @@ def test_its_tables_are_those_of_the_results(page):
 
 
 def test_every_published_table_stands_somewhere():
-    texts = [page.read_text("utf-8") for page in PAGES]
-    shown = {name for text in texts for name in re.findall(r"<!-- ([\w+-]+\.md) -->", text)}
+    """Between two markers of a page, or behind a link of one."""
+    text = "".join(page.read_text("utf-8") for page in PAGES)
+    shown = set(re.findall(r"(?:<!-- |results/)([\w+-]+\.md)(?: -->|\))", text))
     assert {file.name for file in RESULTS.glob("*.md")} == shown
 
 
@@ -139,6 +142,23 @@ def test_a_table_says_what_its_record_says(name):
         for run in runs:
             right = sum(f["accuracy"] * f["n"] for f in run["families"].values())
             assert abs(right / run["n"] - run["accuracy"]) < 1e-9
+
+
+CLAIM = r"\| \[([^]]+)\]\(results/([\w+-]+?)(?:_claims)?\.md\) \| (.*?) \| \*\*(.*?)\*\*.*\|$"
+
+
+def test_the_claims_at_the_top_of_results_md_are_those_of_the_results():
+    """Of each row seeds, difference, interval, p and the verdict."""
+    rows = re.findall(CLAIM, (ROOT / "docs" / "results.md").read_text("utf-8"), re.M)
+    assert len(rows) > 20
+    for claim, name, numbers, verdict in rows:
+        record = result_of(name)
+        record["show"]["claims"] = [*record["show"]["claims"], "mma > causal"]
+        found = results.differences_table(results.differences(record, results.frame(record)))
+        cells = [[c.strip() for c in row.split("|")[1:-1]] for row in found.splitlines()[2:]]
+        by_claim = {row[0]: row[1:] for row in cells if row}
+        here, difference, interval, p, n, _ = by_claim[claim]
+        assert (numbers, verdict) == (" | ".join((n, difference, interval, p)), here), claim
 
 
 # --- Numbers in the README's sentences

@@ -158,7 +158,7 @@ def note(topic: str, repeats: int) -> str:
     return "" if topic == "size" else f"{timing.where(USUAL.precision)}{taken}."
 
 
-def main(argv=None) -> None:
+def arguments(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
     add("-h", "--help", action="help", help="show this and exit")
@@ -168,7 +168,11 @@ def main(argv=None) -> None:
     add("--results", type=Path, default=Path("runs/results"), metavar="DIR",
         help="default: runs/results")  # fmt: skip
     add("--publish", action="store_true", help="write docs/results too")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    args = arguments(argv)
     with one_line_errors():
         table = TOPICS[args.topic](args)
         record = {"table": table, "note": note(args.topic, args.repeats)}

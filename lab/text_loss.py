@@ -68,7 +68,7 @@ def measure(runs: list[Path], text: str, device: str) -> list[dict]:
     return records
 
 
-def main(argv=None) -> None:
+def arguments(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
     add("-h", "--help", action="help", help="show this and exit")
@@ -76,7 +76,11 @@ def main(argv=None) -> None:
     add("--json", type=Path, metavar="FILE", help="write the numbers there too")
     add("--text", type=Path, default=TEXT, metavar="FILE", help="default: lab/plain_text.txt")
     add("--device", default=default_device(), metavar="NAME", help="cuda, mps or cpu")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    args = arguments(argv)
     with one_line_errors():
         check_device(args.device)
         check_writable(args.json)
