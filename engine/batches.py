@@ -11,6 +11,7 @@ import data
 from data.pictures import open_picture
 from engine.answering import check_sees
 from engine.checkpoint import ignore_signals
+from engine.optimizers import describe_optimizers
 from engine.options import WHOLE_WORDS
 from mma import Role, leaks, supervised
 
@@ -216,8 +217,7 @@ def plan_of(stages: list[StepBatches], model, args) -> str:
             f"{config.n_image_tokens} tokens each; the vision encoder "
             f"{'is pretrained' if pretrained else 'starts from nothing'}"
         )
-    rates = f"peak rates {args.lr:g} of weight matrices, {args.adam_lr:g} of the rest"
-    lines.append(f"optimizer {args.optimizer}: {rates}")
+    lines.append(f"optimizer: {describe_optimizers(args)}")
     lines += [describe_stage(batches) for batches in stages if len(batches)]
     if shows == "pictures" and not pretrained and (sides := photographs(stages[-1])):
         lines.append(

@@ -54,7 +54,8 @@ def test_a_run_says_what_it_does_and_how_long_it_takes(tmp_path, capsys, monkeyp
     said = capsys.readouterr()
     for line in (
         "pictures of 64 x 64 pixels become 16 tokens each; the vision encoder starts from nothing",
-        "optimizer muon: peak rates 0.004 of weight matrices, 0.002 of the rest",
+        "optimizer: Muon for weight matrices, peak rate 0.004 (0.008 in stage 1); AdamW for the "
+        "rest, 0.002",
         "stage 1: 2 steps of 4 pictures with captions, mask causal, embed frozen",
         "stage 2: 3 steps of 4 pictures with 2 questions each, mask mma, encoder frozen",
         "; spatial is not asked",
