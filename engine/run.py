@@ -167,7 +167,7 @@ class Run:
             self.shown |= {"not asked yet": unasked} if unasked else {}
             self.progress["clock"].append([step, self.seconds(2)])
             self._keep_best(step, val, model)
-        if self.stage == "pt" and step == self.shown_bar.initial + TIMED:
+        if self.stage == "pt" and step == TIMED:
             self._say_time()
         self.shown_bar.set_postfix({"loss": f"{loss:.3f}", **self.shown})
         if not self.processes.is_main:
@@ -181,9 +181,8 @@ class Run:
 
     def _say_time(self) -> None:
         """About how long both stages will take, by the first steps of stage 1."""
-        each = self.shown_bar.format_dict["elapsed"] / TIMED
-        steps = self.args.pt_steps, self.args.pt_steps + self.args.steps
-        first, both = (tqdm.format_interval(each * n) for n in steps)
+        each, steps = self.seconds() / TIMED, self.args.pt_steps
+        first, both = (tqdm.format_interval(each * n) for n in (steps, steps + self.args.steps))
         self.processes.say(f"At this speed: stage 1 {first}, both stages {both}, plus validation")
 
     def _keep_best(self, step: int, val: dict, model) -> None:
