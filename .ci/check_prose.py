@@ -169,10 +169,16 @@ def test_the_numbers_of_the_readme_are_in_the_results():
     for said in (
         f"four times the steps causal catches up**: {points_of('budget', 'causal@4x'):.1f}",
         f"mma ends {few[0] - few[1]:.1f} points higher",
-        "mma {:.1f}, causal {:.1f} (two seeds)".format(*nlvr),
-        f"{points_of('shapes_small', 'causal'):.1f} % (causal), measured",
+        "(NLVR): mma {:.1f}, causal {:.1f} (two seeds)".format(*nlvr),
+        f"{points_of('shapes_small', 'causal'):.1f} %, one seed, measured",
     ):
         assert said in words, said
+
+
+def test_the_seeds_of_the_readme_are_in_the_results():
+    seeds = sorted((100 * run["accuracy"] for run in result_of("shapes")["arms"]["causal"]))[::-1]
+    said = ", ".join(f"{seed:.1f}" for seed in seeds[:-1]) + f" and {seeds[-1]:.1f}"
+    assert f"its five seeds end at {said}" in " ".join(README.split())
 
 
 def test_the_laptops_numbers_are_those_of_its_run():

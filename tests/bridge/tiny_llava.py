@@ -37,17 +37,21 @@ def write_llava(folder, texts, width: int = 64, layers: int = 2, template: str =
     torch.manual_seed(0)
     tokenizer = tokenizer_of(texts)
     image = tokenizer.convert_tokens_to_ids("<image>")
+    # Weights and positions as large as model.py's: see docs/log.md
+    initial = dict(initializer_range=width**-0.5)
     sizes = dict(hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
-                 num_attention_heads=4)  # fmt: skip
+                 num_attention_heads=4, **initial)  # fmt: skip
     eyes = dict(model_type="siglip_vision_model", image_size=64, patch_size=16, **sizes)
     ends = dict(pad_token_id=0, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
     text = dict(model_type="llama", vocab_size=len(tokenizer), max_position_embeddings=2048, **ends)
     config = hf.LlavaConfig(
         vision_config={**eyes, "vision_use_head": False}, text_config={**text, **sizes},
         image_token_index=image, vision_feature_layer=-1, vision_feature_select_strategy="full",
-        image_seq_length=16, **ends,
+        image_seq_length=16, **ends, **initial,
     )  # fmt: skip
-    hf.LlavaForConditionalGeneration(config).save_pretrained(folder)
+    model = hf.LlavaForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight)
+    model.save_pretrained(folder)
     pictures = hf.SiglipImageProcessor(size={"height": 64, "width": 64})
     hf.LlavaProcessor(
         pictures, tokenizer, patch_size=16, vision_feature_select_strategy="full",
