@@ -31,7 +31,8 @@ from eval import answer_all, open_run
 RULES = {
     "choice": "strict: the answer is an option's letter, bare or as in (A), A. or A:; lenient: or "
     "it is that option's text, or calls a letter the answer, or begins with one, or names exactly "
-    "one (the article A is none), or holds the text of exactly one option",
+    "one (the article A is none), or holds the text of exactly one option; what stands behind a "
+    "not, and a list of the options, does not count",
     "yes/no": "strict: the answer, normalised, is yes or no; lenient: or says that the answer is, "
     "or its first word is, or it holds just one of the two",
     "votes": "VQA's soft accuracy: the mean over the people, each left out in turn, of min(1, how "
@@ -56,7 +57,10 @@ POPE_SETS = {"adversarial", "popular", "random"}
 CHARACTER = r"[^\W\u2e80-\uffdc]"  # of a word; Chinese and its neighbours write no spaces
 LETTER = rf"(?<!{CHARACTER})([A-Z]|[a-z](?=[)\]}}.,:;!]|$))(?!{CHARACTER}|'\w)"
 ARTICLE = r"\b[AI](?= (?!is |or |and |because |since )[a-z]|')"  # "A dog", and the word "I"
-WRONG = rf"\b(?i:not|nor|neither) \(?{LETTER}|{LETTER}\)? is (?:not|wrong|incorrect|false)"
+WRONG = (
+    rf"(?i:\b(?:not|nor|neither)|n't)(?: be)? \(?{LETTER}"
+    rf"|{LETTER}\)? is (?:not|wrong|incorrect|false)"
+)
 ALONE = r"(?!\W*\bor\b|\W*(?:and\b|[,/&+])\W*[A-Z]\b)"  # not "A or B", "A, B"
 IS_ANSWER = [  # the letter in a group
     rf"(?i:{LEAD}|\b(?:answer|option|choice)\b[^.:;!?\n]*(?: is|:)|\banswer|boxed\{{|\bchoose)\W*"
@@ -80,20 +84,32 @@ def letter_of(given: str, options: dict[str, str], lenient: bool) -> str | None:
     same = [letter for letter, option in texts.items() if form(option) == form(given)]
     if len(same) == 1:
         return same[0]
+    text, listed = without_list(text, options)
     text, shown = without_texts(text, texts)
     text = re.sub(f"{ARTICLE}|{WRONG}", " ", text).strip()
-    for pattern in IS_ANSWER:
+    for pattern in IS_ANSWER[: 2 if listed else 3]:
         found = [match[1].upper() for match in re.finditer(pattern, text)]
         if found and found[-1] in options:
             return found[-1]
     named = {"".join(match).upper() for match in re.findall(NAMED, text)} & set(options)
-    named = named if len(named) == 1 else set(shown)
-    return named.pop() if len(named) == 1 else None
+    if len(named) != 1:
+        by_text = {normalise(option): letter for letter, option in options.items()}
+        decided = by_text.get(yes_or_no(given, True)) if by_text.keys() == {"yes", "no"} else None
+        named = {decided} if decided else set(shown)
+    return named.pop() if len(named) == 1 and not listed else None
+
+
+def without_list(text: str, options: dict[str, str]) -> tuple[str, int]:
+    """The text less a list of options, as of a model that repeats the question: the first of them
+    and others, each behind its letter; and how many lists it held."""
+    lines = [rf"\b{letter}\W+{re.escape(plain(option))}" for letter, option in options.items()]
+    listed = rf"{lines[0]}(?:[\s,.;]+(?:option )?(?:{'|'.join(lines)}))+"
+    return re.subn(listed, " ", text, flags=re.IGNORECASE)
 
 
 def without_texts(text: str, options: dict[str, str]) -> tuple[str, list[str]]:
-    """The text less the options' own texts, and the letters of those that it held. Of "black cat"
-    and "cat" the longer is looked for first."""
+    """The text less the options' own texts, and the letters of those that it held without a "not"
+    before them. Of "black cat" and "cat" the longer is looked for first."""
     letters, shown = defaultdict(list), []
     for letter, option in options.items():
         words = re.sub(r"^(?:an?|the) (?=.)", "", plain(option.lower()))
@@ -101,8 +117,9 @@ def without_texts(text: str, options: dict[str, str]) -> tuple[str, list[str]]:
     for option in sorted(letters, key=len, reverse=True):
         words = r"\s+".join(map(re.escape, option.split()))
         pattern = rf"(?:\b(?:an?|the) )?(?<![a-z0-9-])(?<!\d[.,]){words}(?:e?s)?(?![a-z0-9]|[.,]\d)"
-        text, n = re.subn(pattern, " ", text, flags=re.IGNORECASE)
-        shown += letters[option] if n else []
+        pattern = re.compile(rf"(\bnot |n't )?{pattern}", re.IGNORECASE)
+        shown += letters[option] if "" in pattern.findall(text) else []
+        text = pattern.sub(" ", text)
     return text, shown
 
 

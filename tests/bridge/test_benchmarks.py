@@ -167,6 +167,37 @@ def test_a_picture_field_may_name_a_row(tmp_path):
     assert shown == [[small], [small], [small], [red], [red, small], [red, small]]
 
 
+def test_a_picture_field_may_be_in_lines_or_a_data_uri(tmp_path):
+    text = picture("red")
+    lines = '"' + "\n".join(text[k : k + 20] for k in range(0, len(text), 20)) + '"'
+    fields = text, lines, f"data:image/png;base64,{text}"
+    rows = [{"index": k, "question": "q", "answer": "x", "image": x} for k, x in enumerate(fields)]
+    first, *others = (q.example.images for q in read(tsv(tmp_path / "x.tsv", rows)))
+    assert others == [first, first]
+
+
+def test_what_pandas_writes_for_a_gap_is_none(tmp_path):
+    """But None, or NA, is an option's text."""
+    row = {"index": 1, "question": "q", "answer": "A", "image": "nan", "image_path": "a.png",
+           "hint": "NaN", "category": "nan", "A": "None", "B": "NA", "C": "nan"}  # fmt: skip
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (one,) = read(tsv(tmp_path / "x.tsv", [row]))
+    assert one.options == {"A": "None", "B": "NA"} and one.example.family == ""
+    assert one.example.turns[0][0].startswith("<image>q\n")
+
+
+@pytest.mark.parametrize("field", [
+    "['red', 'dark red', \"it's\"]", "['red' 'dark red'\n \"it's\"]",
+    "[{'answer': 'red', 'answer_id': 1}, {'answer': 'dark red'}, {'answer': \"it's\"}]",
+])  # fmt: skip
+def test_accepted_answers_are_a_list_as_python_numpy_or_vqa_write_it(tmp_path, field):
+    field = '"' + field.replace('"', '""') + '"'
+    row = {"index": 1, "question": "q", "answer": field, "image": picture("red")}
+    assert [q.answers for q in read(tsv(tmp_path / "x.tsv", [row]))] == [
+        ["red", "dark red", "it's"]
+    ]
+
+
 def test_pope_by_hand(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
     lines = [
@@ -188,6 +219,7 @@ def test_pope_by_hand(tmp_path):
 
 def test_short_answers(tmp_path):
     people = "['red', 'red', 'pink', 'pink', 'pink', 'pink', 'pink', 'pink', 'pink', 'pink']"
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
     questions = read(tsv(tmp_path / "vqa.tsv", [
         {"index": 1, "question": "Which colour?", "answer": people, "image": picture("red")},
         {"index": 2, "question": "How many?", "answer": "2", "image_path": "a.jpg"},
@@ -207,7 +239,10 @@ def test_short_answers(tmp_path):
         "row 7: its answer 'C' is none of the options A",
     ),
     ({"index": 7, "question": "q", "answer": "x"}, "row 7: no picture"),
-    ({"index": 7, "question": "q", "answer": "", "image": "i" * 80}, "row 7: its answer is empty"),
+    *[
+        ({"index": 7, "question": "q", "answer": answer}, "row 7: its answer is empty")
+        for answer in ("", "[]", "['', ' ']", "nan")
+    ],
     ({"question": "q", "answer": "x"}, "no column index"),
     (
         {"index": 7, "question": "q", "answer": "x", "image": "!" * 80},
@@ -240,6 +275,7 @@ def test_damaged_files_are_named(tmp_path, row, says):
 ])  # fmt: skip
 def test_damaged_lines_of_pope_are_named(tmp_path, change, says):
     """A line with an empty answer too, which would make all others short answers."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
     good, file = {"image": "a.jpg", "text": "Is it\u2028red?", "label": "yes"}, tmp_path / "p.json"
     file.write_text(json.dumps(good, ensure_ascii=False) + "\r\n", "utf-8")
     assert read(file)[0].example.turns[0][0].startswith("<image>Is it\u2028red?")
@@ -287,6 +323,27 @@ def test_a_folder_of_pictures_that_is_not_there_is_an_error(choice, tmp_path):
     with pytest.raises(SystemExit, match="none: no such folder of pictures .check --images"):
         benchmarks.main([run, str(choice), *options])
     assert not file.exists()
+
+
+def test_a_folder_without_the_pictures_is_an_error(tmp_path):
+    """That some are missing is no error: their questions are counted."""
+    lines = [{"image": f"{name}.png", "text": "Is it?", "label": "yes"} for name in "ab"]
+    file = tmp_path / "pope.json"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(DataError, match="a.png: no such picture, nor any other of .*--images"):
+        read(file)
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    assert len(read(file)) == 2
+
+
+def test_a_row_that_is_named_must_be_the_only_one_of_its_name(tmp_path):
+    rows = [(1, picture("red")), (1, picture("blue")), (2, 1)]
+    rows = [{"index": k, "question": "q", "answer": "x", "image": image} for k, image in rows]
+    assert len(read(tsv(tmp_path / "x.tsv", rows[:2]))) == 2
+    with pytest.raises(
+        DataError, match="row 2: its image names row 1, which .*is there more than once"
+    ):
+        read(tsv(tmp_path / "x.tsv", rows))
 
 
 def test_no_error_shows_an_object_s_address(choice, capsys):
