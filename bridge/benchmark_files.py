@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TextIO
 
 from data import IMAGE_TOKEN, DataError, Example, normalise
-from data.pictures import open_picture
+from data.pictures import can_open, open_picture
 
 PROMPTS = {
     "choice": "{hint}{question}\n{options}\n"
@@ -63,8 +63,9 @@ def read(file: Path, images: Path | None = None) -> list[Question]:
     folder = images or file.parent
     questions = [question(where, row, kind, by_index, folder, pair) for where, row in rows]
     files = [image for q in questions for image in q.example.images if isinstance(image, Path)]
-    if files and not any(picture.is_file() for picture in files):
-        raise DataError(f"{files[0]}: no such picture, nor any other of {file} (check --images)")
+    if files and not any(map(can_open, files)):
+        why = f"none of the pictures that it names can be opened, such as {files[0]}"
+        raise DataError(f"{file}: {why} (check --images)")
     return questions
 
 

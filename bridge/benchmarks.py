@@ -314,7 +314,7 @@ def main(argv=None) -> None:
             model, tokenizer, [q.example for q in questions], None, args.batch_size, progress=True,
             max_new_tokens=args.max_new_tokens,
         )  # fmt: skip
-        say_unread(answers, print)
+        say_unread(answers, print, strict=all(answer["unread"] for answer in answers))
         given = [answer["given"] for answer in answers]
         scores, rule = score(questions, given), how(questions, args.max_new_tokens)
         print(tables(args.file.name, scores) + "\n")

@@ -330,7 +330,7 @@ def test_a_folder_without_the_pictures_is_an_error(tmp_path):
     lines = [{"image": f"{name}.png", "text": "Is it?", "label": "yes"} for name in "ab"]
     file = tmp_path / "pope.json"
     file.write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(DataError, match="a.png: no such picture, nor any other of .*--images"):
+    with pytest.raises(DataError, match="can be opened, such as .*a.png .check --images"):
         read(file)
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
     assert len(read(file)) == 2
@@ -353,3 +353,13 @@ def test_no_error_shows_an_object_s_address(choice, capsys):
     benchmarks.main([run, str(choice), "--device", "cpu"])
     printed = capsys.readouterr().out
     assert "not a readable picture (cannot identify image file" in printed and "0x" not in printed
+
+
+def test_a_file_of_which_no_picture_can_be_read_has_no_score(tmp_path):
+    text = base64.b64encode(b"no picture" * 9).decode()
+    row = {"index": 1, "question": "q", "answer": "x", "image": text}
+    file, out = tsv(tmp_path / "x.tsv", [row, {**row, "index": 2}]), tmp_path / "out.json"
+    options = ["--device", "cpu", "--json", str(out)]
+    with pytest.raises(SystemExit, match="row 1: .*not a readable picture"):
+        benchmarks.main([str(ROOT / "weights" / "shapes-mma"), str(file), *options])
+    assert not out.exists()
