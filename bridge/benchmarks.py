@@ -17,6 +17,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
+from statistics import fmean
 
 from bridge.benchmark_files import Question, read
 from data import normalise
@@ -82,7 +83,7 @@ def letter_of(given: str, options: dict[str, str], lenient: bool) -> str | None:
     # An option's text that is itself a letter, as of a question about one, is never looked for
     texts = {k: option for k, option in options.items() if normalise(option).upper() not in options}
     same = [letter for letter, option in texts.items() if form(option) == form(given)]
-    if len(same) == 1:
+    if len(same) == 1 and normalise(given).upper() not in options:  # C is not C++
         return same[0]
     text, listed = without_list(text, options)
     text, shown = without_texts(text, texts)
@@ -160,7 +161,7 @@ def soft(given: str, answers: list[str]) -> float:
     same = [form(answer) == form(given) for answer in answers]
     if len(answers) not in PEOPLE:
         return float(any(same))
-    return mean(min(1, (sum(same) - own) / 3) for own in same)
+    return fmean(min(1, (sum(same) - own) / 3) for own in same)
 
 
 # --- Scoring
@@ -218,7 +219,7 @@ def measures_of(judged: list[tuple]) -> dict:
     """Of yes and no also POPE's: yes is the positive class, and what was not parsed is not a yes;
     and MME's acc+: the share of pictures whose questions are all right."""
     parsed = [parsed for _, parsed, _ in judged]
-    scores = {"accuracy": mean(worth for *_, worth in judged), "unparsed": parsed.count(None)}
+    scores = {"accuracy": fmean(worth for *_, worth in judged), "unparsed": parsed.count(None)}
     if any(question.kind != "yes/no" for question, *_ in judged):
         return scores
     count, pairs = Counter(), defaultdict(list)
@@ -232,13 +233,8 @@ def measures_of(judged: list[tuple]) -> dict:
         "recall": recall,
         "F1": 2 * precision * recall / max(1e-12, precision + recall),
         "yes share": (hit + false) / len(judged),
-        "acc+": mean(map(all, pairs.values())),
+        "acc+": fmean(map(all, pairs.values())),
     }
-
-
-def mean(values) -> float:
-    values = list(values)
-    return sum(values) / max(1, len(values))
 
 
 # --- The command

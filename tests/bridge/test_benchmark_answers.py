@@ -41,6 +41,13 @@ def test_letters(given, strict, lenient):
 
 
 @pytest.mark.parametrize("given,letter", [
+    ("C", "C"), ("The answer is C.", "C"), ("(c)", "C"), ("C++", "B"), ("The answer is C++.", "B"),
+])  # fmt: skip
+def test_a_letter_is_not_taken_for_a_text_that_differs_in_its_signs(given, letter):
+    assert letter_of(given, {"A": "C", "B": "C++", "C": "CC", "D": "D"}, True) == letter
+
+
+@pytest.mark.parametrize("given,letter", [
     ("Yes, there is no cat", "B"), ("No, it is not a yes.", "A"), ("A. No", "A"), ("Unclear", None),
 ])  # fmt: skip
 def test_options_that_are_yes_and_no_are_read_as_such(given, letter):
