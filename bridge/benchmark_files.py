@@ -211,7 +211,7 @@ def as_list(text: str) -> list[str]:
     ["x", "y"]; "" -> []."""
     if text.startswith("["):
         try:
-            listed = ast.literal_eval(re.sub(r"(?<=[^\s,\[]['\"])\s+(?=['\"])", ", ", text))
+            listed = ast.literal_eval(re.sub(r"(?<=[^\s,\[]['\"}])\s+(?=['\"{])", ", ", text))
             return [str(x["answer"] if isinstance(x, dict) else x) for x in listed]
         except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
             pass

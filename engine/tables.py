@@ -54,8 +54,8 @@ def parts_of(families: dict[str, dict]) -> dict[str, dict]:
 
 def pool(runs: list[dict]) -> dict[str, list[dict]]:
     """Runs that differ by seed alone stand together: label -> runs. Where a run was made does not
-    matter, but runs of other code (engine/code.py) stand apart. The label is the mask where nothing but the mask tells the groups apart, else
-    the name of the first run's folder."""
+    matter, but runs of other code (engine/code.py) stand apart. The label is the mask where nothing
+    but the mask tells the groups apart, else the name of the first run's folder."""
     groups, others = {}, set()
     for run in runs:
         same = {name: value for name, value in run["args"].items() if name not in APART}

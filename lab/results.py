@@ -135,11 +135,11 @@ def table(runs, columns: dict[str, str]) -> str:
 
 
 def main_table(runs, marks, short: bool = False) -> str:
-    """Accuracy overall and by family, validation, steps to the marks. short: without validation."""
+    """Accuracy overall and by family, validation, steps to the marks. short: accuracy alone."""
     others = (VALIDATION, LOSS, *map(at_step, marks), "best at step", "parameters")
-    left_out = (VALIDATION, LOSS, "best at step") if short else ()
+    others = () if short else others
     columns = {"overall": "overall", **columns_of(runs, "group", "family")}
-    return table(runs, columns | {c: c for c in others if c in runs and c not in left_out})
+    return table(runs, columns | {c: c for c in others if c in runs})
 
 
 def asked_table(runs) -> str:

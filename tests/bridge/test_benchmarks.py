@@ -188,7 +188,7 @@ def test_what_pandas_writes_for_a_gap_is_none(tmp_path):
 
 @pytest.mark.parametrize("field", [
     "['red', 'dark red', \"it's\"]", "['red' 'dark red'\n \"it's\"]",
-    "[{'answer': 'red', 'answer_id': 1}, {'answer': 'dark red'}, {'answer': \"it's\"}]",
+    "[{'answer': 'red', 'answer_id': 1}, {'answer': 'dark red'}\n {'answer': \"it's\"}]",
 ])  # fmt: skip
 def test_accepted_answers_are_a_list_as_python_numpy_or_vqa_write_it(tmp_path, field):
     field = '"' + field.replace('"', '""') + '"'
