@@ -6,14 +6,13 @@ in %, a difference is in points, and a seed stands for the same data in the same
 options like --steps say otherwise.
 """
 
-import importlib.util
 import json
 import math
 import re
 import warnings
 from pathlib import Path
 
-from data import DataError
+from data.errors import need
 from engine.run import read_record
 from engine.tables import markdown, parts_of, spread
 
@@ -29,12 +28,6 @@ NOTE = (
 # With another value of one of these, a seed stands for other data
 DATA_OPTIONS = ("--data", "--source", "--images", "--scenes", "--steps", "--pictures",
                 "--questions", "--pt-steps", "--pt-pictures")  # fmt: skip
-
-
-def need(package: str, what: str) -> None:
-    """DataError if a package that the lab asks for is not installed."""
-    if importlib.util.find_spec(package) is None:
-        raise DataError(f"{what} need {package}: pip install {package}")
 
 
 # --- A run

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from helpers import ROOT, without_drawing
 
 import train
 from engine import code
-from lab import compare, experiments, publish, results, trials
+from lab import compare, experiments, publish, trials
 from lab.experiments import Experiment
 
 LINES = ["-m fake --mask causal", "-m fake --mask mma"]
@@ -164,9 +165,7 @@ def test_what_cannot_be_compared_is_said_before_anything_is_trained(call, monkey
         with pytest.raises(SystemExit):
             call(*words)
         assert "or give command lines, quoted" in capsys.readouterr().err
-    find = results.importlib.util.find_spec
-    missing = lambda name: None if name == "scipy" else find(name)
-    monkeypatch.setattr(results.importlib.util, "find_spec", missing)
+    monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(SystemExit, match="the tests need scipy: pip install scipy"):
         call(*LINES)
 
