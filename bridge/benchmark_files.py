@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TextIO
 
 from data import IMAGE_TOKEN, DataError, Example, normalise
-from data.pictures import open_picture
+from data.pictures import can_open, open_picture
 
 PROMPTS = {
     "choice": "{hint}{question}\n{options}\n"
@@ -51,15 +51,22 @@ def read(file: Path, images: Path | None = None) -> list[Question]:
     rows = list(read_table(file, separator) if separator else read_pope(file))
     if not rows:
         raise DataError(f"{file}: holds no question")
-    if empty := [where for where, row in rows if not row["answer"].strip()]:
+    if empty := [where for where, row in rows if not "".join(as_list(row["answer"])).strip()]:
         raise DataError(f"{empty[0]}: its answer is empty; fill it in, or leave the row out")
     answers = {normalise(row["answer"]) for _, row in rows if not options_of(row)}
     kind = "yes/no" if answers <= {"yes", "no"} else "short"
-    by_index = {without_point(row["index"]): row for _, row in rows}
+    indices = [without_point(row["index"]) for _, row in rows]
+    by_index = {index: row for index, (_, row) in zip(indices, rows)}
+    by_index |= {index: {} for index, n in Counter(indices).items() if n > 1}
     ids = Counter(row.get("question_id") for _, row in rows)
     pair = "question_id" if set(ids.values()) == {2} else ""  # MME, where it has no image_path
     folder = images or file.parent
-    return [question(where, row, kind, by_index, folder, pair) for where, row in rows]
+    questions = [question(where, row, kind, by_index, folder, pair) for where, row in rows]
+    files = [image for q in questions for image in q.example.images if isinstance(image, Path)]
+    if files and not any(map(can_open, files)):
+        why = f"none of the pictures that it names can be opened, such as {files[0]}"
+        raise DataError(f"{file}: {why} (check --images)")
+    return questions
 
 
 @contextmanager
@@ -88,7 +95,12 @@ def read_table(file: Path, separator: str) -> Iterator[tuple[str, dict]]:
             )
         for row in rows:
             where = f"{file}: row {row['index']}"
-            yield where, {name: value or "" for name, value in row.items() if name}
+            yield where, {name: text_of(value) for name, value in row.items() if name}
+
+
+def text_of(cell: str | None) -> str:
+    """A cell's text; none is what pandas writes for a gap once it has made it text."""
+    return "" if cell is None or cell.strip().lower() == "nan" else cell
 
 
 def read_pope(file: Path) -> Iterator[tuple[str, dict]]:
@@ -156,14 +168,17 @@ def inline(where: str, field: str, by_index: dict[str, dict], names: tuple = ())
         if len(text) > LONGEST_INDEX or name not in by_index:
             pictures.append(decoded(where, text))
         elif name in names or not (named := by_index[name].get("image", "").strip()):
-            raise DataError(f"{where}: its image names row {name}, which has no picture of its own")
+            why = "has no picture of its own, or is there more than once"
+            raise DataError(f"{where}: its image names row {name}, which {why}")
         else:
             pictures += inline(f"{where}, by way of row {name}", named, by_index, (*names, name))
     return pictures
 
 
 def decoded(where: str, text: str) -> bytes:
-    """The bytes of base64. What is too short for most pictures must be one to be no row's index."""
+    """The bytes of base64, broken into lines or not, or of a data URI. What is too short for most
+    pictures must be one to be no row's index."""
+    text = "".join(re.sub(r"^data:[^,]*,", "", text).split())
     try:
         picture = base64.b64decode(text, validate=True)
         if len(text) <= LONGEST_INDEX:
@@ -192,10 +207,12 @@ def message_of(row: dict, kind: str, options: dict[str, str]) -> str:
 
 
 def as_list(text: str) -> list[str]:
-    """ "x" -> ["x"]; "['x', 'y']" -> ["x", "y"]; "" -> []."""
+    """ "x" -> ["x"]; "['x', 'y']", or numpy's "['x' 'y']", or VQA's "[{'answer': 'x'}, ...]" ->
+    ["x", "y"]; "" -> []."""
     if text.startswith("["):
         try:
-            return [str(x) for x in ast.literal_eval(text)]
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            listed = ast.literal_eval(re.sub(r"(?<=[^\s,\[]['\"}])\s+(?=['\"{])", ", ", text))
+            return [str(x["answer"] if isinstance(x, dict) else x) for x in listed]
+        except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
             pass
     return [text] if text else []

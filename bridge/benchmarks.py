@@ -17,6 +17,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
+from statistics import fmean
 
 from bridge.benchmark_files import Question, read
 from data import normalise
@@ -31,7 +32,8 @@ from eval import answer_all, open_run
 RULES = {
     "choice": "strict: the answer is an option's letter, bare or as in (A), A. or A:; lenient: or "
     "it is that option's text, or calls a letter the answer, or begins with one, or names exactly "
-    "one (the article A is none), or holds the text of exactly one option",
+    "one (the article A is none), or holds the text of exactly one option; what stands behind a "
+    "not, and a list of the options, does not count",
     "yes/no": "strict: the answer, normalised, is yes or no; lenient: or says that the answer is, "
     "or its first word is, or it holds just one of the two",
     "votes": "VQA's soft accuracy: the mean over the people, each left out in turn, of min(1, how "
@@ -56,7 +58,10 @@ POPE_SETS = {"adversarial", "popular", "random"}
 CHARACTER = r"[^\W\u2e80-\uffdc]"  # of a word; Chinese and its neighbours write no spaces
 LETTER = rf"(?<!{CHARACTER})([A-Z]|[a-z](?=[)\]}}.,:;!]|$))(?!{CHARACTER}|'\w)"
 ARTICLE = r"\b[AI](?= (?!is |or |and |because |since )[a-z]|')"  # "A dog", and the word "I"
-WRONG = rf"\b(?i:not|nor|neither) \(?{LETTER}|{LETTER}\)? is (?:not|wrong|incorrect|false)"
+WRONG = (
+    rf"(?i:\b(?:not|nor|neither)|n't)(?: be)? \(?{LETTER}"
+    rf"|{LETTER}\)? is (?:not|wrong|incorrect|false)"
+)
 ALONE = r"(?!\W*\bor\b|\W*(?:and\b|[,/&+])\W*[A-Z]\b)"  # not "A or B", "A, B"
 IS_ANSWER = [  # the letter in a group
     rf"(?i:{LEAD}|\b(?:answer|option|choice)\b[^.:;!?\n]*(?: is|:)|\banswer|boxed\{{|\bchoose)\W*"
@@ -78,22 +83,34 @@ def letter_of(given: str, options: dict[str, str], lenient: bool) -> str | None:
     # An option's text that is itself a letter, as of a question about one, is never looked for
     texts = {k: option for k, option in options.items() if normalise(option).upper() not in options}
     same = [letter for letter, option in texts.items() if form(option) == form(given)]
-    if len(same) == 1:
+    if len(same) == 1 and normalise(given).upper() not in options:  # C is not C++
         return same[0]
+    text, listed = without_list(text, options)
     text, shown = without_texts(text, texts)
     text = re.sub(f"{ARTICLE}|{WRONG}", " ", text).strip()
-    for pattern in IS_ANSWER:
+    for pattern in IS_ANSWER[: 2 if listed else 3]:
         found = [match[1].upper() for match in re.finditer(pattern, text)]
         if found and found[-1] in options:
             return found[-1]
     named = {"".join(match).upper() for match in re.findall(NAMED, text)} & set(options)
-    named = named if len(named) == 1 else set(shown)
-    return named.pop() if len(named) == 1 else None
+    if len(named) != 1:
+        by_text = {normalise(option): letter for letter, option in options.items()}
+        decided = by_text.get(yes_or_no(given, True)) if by_text.keys() == {"yes", "no"} else None
+        named = {decided} if decided else set(shown)
+    return named.pop() if len(named) == 1 and not listed else None
+
+
+def without_list(text: str, options: dict[str, str]) -> tuple[str, int]:
+    """The text less a list of options, as of a model that repeats the question: the first of them
+    and others, each behind its letter; and how many lists it held."""
+    lines = [rf"\b{letter}\W+{re.escape(plain(option))}" for letter, option in options.items()]
+    listed = rf"{lines[0]}(?:[\s,.;]+(?:option )?(?:{'|'.join(lines)}))+"
+    return re.subn(listed, " ", text, flags=re.IGNORECASE)
 
 
 def without_texts(text: str, options: dict[str, str]) -> tuple[str, list[str]]:
-    """The text less the options' own texts, and the letters of those that it held. Of "black cat"
-    and "cat" the longer is looked for first."""
+    """The text less the options' own texts, and the letters of those that it held without a "not"
+    before them. Of "black cat" and "cat" the longer is looked for first."""
     letters, shown = defaultdict(list), []
     for letter, option in options.items():
         words = re.sub(r"^(?:an?|the) (?=.)", "", plain(option.lower()))
@@ -101,8 +118,9 @@ def without_texts(text: str, options: dict[str, str]) -> tuple[str, list[str]]:
     for option in sorted(letters, key=len, reverse=True):
         words = r"\s+".join(map(re.escape, option.split()))
         pattern = rf"(?:\b(?:an?|the) )?(?<![a-z0-9-])(?<!\d[.,]){words}(?:e?s)?(?![a-z0-9]|[.,]\d)"
-        text, n = re.subn(pattern, " ", text, flags=re.IGNORECASE)
-        shown += letters[option] if n else []
+        pattern = re.compile(rf"(\bnot |n't )?{pattern}", re.IGNORECASE)
+        shown += letters[option] if "" in pattern.findall(text) else []
+        text = pattern.sub(" ", text)
     return text, shown
 
 
@@ -143,7 +161,7 @@ def soft(given: str, answers: list[str]) -> float:
     same = [form(answer) == form(given) for answer in answers]
     if len(answers) not in PEOPLE:
         return float(any(same))
-    return mean(min(1, (sum(same) - own) / 3) for own in same)
+    return fmean(min(1, (sum(same) - own) / 3) for own in same)
 
 
 # --- Scoring
@@ -201,7 +219,7 @@ def measures_of(judged: list[tuple]) -> dict:
     """Of yes and no also POPE's: yes is the positive class, and what was not parsed is not a yes;
     and MME's acc+: the share of pictures whose questions are all right."""
     parsed = [parsed for _, parsed, _ in judged]
-    scores = {"accuracy": mean(worth for *_, worth in judged), "unparsed": parsed.count(None)}
+    scores = {"accuracy": fmean(worth for *_, worth in judged), "unparsed": parsed.count(None)}
     if any(question.kind != "yes/no" for question, *_ in judged):
         return scores
     count, pairs = Counter(), defaultdict(list)
@@ -215,13 +233,8 @@ def measures_of(judged: list[tuple]) -> dict:
         "recall": recall,
         "F1": 2 * precision * recall / max(1e-12, precision + recall),
         "yes share": (hit + false) / len(judged),
-        "acc+": mean(map(all, pairs.values())),
+        "acc+": fmean(map(all, pairs.values())),
     }
-
-
-def mean(values) -> float:
-    values = list(values)
-    return sum(values) / max(1, len(values))
 
 
 # --- The command
@@ -297,7 +310,7 @@ def main(argv=None) -> None:
             model, tokenizer, [q.example for q in questions], None, args.batch_size, progress=True,
             max_new_tokens=args.max_new_tokens,
         )  # fmt: skip
-        say_unread(answers, print)
+        say_unread(answers, print, strict=all(answer["unread"] for answer in answers))
         given = [answer["given"] for answer in answers]
         scores, rule = score(questions, given), how(questions, args.max_new_tokens)
         print(tables(args.file.name, scores) + "\n")

@@ -4,7 +4,8 @@ import re
 import unicodedata
 
 OTHER_FORMS = {  # of a mark of punctuation, in other fonts and scripts
-    '"': "“”„‟«»″", "'": "‘’‚‛‹›′ʼ", ".": "。", ",": "、—", "...": "…",
+    '"': "“”„‟«»″「」『』", "'": "‘’‚‛‹›′ʼ", ".": "。", ",": "、—", "...": "…", "-": "‐‑–−",
+    "": "\u00ad\u200b\u200e\u200f\u2060\ufeff",  # marks that are not seen
 }  # fmt: skip
 TO_ASCII = {ord(form): mark for mark, forms in OTHER_FORMS.items() for form in forms}
 TO_ASCII |= {0xFF01 + k: 0x21 + k for k in range(94)}  # full-width, as in Chinese text: ５ ？ Ａ

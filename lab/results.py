@@ -90,7 +90,7 @@ def row(arm: str, run: dict, marks) -> dict:
     """A run's cells, column -> number; families are those of engine.tables.parts_of."""
     cells = {"arm": arm, "seed": run["seed"], "overall": 100 * run["accuracy"]}
     if "consistency" in run:
-        cells["family: consistency"] = 100 * run["consistency"]  # tested like one
+        cells["group: consistency"] = 100 * run["consistency"]  # tested like a family
     cells |= {f"family: {name}": 100 * f["accuracy"]
               for name, f in parts_of(run["families"]).items()}  # fmt: skip
     if run["curve"]:
@@ -104,9 +104,10 @@ def row(arm: str, run: dict, marks) -> dict:
     return {**cells, "parameters": run["params"], **asked}
 
 
-def columns_of(runs, kind: str) -> dict[str, str]:
-    """The columns of a frame that begin with "family: " or "asked: ", and how they are called."""
-    return {c: c.removeprefix(f"{kind}: ") for c in runs.columns if c.startswith(f"{kind}: ")}
+def columns_of(runs, *kinds: str) -> dict[str, str]:
+    """The columns of a frame that begin with "family: " and the like, and how they are called."""
+    names = (c.partition(": ") for c in runs.columns)
+    return {kind + colon + name: name for kind, colon, name in names if kind in kinds}
 
 
 def cell(values) -> str:
@@ -130,7 +131,7 @@ def main_table(runs, marks, short: bool = False) -> str:
     """Accuracy overall and by family, validation, steps to the marks. short: accuracy alone."""
     others = (VALIDATION, LOSS, *map(at_step, marks), "best at step", "parameters")
     others = () if short else others
-    columns = {"overall": "overall", **columns_of(runs, "family")}
+    columns = {"overall": "overall", **columns_of(runs, "group", "family")}
     return table(runs, columns | {c: c for c in others if c in runs})
 
 
@@ -222,7 +223,9 @@ def differences(result: dict, runs) -> list[dict]:
     for claim in claims:
         rows += accuracies_tested(runs, result["options"], claim, {"overall": ""})
     for claim in detailed:
-        rows += accuracies_tested(runs, result["options"], claim, columns_of(runs, "family"))
+        rows += accuracies_tested(
+            runs, result["options"], claim, columns_of(runs, "group", "family")
+        )
         for mark in show["marks"]:
             says = f"is at {mark:g} % on validation after fewer steps than"
             rows.append(lower(runs, claim, at_step(mark), says, "steps"))

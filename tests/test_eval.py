@@ -203,14 +203,15 @@ def test_normalise():
     ("**Yes**", "yes"), ("_yes_, *it* is", "yes it is"), ("`5`", "5"), ("**Answer:** 5", "5"),
     ("**\"Yes\"**.", "yes"), ("The answer is 5.", "5"), ("**Yes, it is", "yes it is"),
     ("caf\u00e9", "cafe\u0301"), ("J\u030c", "\u01f0"), ("\u212b", "\u00e5"),
-    ("가", "\u1100\u1161"),
+    ("가", "\u1100\u1161"), ("−5", "-5"), ("2010–2015", "2010-2015"), ("Coca‑Cola", "coca-cola"),
+    ("\ufeffyes\u200b", "yes"), ("co\u00adla", "cola"), ("「はい」", "はい"),
 ])  # fmt: skip
 def test_what_unicode_writes_in_several_ways_is_one_answer(one, other):
     assert normalise(one) == normalise(other) and normalise(one)
 
 
 def test_numbers_stay_as_they_are_written():
-    for number in "3.5 1,000 -2 .5 12:30 5'10 +1 1/2 50% −2 m² ½".split():
+    for number in "3.5 1,000 -2 .5 12:30 5'10 +1 1/2 50% m² ½".split():
         for said in (number, f"{number}.", f"“{number}”", f"({number})", f"the {number}…"):
             assert normalise(said) == number
 

@@ -30,10 +30,28 @@ OPTIONS = {"A": "a cat", "B": "two dogs", "C": "A", "D": "blue"}
     ("The answer is A cat.", None, "A"), ("A is wrong; the rest is unclear.", None, None),
     ("So the answer is $\\boxed{B}$, for A and C are not.", None, "B"), ("答案是B", None, "B"),
     ("'B'", None, "B"), ("option (b)", None, "B"), ("The answer is B's colour.", None, None),
+    ("It is not a cat.", None, None), ("It isn't a cat, it is blue.", None, "D"),
+    ("It can't be D.", None, None), ("A. a cat\nB. two dogs\nC. A\nD. bl", None, None),
+    ("Option A: a cat, Option B: two dogs", None, None),
+    ("A. a cat B. two dogs C. A D. blue\nAnswer: D", None, "D"),
 ])  # fmt: skip
 def test_letters(given, strict, lenient):
     assert letter_of(given, OPTIONS, False) == strict
     assert letter_of(given, OPTIONS, True) == lenient
+
+
+@pytest.mark.parametrize("given,letter", [
+    ("C", "C"), ("The answer is C.", "C"), ("(c)", "C"), ("C++", "B"), ("The answer is C++.", "B"),
+])  # fmt: skip
+def test_a_letter_is_not_taken_for_a_text_that_differs_in_its_signs(given, letter):
+    assert letter_of(given, {"A": "C", "B": "C++", "C": "CC", "D": "D"}, True) == letter
+
+
+@pytest.mark.parametrize("given,letter", [
+    ("Yes, there is no cat", "B"), ("No, it is not a yes.", "A"), ("A. No", "A"), ("Unclear", None),
+])  # fmt: skip
+def test_options_that_are_yes_and_no_are_read_as_such(given, letter):
+    assert letter_of(given, {"A": "No", "B": "Yes."}, True) == letter
 
 
 def test_every_way_of_saying_a_letter_is_read_as_the_reference_does_or_better():

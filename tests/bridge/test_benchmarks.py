@@ -1,31 +1,17 @@
 """Benchmark files in the formats people have, scored by hand."""
 
 import base64
-import io
 import json
 import re
 
 import pytest
+from benchmark_tables import picture, tsv
 from helpers import ROOT
 from PIL import Image
 from test_eval import make_run
 
 from bridge import benchmarks
 from bridge.benchmarks import read, score
-from data import DataError
-
-
-def picture(colour: str) -> str:
-    file = io.BytesIO()
-    Image.new("RGB", (20, 12), colour).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def tsv(path, rows):
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [names, *([str(row.get(name, "")) for name in names] for row in rows)]
-    path.write_text("\n".join(map("\t".join, lines)) + "\n")
-    return path
 
 
 @pytest.fixture
@@ -142,31 +128,6 @@ def test_questions_of_mme_are_paired_by_name(tmp_path, name):
     assert got["strict: acc+"] == 0.5 and got["strict: accuracy"] == 0.75
 
 
-@pytest.mark.parametrize("name", ["x.TSV", "x.csv"])
-def test_a_table_is_known_by_its_name(tmp_path, name):
-    row = {"index": "1", "question": "q", "answer": "x", "image": picture("red")}
-    file = tsv(tmp_path / name, [row])
-    if name == "x.csv":
-        file.write_text(file.read_text().replace("\t", ","))
-    assert [q.answers for q in read(file)] == [["x"]]
-
-
-SMALL = base64.b64encode(
-    b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
-).decode()
-
-
-def test_a_picture_field_may_name_a_row(tmp_path):
-    """Also one whose picture is very small, and as pandas writes a number beside gaps."""
-    ask = {"question": "q", "answer": "x"}
-    fields = {"0": SMALL, "1": "0", "2": "0.0", "3.0": picture("red"), "4": "['3', '0']", "5": "4"}
-    rows = [{"index": index, **ask, "image": field} for index, field in fields.items()]
-    shown = [q.example.images for q in read(tsv(tmp_path / "x.tsv", rows))]
-    (small,), (red,) = shown[0], shown[3]
-    assert len(SMALL) <= 64
-    assert shown == [[small], [small], [small], [red], [red, small], [red, small]]
-
-
 def test_pope_by_hand(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
     lines = [
@@ -188,6 +149,7 @@ def test_pope_by_hand(tmp_path):
 
 def test_short_answers(tmp_path):
     people = "['red', 'red', 'pink', 'pink', 'pink', 'pink', 'pink', 'pink', 'pink', 'pink']"
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
     questions = read(tsv(tmp_path / "vqa.tsv", [
         {"index": 1, "question": "Which colour?", "answer": people, "image": picture("red")},
         {"index": 2, "question": "How many?", "answer": "2", "image_path": "a.jpg"},
@@ -199,62 +161,6 @@ def test_short_answers(tmp_path):
     assert got["soft accuracy"] == pytest.approx((2 / 3 + 8 * 2 / 3) / 10 / 2)
     told = benchmarks.how(questions, 16)["parse rule"]
     assert "people, each left out" in told and "any of the accepted answers" in told
-
-
-@pytest.mark.parametrize("row,says", [
-    (
-        {"index": 7, "question": "q", "A": "x", "B": "y", "answer": "C", "image": "i" * 80},
-        "row 7: its answer 'C' is none of the options A",
-    ),
-    ({"index": 7, "question": "q", "answer": "x"}, "row 7: no picture"),
-    ({"index": 7, "question": "q", "answer": "", "image": "i" * 80}, "row 7: its answer is empty"),
-    ({"question": "q", "answer": "x"}, "no column index"),
-    (
-        {"index": 7, "question": "q", "answer": "x", "image": "!" * 80},
-        "row 7: its image is not base64",
-    ),
-    (
-        {"index": 7, "question": "q", "answer": "x", "image": "图片" * 40},
-        "row 7: its image is not base64",
-    ),
-    *[
-        ({"index": 7, "question": "q", "answer": "x", "image": text}, f"row 7.* ?{says}")
-        for text, says in (
-            ("1241", "its image names row 1241, which is not there"),
-            ("0.0", "its image names row 0.0, which is not there"),
-            ("7", "by way of row 7: its image names row 7, which has no picture of its own"),
-        )
-    ],
-])  # fmt: skip
-def test_damaged_files_are_named(tmp_path, row, says):
-    with pytest.raises(DataError, match=says):
-        read(tsv(tmp_path / "x.tsv", [row]))
-
-
-@pytest.mark.parametrize("change,says", [
-    ({"label": [[]]}, "line 2: expected an object"),
-    ({"label": True}, "line 2: expected an object .* all of them texts, got .*true"),
-    ({"text": 3}, "line 2: expected an object"),
-    ({"image": ["a.jpg"]}, "line 2: expected an object"),
-    ({"label": " "}, "line 2: its answer is empty"),
-])  # fmt: skip
-def test_damaged_lines_of_pope_are_named(tmp_path, change, says):
-    """A line with an empty answer too, which would make all others short answers."""
-    good, file = {"image": "a.jpg", "text": "Is it\u2028red?", "label": "yes"}, tmp_path / "p.json"
-    file.write_text(json.dumps(good, ensure_ascii=False) + "\r\n", "utf-8")
-    assert read(file)[0].example.turns[0][0].startswith("<image>Is it\u2028red?")
-    file.write_text("\n".join(map(json.dumps, (good, good | change))))
-    with pytest.raises(DataError, match=says):
-        read(file)
-
-
-@pytest.mark.parametrize("name", ["d.tsv", "d.json"])
-def test_a_folder_is_no_benchmark_file(tmp_path, name):
-    with pytest.raises(DataError, match=f"{name}: no such file"):
-        read(tmp_path / name)
-    (tmp_path / name).mkdir()
-    with pytest.raises(DataError, match=f"{name}: not readable .Is a directory."):
-        read(tmp_path / name)
 
 
 def test_a_run_is_scored_and_says_how(choice, tmp_path, capsys):
@@ -296,3 +202,13 @@ def test_no_error_shows_an_object_s_address(choice, capsys):
     benchmarks.main([run, str(choice), "--device", "cpu"])
     printed = capsys.readouterr().out
     assert "not a readable picture (cannot identify image file" in printed and "0x" not in printed
+
+
+def test_a_file_of_which_no_picture_can_be_read_has_no_score(tmp_path):
+    text = base64.b64encode(b"no picture" * 9).decode()
+    row = {"index": 1, "question": "q", "answer": "x", "image": text}
+    file, out = tsv(tmp_path / "x.tsv", [row, {**row, "index": 2}]), tmp_path / "out.json"
+    options = ["--device", "cpu", "--json", str(out)]
+    with pytest.raises(SystemExit, match="row 1: .*not a readable picture"):
+        benchmarks.main([str(ROOT / "weights" / "shapes-mma"), str(file), *options])
+    assert not out.exists()

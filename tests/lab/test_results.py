@@ -1,6 +1,7 @@
 """Tables and tests of differences, against p values and intervals by hand."""
 
 import math
+import re
 
 import pandas as pd
 import pytest
@@ -99,6 +100,14 @@ def test_gains_families_and_the_consistency_are_tested():
     assert rows["mma > causal, exist"]["here"] == "the same on every seed"
     parts = ("consistency", "scattered", "towers", "count", "exist")
     assert list(rows)[1:] == [f"mma > causal, {part}" for part in parts]
+
+
+def test_a_family_that_is_called_consistency_is_not_taken_for_it():
+    arms = {arm: [run_of(80, 0, {"consistency": accuracy}, consistency=0.5)]
+            for arm, accuracy in (("a", 70), ("b", 30))}  # fmt: skip
+    runs = results.frame(result_of(arms, marks=()))
+    table = results.main_table(runs, ())
+    assert re.search(r"\| a +\| +1 \| +80.0 \| +50.0 \| +70.0 \|", table)
 
 
 def test_fewer_steps_to_a_mark():
