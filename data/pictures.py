@@ -176,6 +176,9 @@ def pixels_of_png(content: bytes) -> bytes:
 
 def upright(file: Image.Image) -> Image.Image:
     """The picture, turned as its EXIF data say, where these can be read."""
+    # Not in the try, for damaged pixels are an error. A TIFF is turned by it, once, and EXIF data
+    # that stand behind a PNG's pixels are found
+    file.load()
     try:
         turn = TURNS.get(file.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # of many kinds, as in read_file; nothing is wrong with the pixels
