@@ -128,6 +128,7 @@ A_WORD_FOR_A_RATIO = struct.pack("<HHII", 0x011A, 2, 1, 0)  # Pillow reads it, a
     ("x.png", {}, -12, chunk(b"iTXt", b"comment\0\1\0\0\0" + LONG), False),  # after the pixels
     ("x.png", {}, 33, chunk(b"tEXt", b"a\0b")[:-1] + b"?", False),  # its checksum is wrong
     ("x.png", {}, -12, chunk(b"zTXt", b"a\0\0" + LONG) + chunk(b"eXIf", exif()[6:]), True),
+    ("x.jpg", {"exif": exif(), "quality": 95}, 2, b"\xff\xe2\0\x0eICC_PROFILE\0", True),
     ("x.tif", {"tiffinfo": {0x0112: 6}}, 0, b"", True),
 ])  # fmt: skip
 def test_pixels_are_read_whatever_is_wrong_beside_them(tmp_path, name, options, at, added, turned):
