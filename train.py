@@ -22,7 +22,7 @@ import torch
 import data
 from engine import wings
 from engine.answering import answer_loss, are_free, mean_loss, say_unread
-from engine.batches import StepBatches, check_source, loader_of, measure_pixels
+from engine.batches import StepBatches, check_source, loader_of, measure_pixels, not_asked, plan_of
 from engine.checkpoint import StopRequest, fingerprint
 from engine.distributed import Distributed, full_tensor, share_gradients
 from engine.lock import run_lock
@@ -73,7 +73,7 @@ def clip_and_step(model, optimizers: list, scaler) -> torch.Tensor:
 
 def train_stage(model, batches: StepBatches, run: Run, args, scaler, validate, stop, schedule):
     """One stage: "pt" under --pt-mask, "sft" under the mask of the model. batches: of each step.
-    validate(): the summary of the answers to validation questions."""
+    validate(step): the summary of the answers to validation questions."""
     stage, steps, processes = batches.stage, len(batches), run.processes
     freeze(model, args.pt_freeze if stage == "pt" else args.freeze, steps=steps)
     optimizers, autocast = make_optimizers(model, args, stage), autocast_of(args)
@@ -97,7 +97,7 @@ def train_stage(model, batches: StepBatches, run: Run, args, scaler, validate, s
             mean_loss = processes.mean(loss)
             run.check(done, scaler, batches)
         if write_now:
-            val = validate() if validate_now else None
+            val = validate(done) if validate_now else None
             run.write(done, mean_loss, model, val, draw=last or validate_now)
         if save_now:
             run.save(done, model, optimizers, scaler)
@@ -122,6 +122,7 @@ def prepare(model: MLLM, source, whole: list[StepBatches], args, processes: Dist
     check_source(source, whole, {"pt": args.pt_mask, "sft": args.mask}, model, args, processes.say)
     params = sum(p.numel() for p in model.parameters())
     processes.say(f"{args.out}: mask {args.mask}, {params:,} parameters, on {args.device}")
+    processes.say(plan_of(whole, model, args))
     processes.say(settings_table(args))
     measure_pixels(model.encoder, whole[0])
     model.checkpointing = bool(args.checkpointing)
@@ -155,11 +156,12 @@ def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> 
     say = cache(processes.say)  # of unreadable pictures, once and not at every validation
     validation = source.heldout("val", args.val_limit)
 
-    def answers_to(examples: list, progress: bool = False) -> tuple[list[dict], dict]:
-        return evaluate(model, tokenizer, source, examples, args, processes, say, progress)
+    def answers_to(examples: list, step: int, progress: bool = False) -> tuple[list[dict], dict]:
+        found = evaluate(model, tokenizer, source, examples, args, processes, say, progress)
+        return found[0], {**found[1], "not_asked": not_asked(source, args, step)}
 
-    def validate() -> dict | None:
-        return answers_to(validation)[1] if validation else None
+    def validate(step: int) -> dict | None:
+        return answers_to(validation, step)[1] if validation else None
 
     first_rows = [row for batches in whole for row in batches.rows(0)]
     run = Run(args, processes, tokenizer, fingerprint(source, tokenizer, first_rows), watch)
@@ -171,7 +173,7 @@ def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> 
 
     run.save_model(model)
     final = source.heldout(source.final_split, args.limit)
-    results, summary = answers_to(final, progress=processes.is_main)
+    results, summary = answers_to(final, args.steps, processes.is_main)
     if watch and (processes.is_main or processes.sharded):
         watch.write_sheet(args.out, model, tokenizer, results, processes.is_main, source)
     if processes.is_main:

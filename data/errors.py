@@ -1,5 +1,6 @@
 """What is wrong with the user's data, and how much of it was left out."""
 
+import importlib.util
 import re
 
 
@@ -17,6 +18,12 @@ def reason(error: Exception) -> str:
     object's address, as in <_io.BytesIO object at 0x7f3a5c>."""
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
     return re.sub(r"<[^<>]*\bat 0x[0-9a-fA-F]+>", "it", said)
+
+
+def need(package: str, what: str) -> None:
+    """DataError if a package that only `what` asks for is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise DataError(f"{what} need {package}: pip install {package}")
 
 
 class SkippedEntries:

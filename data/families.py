@@ -105,6 +105,11 @@ class World:
     before = IMAGE_TOKEN  # stands before a question: an IMAGE_TOKEN for each picture of the row
     final_split = "test"
 
+    def families_of(self, stage: str, step: int) -> tuple[str, ...]:
+        """What a training step asks, in turn. Those that none of a run's steps asks are marked in
+        its tables (engine.batches.not_asked)."""
+        return tuple(self.families) if stage == "sft" else ()
+
     def new_layouts(self, split: str, S: int, g: torch.Generator) -> Tensor:
         """S layouts of the split, int64 [S, ...]."""
         raise NotImplementedError

@@ -1,14 +1,18 @@
 """The batch of every training step, made ahead of time by workers, and its checks; and the examples
 of an evaluation."""
 
+import textwrap
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 import data
+from data.pictures import open_picture
 from engine.answering import check_sees
 from engine.checkpoint import ignore_signals
+from engine.optimizers import describe_optimizers
+from engine.options import WHOLE_WORDS
 from mma import Role, leaks, supervised
 
 
@@ -188,6 +192,80 @@ def describe_splits(source) -> str:
     if source.final_split in without:
         line += ": example.png, a picture to ask about, is not written"
     return line
+
+
+def not_asked(source, args, steps: int) -> list[str]:
+    """The families of questions that training has not asked after `steps` steps of stage 2: their
+    accuracy says nothing yet. Empty for a data set that does not say what its steps ask."""
+    if not hasattr(source, "families_of"):
+        return []
+    done = [("pt", step) for step in range(args.pt_steps)]
+    done += [("sft", step) for step in range(steps)]
+    asked = {family for stage, step in done for family in source.families_of(stage, step)}
+    return [family for family in source.families if family not in asked]
+
+
+def plan_of(stages: list[StepBatches], model, args) -> str:
+    """What a run will do, a line each: pictures, optimizer, stages; and what to expect where the
+    encoder starts from nothing and has photographs to learn from."""
+    config, shows, lines = model.config, data.WORLDS[args.data].shows, []
+    pretrained = getattr(model.encoder, "pretrained", False)
+    if shows:
+        what = "spectrograms" if shows == "sounds" else shows
+        lines.append(
+            f"{what} of {config.image_size} x {config.image_size} pixels become "
+            f"{config.n_image_tokens} tokens each; the vision encoder "
+            f"{'is pretrained' if pretrained else 'starts from nothing'}"
+        )
+    lines.append(f"optimizer: {describe_optimizers(args)}")
+    lines += [describe_stage(batches) for batches in stages if len(batches)]
+    if shows == "pictures" and not pretrained and (sides := photographs(stages[-1])):
+        lines.append(
+            f"These are photographs, such as one of {sides} pixels. An encoder that starts from "
+            "nothing learns little from a few thousand of them: expect answers that are hardly "
+            "better than guesses. python -m bridge.finetune --llm DIR --vision DIR begins with "
+            "pretrained weights (docs/weights.md)"
+        )
+    return "\n".join(textwrap.fill(line, 100, **WHOLE_WORDS) for line in lines)
+
+
+def describe_stage(batches: StepBatches) -> str:
+    """One line: how many steps of what, under which mask, what does not learn, what is asked
+    late."""
+    args, source, first = batches.args, batches.source, batches.stage == "pt"
+    number, n_pictures, mask, frozen = (
+        (1, args.pt_pictures, args.pt_mask, args.pt_freeze)
+        if first
+        else (2, args.pictures, args.mask, args.freeze)
+    )
+    captions = "pt" in getattr(source, "splits", ()) or batches.examples(0)[0].family == "caption"
+    each = "captions" if first and captions else f"{args.questions} questions each"
+    learns = f"{', '.join(frozen)} frozen" if frozen else "all parts learn"
+    shown = data.WORLDS[args.data].shows or "texts"
+    line = f"stage {number}: {len(batches):,} steps of {n_pictures} {shown} with {each}"
+    line += f", mask {mask}, {learns}"
+    for family in not_asked(source, args, 1) if not first else ():
+        asks = (step for step in range(len(batches)) if family in source.families_of("sft", step))
+        start = next(asks, None)
+        line += f"; {family} " + (f"from step {start + 1:,} on" if start else "is not asked")
+    return line
+
+
+def photographs(batches: StepBatches, n_looked_at: int = 8) -> str:
+    """Width x height of one of the first pictures, if most of them are photographs: files of many
+    colours, far larger than the model's pictures; else nothing."""
+    images = [image for example in batches.examples(0) for image in example.images]
+    files = {getattr(image, "path", image): None for image in images if not torch.is_tensor(image)}
+    found, looked_at = [], list(files)[:n_looked_at]
+    for file in looked_at:
+        try:
+            picture = open_picture(file)
+        except data.DataError:  # said where it is left out
+            continue
+        few_pixels = picture.resize((128, 128), 0)  # the nearest pixel, so that no colour is new
+        if max(picture.size) >= 3 * batches.config.image_size and not few_pixels.getcolors(2048):
+            found.append(f"{picture.width} x {picture.height}")
+    return found[0] if 2 * len(found) > len(looked_at) else ""
 
 
 def measure_pixels(encoder, steps: StepBatches) -> None:

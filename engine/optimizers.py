@@ -44,6 +44,19 @@ def make_optimizers(model: nn.Module, args, stage: str) -> list[torch.optim.Opti
     return optimizers
 
 
+def describe_optimizers(args) -> str:
+    """One line: what make_optimizers makes, with peak rates."""
+
+    def rates(first: float, second: float) -> str:
+        return f"{second:g}" + (f" ({first:g} in stage 1)" if first != second else "")
+
+    of_first = rates(args.lr * args.pt_lr_times, args.lr)
+    of_second = rates(args.pt_adam_lr, args.adam_lr)
+    if args.optimizer == "adamw":
+        return f"AdamW, peak rate {of_first}; of the projector {of_second}"
+    return f"Muon for weight matrices, peak rate {of_first}; AdamW for the rest, {of_second}"
+
+
 def set_rates(optimizers: list[torch.optim.Optimizer], share: float) -> None:
     """Give every parameter that share of its optimizer's peak rate."""
     for optimizer in optimizers:

@@ -24,6 +24,7 @@ from data import DataError, reason
 from engine import checkpoint, code
 from engine.distributed import Distributed
 
+TIMED = 50  # steps of stage 1, after which a run says how long it will take
 # Not all data have captions for stage 1
 STAGE_NAMES = {"pt": "stage 1", "sft": "stage 2 (questions)"}
 
@@ -160,10 +161,14 @@ class Run:
         line = {"stage": self.stage, "step": step, "loss": loss}
         if val:
             line["val"] = val
-            self.shown["val"] = f"{val['accuracy']:.1%}"
+            self.shown = {"val": f"{val['accuracy']:.1%}"}
             self.shown |= {"val loss": f"{val['loss']:.3f}"} if "loss" in val else {}
+            unasked = ", ".join(val.get("not_asked", []))
+            self.shown |= {"not asked yet": unasked} if unasked else {}
             self.progress["clock"].append([step, self.seconds(2)])
             self._keep_best(step, val, model)
+        if self.stage == "pt" and step == TIMED:
+            self._say_time()
         self.shown_bar.set_postfix({"loss": f"{loss:.3f}", **self.shown})
         if not self.processes.is_main:
             return
@@ -173,6 +178,12 @@ class Run:
         if draw and self.watch:
             lines = list(map(json.loads, self.progress["lines"]))
             self.watch.write_curves(self.out / "curves.png", lines)
+
+    def _say_time(self) -> None:
+        """About how long both stages will take, by the first steps of stage 1."""
+        each, steps = self.seconds() / TIMED, self.args.pt_steps
+        first, both = (tqdm.format_interval(each * n) for n in (steps, steps + self.args.steps))
+        self.processes.say(f"At this speed: stage 1 {first}, both stages {both}, plus validation")
 
     def _keep_best(self, step: int, val: dict, model) -> None:
         """Keep the weights of a validation that is better than all before it. They are written with

@@ -54,8 +54,8 @@ def parts_of(families: dict[str, dict]) -> dict[str, dict]:
 
 def pool(runs: list[dict]) -> dict[str, list[dict]]:
     """Runs that differ by seed alone stand together: label -> runs. Where a run was made does not
-    matter, but runs of other code (engine/code.py) stand apart. The label is the mask where nothing but the mask tells the groups apart, else
-    the name of the first run's folder."""
+    matter, but runs of other code (engine/code.py) stand apart. The label is the mask where nothing
+    but the mask tells the groups apart, else the name of the first run's folder."""
     groups, others = {}, set()
     for run in runs:
         same = {name: value for name, value in run["args"].items() if name not in APART}
@@ -86,17 +86,23 @@ def table(groups: dict[str, list[dict]]) -> str:
         columns = ([value(run) for run in runs] for runs in groups.values())
         return [name, *(spread([x for x in some if x is not None], form) for some in columns)]
 
-    def accuracy(family: str):
+    def accuracies(family: str) -> list[str]:
+        """Marked where training has not asked the family yet."""
+
         def of(run: dict) -> float | None:
             found = {**run["families"], **parts_of(run["families"])}.get(family)
             return found and 100 * found["accuracy"]
 
-        return of
+        marks = (
+            ", not asked yet" * any(family in run.get("not_asked", ()) for run in runs)
+            for runs in groups.values()
+        )
+        return [text + mark for text, mark in zip(row(family, of), ["", *marks])]
 
     families = sorted({family for run in everyone for family in run["families"]})
     parts = dict.fromkeys(part for run in everyone for part in parts_of(run["families"]))
     rows = [["accuracy, %", *groups]]
-    rows += [row(name, accuracy(name)) for name in dict.fromkeys([*families, *parts])]
+    rows += [accuracies(name) for name in dict.fromkeys([*families, *parts])]
     rows.append(row("**overall**", lambda run: 100 * run["accuracy"]))
     if any("consistency" in run for run in everyone):
         share = lambda run: 100 * run["consistency"] if "consistency" in run else None

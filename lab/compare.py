@@ -25,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
-from data import DataError
+from data.errors import DataError, need
 from engine.checkpoint import StopRequest
 from engine.options import PATHS, Parser, positive
 from engine.run import one_line_errors
@@ -169,7 +169,7 @@ def chosen(lines: dict[str, str], only: list[str] | None) -> dict[str, str]:
 
 def compare(args) -> None:
     for package, what in (("matplotlib", "curves"), ("scipy", "tests"), ("pandas", "tables")):
-        results.need(package, f"the {what}")  # before a day of training, not after it
+        need(package, f"the {what}")  # before a day of training, not after it
     name, experiment = comparison(args)
     trials = plan(experiment, args.seeds, args.extra, args.runs, args.any_code)
     failed = {}

@@ -1,42 +1,25 @@
-"""Charts, by matplotlib: validation accuracy over the steps, the curves of a training; and figures.
+"""Charts, by matplotlib: validation accuracy over the steps of finished runs; and figures.
 
     python -m lab.curves RUN [RUN ...] --png FILE     accuracy of finished runs; seeds are pooled
     python -m lab.curves --figure FILE                causal and mma over one example of the world
     python -m lab.curves --masks FILE                 every mask
 
 mma is orange and causal is blue, in all of them. FILE of --png may end in .pdf or .svg, too.
-Training draws its curves where matplotlib is installed (lab/watch.py).
+Training draws its own curves (watch.py).
 """
 
 import re
 from pathlib import Path
 
 import data
+from data.errors import need
 from engine.options import Parser
 from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import pool
-from lab.results import curve_of, need
+from lab.results import curve_of
+from lab.watch import OTHERS, figure
 
 COLOURS = {"mma": "#f08c28", "causal": "#4a6fb5"}
-OTHERS = ["#3c9650", "#aa3c96", "#787878", "#be2828", "#0096a0", "#967828", "#6b4fa0", "#b39ddb",
-          "#9bbb59", "#5f9ea0", "#b8860b", "#c2185b", "#00695c", "#455a64"]  # fmt: skip
-GREY, INK = "#9a9a9a", "#222222"  # of what is no arm: the stages of one training
-
-
-def figure(width: float, height: float, columns: int = 1):
-    """A figure and its axes side by side (columns=0: none yet), drawn without a window. DataError
-    if matplotlib is missing."""
-    need("matplotlib", "charts")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    fig = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(fig)
-    axes = fig.subplots(1, columns, squeeze=False)[0] if columns else []
-    for ax in axes:
-        ax.grid(color="#dddddd", linewidth=0.8)
-        ax.spines[["top", "right"]].set_visible(False)
-    return fig, axes
 
 
 def arm_of(label: str) -> str:
@@ -85,35 +68,6 @@ def write_curves(path, groups: dict[str, list[dict]]) -> None:
     ax.set_ylim(top=100)
     ax.legend(frameon=False, loc="best")
     fig.savefig(path)
-
-
-def write_training(path, records: list[dict]) -> None:
-    """A PNG of the loss of both stages, and of validation accuracy, from the lines of metrics.jsonl
-    so far."""
-    fig, (left, right) = figure(9, 3.4, columns=2)
-    stages = {"pt": ("stage 1", GREY), "sft": ("stage 2: questions", INK)}
-    losses, last = [r["loss"] for r in records], [0.1]
-    for stage, (name, colour) in stages.items():
-        points = [(r["step"], r["loss"]) for r in records if r["stage"] == stage]
-        if points:
-            draw_line(left, points, colour, name)
-            last.append(points[-1][1])
-    # The first steps' losses would flatten the rest, but where a stage has come to is shown
-    top = min(max([*losses, 0.1]), max(3, 1.1 * max(last)))
-    left.set(xlabel="step of its stage", ylabel="loss, nats per answer token", ylim=(0, top))
-    accuracy = [(r["step"], 100 * r["val"]["accuracy"]) for r in records if "val" in r]
-    if accuracy:
-        draw_line(right, accuracy, INK, f"last: {accuracy[-1][1]:.1f} %")
-    right.set(xlabel="step of stage 2", ylabel="validation accuracy, %", ylim=(0, 100))
-    for ax in (left, right):
-        ax.set_xlim(left=0)  # at the end: it fixes the right side as well
-    fig.savefig(path)
-
-
-def draw_line(ax, points: list[tuple[int, float]], colour: str, label: str) -> None:
-    """Points (step, value); few of them are marked: one alone is no line."""
-    ax.plot(*zip(*points), color=colour, label=label, marker="o" if len(points) < 6 else None)
-    ax.legend(frameon=False)
 
 
 def read_curve(run: str) -> dict[int, float]:

@@ -18,7 +18,7 @@ from lab import results
 from lab.curves import write_curves
 
 PUBLISHED = results.ROOT / "docs" / "results"
-ENOUGH = 3  # seeds with which an arm is in the short table, and among many curves
+ENOUGH = 3  # seeds with which an arm is among many curves
 MANY = 6  # curves that can still be told apart
 
 
@@ -44,9 +44,8 @@ def report(name: str, record: dict) -> dict[str, str]:
     parts.append(told_apart([run for runs in record["arms"].values() for run in runs]))
     files = {f"{name}.md": parts}
     if show["short"]:
-        enough = runs.groupby("arm")["seed"].transform("count") >= ENOUGH
-        short = results.main_table(runs[enough], show["marks"], short=True)
-        files[f"{name}_finding.md"] = [short]
+        short = runs[runs["arm"].isin(show["short"])]
+        files[f"{name}_finding.md"] = [results.main_table(short, show["marks"], short=True)]
     if show["claims"]:
         tests = results.differences_table(results.differences(record, runs))
         files[f"{name}_claims.md"] = [tests, results.asked_table(runs)]

@@ -6,14 +6,13 @@ in %, a difference is in points, and a seed stands for the same data in the same
 options like --steps say otherwise.
 """
 
-import importlib.util
 import json
 import math
 import re
 import warnings
 from pathlib import Path
 
-from data import DataError
+from data.errors import need
 from engine.run import read_record
 from engine.tables import markdown, parts_of, spread
 
@@ -29,12 +28,6 @@ NOTE = (
 # With another value of one of these, a seed stands for other data
 DATA_OPTIONS = ("--data", "--source", "--images", "--scenes", "--steps", "--pictures",
                 "--questions", "--pt-steps", "--pt-pictures")  # fmt: skip
-
-
-def need(package: str, what: str) -> None:
-    """DataError if a package that the lab asks for is not installed."""
-    if importlib.util.find_spec(package) is None:
-        raise DataError(f"{what} need {package}: pip install {package}")
 
 
 # --- A run
@@ -134,11 +127,11 @@ def table(runs, columns: dict[str, str]) -> str:
 
 
 def main_table(runs, marks, short: bool = False) -> str:
-    """Accuracy overall and by family, validation, steps to the marks. short: without validation."""
+    """Accuracy overall and by family, validation, steps to the marks. short: accuracy alone."""
     others = (VALIDATION, LOSS, *map(at_step, marks), "best at step", "parameters")
-    left_out = (VALIDATION, LOSS, "best at step") if short else ()
+    others = () if short else others
     columns = {"overall": "overall", **columns_of(runs, "family")}
-    return table(runs, columns | {c: c for c in others if c in runs and c not in left_out})
+    return table(runs, columns | {c: c for c in others if c in runs})
 
 
 def asked_table(runs) -> str:

@@ -1,32 +1,117 @@
 """What train.py draws while it trains: curves.png at every look at validation, and at the end
-sheet.png (patches with a frame: where the row that gives the answer looks) and example.png; of a
-world of sound also example.wav.
+sheet.png, some test answers, and example.png; of a world of sound also example.wav.
 
-Without matplotlib there are no curves; metrics.jsonl has their numbers.
+Without matplotlib there are no curves; metrics.jsonl has their numbers. The charts of comparisons
+are in curves.py.
 """
 
 import sys
+import textwrap
 from pathlib import Path
 
+import torch
+from PIL import Image, ImageDraw, ImageFont  # Pillow comes with torchvision
+
 import data
+from data.errors import need
 from engine.checkpoint import write_file
+from engine.tables import parts_of
 from engine.wings import WATCHES
 
+GREY, INK = "#9a9a9a", "#222222"
+# Of what is neither mma nor causal, whose colours are in curves.py
+OTHERS = ["#3c9650", "#aa3c96", "#787878", "#be2828", "#0096a0", "#967828", "#6b4fa0", "#b39ddb",
+          "#9bbb59", "#5f9ea0", "#b8860b", "#c2185b", "#00695c", "#455a64"]  # fmt: skip
+RIGHT, WRONG = (0, 120, 40), (190, 20, 20)
 SHOWN = 24  # answers of the sheet
+SIDE, GAP, LINE = 160, 12, 17  # of the sheet, in pixels: pictures, between them, a line of text
+LETTERS, LONGEST = 13, 120  # of the text: points; characters of an answer
+ABOUT = "Test questions. Green: right. Red: wrong, [true answer]."
+FRAMES = "White frame: <answer> reads this patch at least twice as much as the mean patch."
 told = False  # that matplotlib is missing
 
 
-def write_curves(path: Path, records: list[dict]) -> None:
-    """The curves of a training, from the lines of metrics.jsonl so far."""
-    global told
-    from lab.curves import write_training
+# --- Curves
 
+
+def figure(width: float, height: float, columns: int = 1):
+    """A figure and its axes side by side (columns=0: none yet), drawn without a window. DataError
+    if matplotlib is missing."""
+    need("matplotlib", "charts")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(fig)
+    axes = fig.subplots(1, columns, squeeze=False)[0] if columns else []
+    for ax in axes:
+        ax.grid(color="#dddddd", linewidth=0.8)
+        ax.spines[["top", "right"]].set_visible(False)
+    return fig, axes
+
+
+def write_curves(path: Path, records: list[dict]) -> None:
+    """The curves of a training, from the lines of metrics.jsonl so far; once a word where there is
+    no matplotlib."""
+    global told
     try:
-        write_training(path, records)
+        fig, (left, right) = figure(11, 4, columns=2)
     except data.DataError as error:
         if not told:
             print(f"no {path.name}: {error}; metrics.jsonl has the numbers", file=sys.stderr)
         told = True
+        return
+    draw_losses(left, records)
+    draw_accuracy(right, [record for record in records if "val" in record])
+    for ax in (left, right):
+        ax.set_xlim(left=0)  # at the end: it fixes the right side as well
+    fig.savefig(path)
+
+
+def draw_losses(ax, records: list[dict]) -> None:
+    """Of training in both stages, and of the true answers to validation questions."""
+    curves = {
+        "stage 1": [(r["step"], r["loss"]) for r in records if r["stage"] == "pt"],
+        "stage 2: questions": [(r["step"], r["loss"]) for r in records if r["stage"] == "sft"],
+        "stage 2: validation": [
+            (r["step"], r["val"]["loss"]) for r in records if "loss" in r.get("val", {})
+        ],
+    }
+    curves = {label: points for label, points in curves.items() if points}
+    for (label, points), colour in zip(curves.items(), (GREY, INK, OTHERS[3])):
+        draw_line(ax, points, label, color=colour)
+    losses = [loss for points in curves.values() for _, loss in points]
+    last = [points[-1][1] for points in curves.values()]
+    # The first steps' losses would flatten the rest, but where each curve has come to is shown
+    top = min(max([*losses, 0.1]), max(3, 1.1 * max([*last, 0.1])))
+    ax.set(xlabel="step of its stage", ylabel="loss, nats per answer token", ylim=(0, top))
+
+
+def draw_accuracy(ax, looks: list[dict]) -> None:
+    """Of validation: overall and by family. What training has not asked yet is dashed and said."""
+    ax.set(xlabel="step of stage 2", ylabel="validation accuracy, %", ylim=(0, 100))
+    if not looks:
+        return
+    last, parts = looks[-1]["val"], [parts_of(r["val"].get("families", {})) for r in looks]
+    draw_line(ax, [(r["step"], 100 * r["val"]["accuracy"]) for r in looks],
+              f"overall: {100 * last['accuracy']:.1f} %", color=INK, linewidth=2.5)  # fmt: skip
+    families = parts[-1] if 1 < len(parts[-1]) <= len(OTHERS) else {}
+    for (name, family), colour in zip(families.items(), OTHERS):
+        points = [(r["step"], 100 * of[name]["accuracy"]) for r, of in zip(looks, parts)]
+        label, style = f"{name}: {100 * family['accuracy']:.1f} %", {"linestyle": "-"}
+        if name in last.get("not_asked", ()):
+            label, style = f"{name}: not asked yet", {"linestyle": "--"}
+        draw_line(ax, points, label, color=colour, linewidth=1, **style)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def draw_line(ax, points: list[tuple[int, float]], label: str, **style) -> None:
+    """Points (step, value); few of them are marked: one alone is no line."""
+    ax.plot(*zip(*points), label=label, marker="o" if len(points) < 6 else None, **style)
+    ax.legend(frameon=False)
+
+
+# --- Answers
 
 
 def write_sheet(
@@ -35,7 +120,6 @@ def write_sheet(
     """sheet.png and example.png in the folder `out`, and example.wav, if the data set, source, can
     write one; results: as eval.answer_all gives them. All processes of a sharded model call it, one
     with write."""
-    from lab.figures import write_sheet as write_png
     from lab.recording import attended
 
     some = results = [r for r in results if not r.get("unread")]
@@ -44,7 +128,7 @@ def write_sheet(
     framed = [attended(model, tokenizer, *r["prompt"]) for r in some]
     if not write or not results:
         return
-    write_png(out / "sheet.png", some, model.config.image_size, framed)
+    draw_sheet(some, model.config.image_size, framed).save(out / "sheet.png")
     pictures = [image for r in some for image in r["prompt"][0].images]
     if pictures:
         write_example(out / "example.png", pictures[0], model.config.image_size)
@@ -52,12 +136,76 @@ def write_sheet(
         write_file(out / "example.wav", source.write_example)
 
 
+def draw_sheet(results: list[dict], image_size: int, framed: list) -> Image.Image:
+    """Answers: the pictures asked about, question, answer given, true answer. framed: for each, the
+    framed patches of its example's first picture, [(grid, index), ...]; drawn where that picture
+    alone is shown."""
+    shown = [pictures_asked_about(*r["prompt"]) for r in results]
+    across = min(3, max([1, *map(len, shown)]))  # an answer is as many pictures wide
+    columns, width = 6 // across, across * SIDE
+    font = ImageFont.load_default(LETTERS)
+    texts = [
+        wrapped(r["question"], font, width)
+        + wrapped(r["given"][:LONGEST] or "(nothing)", font, width)
+        + wrapped("" if r["correct"] else f"[{r['answer'][:LONGEST]}]", font, width)
+        for r in results
+    ]
+    frames = any(boxes and len(asked) == 1 for boxes, asked in zip(framed, shown))
+    head = wrapped(f"{ABOUT} {FRAMES if frames else ''}", font, columns * (width + GAP) - GAP)
+    tops = [LINE * len(head) + GAP]
+    for start in range(0, len(results), columns):
+        longest = max(map(len, texts[start : start + columns]))
+        tops.append(tops[-1] + SIDE + LINE * longest + GAP)
+    sheet = Image.new("RGB", (columns * (width + GAP), tops[-1]), "white")
+    pen = ImageDraw.Draw(sheet)
+    write_lines(pen, (GAP // 2, GAP // 2), head, font, "black")
+    for k, (r, pictures, boxes) in enumerate(zip(results, shown, framed)):
+        x, y = k % columns * (width + GAP) + GAP // 2, tops[k // columns]
+        small = min(SIDE, width // max(1, len(pictures)))
+        for place, i in enumerate(pictures):
+            pixels = data.pixels_of(r["prompt"][0].images[i], image_size, r["id"])
+            sheet.paste(to_image(pixels, small), (x + place * small, y))
+        for grid, patch in boxes if pictures == range(1) else ():
+            draw_frame(pen, x, y, SIDE / grid, *divmod(patch, grid))
+        colour = RIGHT if r["correct"] else WRONG
+        write_lines(pen, (x, y + SIDE), texts[k], font, colour)
+    return sheet
+
+
+def wrapped(text: str, font, width: int) -> list[str]:
+    """Its lines, each at most so many pixels wide."""
+    fits = lambda n: all(font.getlength(line) <= width for line in textwrap.wrap(text, n))
+    return textwrap.wrap(text, next((n for n in range(len(text), 1, -1) if fits(n)), 1))
+
+
+def write_lines(pen, corner: tuple[int, int], lines: list[str], font, colour) -> None:
+    for k, line in enumerate(lines):
+        pen.text((corner[0], corner[1] + LINE * k), line, font=font, fill=colour)
+
+
+def draw_frame(pen, x: int, y: int, cell: float, row: int, column: int) -> None:
+    u, v = x + cell * column, y + cell * row
+    pen.rectangle((u + 1, v + 1, u + cell - 2, v + cell - 2), outline="white", width=2)
+
+
+def to_image(pixels: torch.Tensor, side: int) -> Image.Image:
+    """uint8 [3, size, size] as a picture of side x side, its pixels seen."""
+    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    return picture.resize((side, side), Image.Resampling.NEAREST)
+
+
+def pictures_asked_about(example: data.Example, turn: int) -> range:
+    """Which of the example's pictures a turn asks about: those of its message, or of the last one
+    before it that shows any."""
+    counts = [message.count(data.IMAGE_TOKEN) for message, _ in example.turns[: turn + 1]]
+    last = max((t for t, n in enumerate(counts) if n), default=0)
+    first = sum(counts[:last])
+    return range(first, first + counts[last])
+
+
 def write_example(path: Path, image, size: int) -> None:
     """A picture to ask about, as the model takes it."""
-    from PIL import Image
-
-    pixels = data.pixels_of(image, size, "")
-    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    picture = to_image(data.pixels_of(image, size, ""), size)
     write_file(path, lambda file: picture.save(file, "PNG"))
 
 

@@ -1,6 +1,8 @@
 """Training as a user runs it, on small things."""
 
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,9 +10,10 @@ from helpers import TINY, lines_of, weights_of
 from PIL import Image
 
 import data
+import engine.run
 import eval as evaluation
 import train
-from engine.batches import describe_splits
+from engine.batches import StepBatches, describe_splits, plan_of
 from engine.options import arguments
 from mma import EXTRA_PAIRS, Role
 from model import MLLM, Config, DecoderBlock
@@ -40,7 +43,51 @@ def test_a_run_leaves_what_it_promises(runs):
     looks = lines_of(out)
     assert [(r["stage"], r["step"]) for r in looks] == [("pt", 2), ("sft", 2), ("sft", 3)]
     assert looks[1]["val"]["n"] == 40
+    assert record["not_asked"] == looks[2]["val"]["not_asked"] == ["spatial"]  # asked from 401 on
     assert Image.open(out / "sheet.png").size > (900, 600)
+
+
+def test_a_run_says_what_it_does_and_how_long_it_takes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(engine.run, "TIMED", 2)
+    few = ["--data", "shapes", "--out", str(tmp_path / "run"), "--pt-freeze", "embed"]
+    train.main([*TINY, *few])
+    said = capsys.readouterr()
+    for line in (
+        "pictures of 64 x 64 pixels become 16 tokens each; the vision encoder starts from nothing",
+        "optimizer: Muon for weight matrices, peak rate 0.004 (0.008 in stage 1); AdamW for the "
+        "rest, 0.002",
+        "stage 1: 2 steps of 4 pictures with captions, mask causal, embed frozen",
+        "stage 2: 3 steps of 4 pictures with 2 questions each, mask mma, encoder frozen",
+        "; spatial is not asked",
+        "0.0, not asked yet",
+    ):
+        assert line in " ".join(said.out.split())
+    assert re.search("At this speed: stage 1 00:0., both stages 00:0., plus validation", said.out)
+    assert "not asked yet=spatial" in said.err
+    assert "photographs" not in said.out
+
+
+@pytest.mark.parametrize("side, colours, pretrained, warned", [
+    (640, "many", False, True), (640, "few", False, False), (100, "many", False, False),
+    (640, "many", True, False),
+])  # fmt: skip
+def test_who_trains_an_encoder_from_nothing_on_photographs_is_told(
+    tmp_path, tokenizer, side, colours, pretrained, warned
+):
+    noise = Image.effect_noise((side // 8, side // 8), 90)
+    bands = [noise.rotate(angle) for angle in (0, 90, 180)]
+    picture = Image.merge("RGB", bands).resize((side, side), Image.Resampling.BICUBIC)
+    (picture if colours == "many" else picture.quantize(16)).save(tmp_path / "a.png")
+    example = data.Example([tmp_path / "a.png"], [("<image>?", "a")])
+    source = SimpleNamespace(draw=lambda *step: [example])
+    args = arguments(["--data", "llava"])
+    model = MLLM(Config(vocab_size=len(tokenizer)))
+    model.encoder.pretrained = pretrained
+    stages = [StepBatches(source, tokenizer, model.config, stage, args) for stage in ("pt", "sft")]
+    said = " ".join(plan_of(stages, model, args).split())
+    told = f"photographs, such as one of {side} x {side} pixels" in said
+    assert told == warned == ("python -m bridge.finetune --llm DIR --vision DIR" in said)
+    assert f"encoder {'is pretrained' if pretrained else 'starts from nothing'}" in said
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(runs, tmp_path):

@@ -38,11 +38,6 @@ BLOCK = 16  # scenes that are drawn together where training has a number of them
 QUESTIONS = len(FAMILIES)  # about each scene of val and test
 
 
-def families_of(step: int) -> tuple[str, ...]:
-    """What a training step of stage 2 asks, in turn."""
-    return FIRST_FAMILIES if step < STEPS_OF_PLACES else TRAINING_FAMILIES
-
-
 class Shapes(World):
     """The world as a data set. With `scenes`, training has that many, each with its picture, its
     captions and its questions, and comes to them again and again; which these are depends on its
@@ -56,6 +51,11 @@ class Shapes(World):
         if scenes and scenes % BLOCK:
             raise DataError(f"--scenes {scenes}: must be a multiple of {BLOCK}")
         self.n_blocks = scenes and scenes // BLOCK
+
+    def families_of(self, stage: str, step: int) -> tuple[str, ...]:
+        if stage == "pt":
+            return ()
+        return FIRST_FAMILIES if step < STEPS_OF_PLACES else TRAINING_FAMILIES
 
     def new_layouts(self, split, S, g):
         return layouts_in(split, S, g, layouts)
@@ -86,7 +86,7 @@ class Shapes(World):
         places from some step on, or per_picture questions."""
         facts, pictures = self.drawn("train", S, *key)
         if stage == "sft":
-            return self.asked(facts, pictures, per_picture, families_of(step))
+            return self.asked(facts, pictures, per_picture, self.families_of(stage, step))
         said = [
             caption_of_places(scene, facts.generator)
             if step >= STEPS_WITHOUT_PLACES and i % 2

@@ -155,6 +155,11 @@ class Pairs(World):
     answers = {"yes", "no", *"0123", *WHICH}
     one = Shapes()
 
+    def families_of(self, stage: str, step: int) -> tuple[str, ...]:
+        if stage == "pt":
+            return ()
+        return FIRST_FAMILIES if step < STEPS_OF_WHICH else TRAINING_FAMILIES
+
     def new_layouts(self, split, S, g):
         return pairs(split, S, g)
 
@@ -168,8 +173,7 @@ class Pairs(World):
         if stage == "pt":
             return self._captions(step, pictures, seed)
         facts, shown = self.drawn("train", pictures, stage, seed, step)
-        names = FIRST_FAMILIES if step < STEPS_OF_WHICH else TRAINING_FAMILIES
-        return self.asked(facts, shown, per_picture, names)
+        return self.asked(facts, shown, per_picture, self.families_of(stage, step))
 
     def _captions(self, step: int, pictures: int, seed: int) -> list[Example]:
         """Captions of a step of stage 1; from step STEPS_WITHOUT_PLACES on, half of the pictures

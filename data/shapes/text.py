@@ -17,7 +17,7 @@ import torch
 
 from data.families import EMPTY
 from data.prompt import IMAGE_TOKEN, Example
-from data.shapes import FIRST_FAMILIES, QUESTIONS, Shapes, families_of
+from data.shapes import FIRST_FAMILIES, QUESTIONS, Shapes
 from data.shapes.questions import RELATIONS, known_answers
 from data.shapes.scenes import GRID, NAMES
 
@@ -77,11 +77,14 @@ class ShapesText(Shapes):
         facts, _ = self.drawn("train", 200, 0)
         yield from map(scene_text, facts.layout.tolist())
 
+    def families_of(self, stage: str, step: int) -> tuple[str, ...]:
+        return FAMILIES_OF_STAGE_1 if stage == "pt" else super().families_of(stage, step)
+
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
         facts, _ = self.drawn("train", pictures, "text", stage, seed, step)
-        first, g = stage == "pt", facts.generator
-        mix, share = FAMILIES_OF_STAGE_1 if first else families_of(step), share_one_way(stage, step)
-        questions, examples = self.questions(facts, per_picture, mix), []
+        first, g, share = stage == "pt", facts.generator, share_one_way(stage, step)
+        questions = self.questions(facts, per_picture, self.families_of(stage, step))
+        examples = []
         for cells, asked in zip(facts.layout.tolist(), questions):
             turned = (torch.rand(len(asked), generator=g) < share).tolist()
             turns = [one_way(*qa) if turn else tuple(qa) for (_, *qa), turn in zip(asked, turned)]

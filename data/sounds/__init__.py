@@ -129,6 +129,9 @@ class Sounds(World):
     facts, families, known_answers = SoundFacts, FAMILIES, staticmethod(known_answers)
     answers = {"yes", "no", *"012", *HALF, *NAMES}
 
+    def families_of(self, stage: str, step: int) -> tuple[str, ...]:
+        return TRAINING_FAMILIES if stage == "sft" else ()
+
     def new_layouts(self, split, S, g):
         return layouts_in(split, S, g, layouts)
 
@@ -143,7 +146,7 @@ class Sounds(World):
         heard = pictures_of(facts.layout, facts.generator)[:, None]
         if stage == "pt":
             return self.captioned(heard, map(caption, facts.layout.tolist()))
-        return self.asked(facts, heard, per_picture, TRAINING_FAMILIES)
+        return self.asked(facts, heard, per_picture, self.families_of(stage, step))
 
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         facts, _ = self.held_out(split)

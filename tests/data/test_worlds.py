@@ -8,6 +8,7 @@ import sys
 from collections import Counter, defaultdict
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import test_shapes
@@ -25,6 +26,7 @@ from data.shapes import Shapes
 from data.shapes.pairs import Pairs
 from data.shapes.text import ShapesText
 from data.sounds import Sounds
+from engine.batches import not_asked
 from engine.options import RECIPES
 from mma import Role, attention_mask, leaks
 
@@ -183,6 +185,23 @@ def test_every_answer_is_exact(name, oracle):
 def test_the_question_alone_tells_little(make):
     for family, (ceiling, chance) in make().question_only(5000).items():
         assert ceiling < chance + 0.03, family
+
+
+@pytest.mark.parametrize("step", [0, 500])
+@pytest.mark.parametrize("stage", ["pt", "sft"])
+@in_families
+def test_a_world_says_what_its_steps_ask(make, stage, step):
+    if make is not ShapesText:  # whose dialogues are of several families
+        asked = {e.family for e in make().draw(stage, step, 16, 4, 0)} - {"caption"}
+        assert asked == set(make().families_of(stage, step))
+
+
+@pytest.mark.parametrize("make, pt_steps, steps, families", [
+    (Shapes, 9, 0, list(Shapes.families)), (Shapes, 9, 400, ["spatial"]), (Shapes, 9, 401, []),
+    (ShapesText, 0, 400, ["spatial"]), (ShapesText, 1, 400, []), (TowersAndItems, 9, 0, []),
+])  # fmt: skip
+def test_what_a_run_has_not_asked_yet(make, pt_steps, steps, families):
+    assert not_asked(make(), SimpleNamespace(pt_steps=pt_steps), steps) == families
 
 
 @every_world

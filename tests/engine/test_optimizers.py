@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from engine.optimizers import Muon, make_optimizers, orthogonalise, set_rates
+from engine.optimizers import (
+    Muon,
+    describe_optimizers,
+    make_optimizers,
+    orthogonalise,
+    set_rates,
+)
 from engine.options import arguments
 
 SHAPES = ((24, 16), (16, 40), (24, 16), (8, 8))
@@ -90,10 +96,14 @@ def test_who_trains_what(model, stage, rates):
     shape = dict(model.named_parameters())
     assert all(shape[name].dim() == 2 for name in first)
     assert "embed.weight" in second and "blocks.0.attention.q.weight" in first
+    matrices, rest = describe_optimizers(args).split(";")
+    assert "Muon" in matrices and "0.1 (0.4 in stage 1)" in matrices
+    assert "AdamW" in rest and "0.2 (0.3 in stage 1)" in rest
     args.optimizer = "adamw"
     others, projector = make_optimizers(model, args, stage)
     assert names_of(model, projector) == {n for n in trained if n.startswith("projector")}
     assert names_of(model, others) == trained - names_of(model, projector)
+    assert "projector 0.2" in describe_optimizers(args) and "Muon" not in describe_optimizers(args)
 
 
 def test_every_group_has_its_share_of_the_rate():

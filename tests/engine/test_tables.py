@@ -5,7 +5,7 @@ import json
 import pytest
 from helpers import ROOT
 
-from engine.tables import markdown, parts_of, pool
+from engine.tables import markdown, parts_of, pool, table
 
 
 def run(name, mask="mma", seed=0, **args):
@@ -47,6 +47,15 @@ def test_the_published_weights_are_told_apart_by_mask_within_one_world():
 def test_two_words_are_told_apart_only_where_both_recur(names, parts):
     families = {name: {"accuracy": 0.5, "n": 10} for name in names}
     assert list(parts_of(families)) == (parts or list(names))
+
+
+def test_what_training_has_not_asked_yet_is_marked_where_it_is_so():
+    families = {name: {"accuracy": 0.25, "n": 4} for name in ("place", "spatial")}
+    of = {"families": families, "accuracy": 0.25, "n": 8, "unparsed": 0, "params": 1}
+    lines = table({"a": [of | {"not_asked": ["spatial"]}], "b": [of]}).splitlines()
+    cells = {line.split("|")[1].strip(): line.split("|")[2:4] for line in lines}
+    assert [cell.strip() for cell in cells["spatial"]] == ["25.0, not asked yet", "25.0"]
+    assert [cell.strip() for cell in cells["place"]] == ["25.0", "25.0"]
 
 
 def test_no_category_breaks_the_table():

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.axes import Axes
-from PIL import Image
+from PIL import Image, ImageFont
 
 import data
 from data import shapes
-from lab import curves, experiments, figures, recording, results, watch
+from lab import curves, experiments, figures, recording, watch
 from mma import EXTRA_PAIRS
 
 ROOT = Path(__file__).parent.parent.parent
 ORANGE, BLUE = (240, 140, 40), (74, 111, 181)
 RECORDS = [
     {"stage": "pt", "step": 10, "loss": 2.0},
-    {"stage": "sft", "step": 10, "loss": 1.0, "val": {"accuracy": 0.5}},
+    {"stage": "sft", "step": 10, "loss": 1.0, "val": {"accuracy": 0.5, "loss": 0.5}},
 ]
 
 
@@ -62,14 +62,15 @@ def test_the_masks_are_all_there(tmp_path, meshes):
 @pytest.fixture
 def drawn(monkeypatch):
     """The axes of the charts that a test draws."""
-    axes_of_all, figure = [], curves.figure
+    axes_of_all, figure = [], watch.figure
 
     def keep(*args, **options):
         fig, axes = figure(*args, **options)
         axes_of_all.extend(axes)
         return fig, axes
 
-    monkeypatch.setattr(curves, "figure", keep)
+    for module in (watch, curves):
+        monkeypatch.setattr(module, "figure", keep)
     return axes_of_all
 
 
@@ -79,15 +80,32 @@ def points_of(ax):
 
 def test_the_curves_of_a_training(tmp_path, drawn):
     for upto in (0, 1, 2):
-        curves.write_training(tmp_path / "c.png", RECORDS[:upto])
-        assert Image.open(tmp_path / "c.png").size == (990, 374)
+        watch.write_curves(tmp_path / "c.png", RECORDS[:upto])
+        assert Image.open(tmp_path / "c.png").size == (1210, 440)
     left, right = drawn[-2:]
-    assert points_of(left) == {"stage 1": [(10, 2)], "stage 2: questions": [(10, 1)]}
-    assert points_of(right) == {"last: 50.0 %": [(10, 50)]}
+    stages = {"stage 1": [(10, 2)], "stage 2: questions": [(10, 1)]}
+    assert points_of(left) == {**stages, "stage 2: validation": [(10, 0.5)]}
+    assert points_of(right) == {"overall: 50.0 %": [(10, 50)]}
     for ax in (left, right):
         assert ax.get_xlabel() and ax.get_ylabel() and ax.get_legend()
         assert all(line.get_marker() == "o" for line in ax.lines)  # one point alone is no line
     assert not {ORANGE, BLUE} & colours_in(Image.open(tmp_path / "c.png"))  # those are mma, causal
+
+
+def test_a_family_that_was_not_asked_yet_is_said_and_dashed(tmp_path, drawn):
+    def look(step, not_asked):
+        families = {"place": {"accuracy": 0.5, "n": 2}, "spatial": {"accuracy": 0, "n": 2}}
+        val = {"accuracy": 0.25, "families": families, "not_asked": not_asked}
+        return {"stage": "sft", "step": step, "loss": 1.0, "val": val}
+
+    for second, label in ((["spatial"], "spatial: not asked yet"), ([], "spatial: 0.0 %")):
+        watch.write_curves(tmp_path / "c.png", [look(1, ["spatial"]), look(2, second)])
+        lines = {line.get_label(): line.get_linestyle() for line in drawn[-1].lines}
+        dashed = {"-": False, "--": True}
+        assert {name: dashed[style] for name, style in lines.items()} == {
+            "overall: 25.0 %": False, "place: 50.0 %": False, label: bool(second)
+        }  # fmt: skip
+        assert points_of(drawn[-1])["place: 50.0 %"] == [(1, 50), (2, 50)]
 
 
 def test_the_ends_of_both_stages_are_in_the_chart(tmp_path, drawn):
@@ -95,7 +113,7 @@ def test_the_ends_of_both_stages_are_in_the_chart(tmp_path, drawn):
         return [{"stage": stage, "step": k, "loss": loss} for k, loss in enumerate(values, 1)]
 
     for pt, sft in (([9, 5], [4, 0.5, 0.4, 0.3]), ([9, 1], [4, 0.5]), ([0.2, 0.1], [])):
-        curves.write_training(tmp_path / "c.png", losses("pt", pt) + losses("sft", sft))
+        watch.write_curves(tmp_path / "c.png", losses("pt", pt) + losses("sft", sft))
         top, last = drawn[-2].get_ylim()[1], max(values[-1] for values in (pt, sft) if values)
         assert last < top <= max(3, 1.1 * last)  # and the first steps flatten nothing
         assert drawn[-2].get_xlim()[0] == 0 and drawn[-2].get_xlim()[1] >= max(len(pt), len(sft))
@@ -129,19 +147,21 @@ def test_mma_is_orange_and_causal_is_blue():
 
 def test_without_matplotlib_training_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(watch, "told", False)
-    find = results.importlib.util.find_spec
-    hidden = lambda name, *rest: None if name == "matplotlib" else find(name, *rest)
-    monkeypatch.setattr(results.importlib.util, "find_spec", hidden)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     for _ in range(2):
         watch.write_curves(tmp_path / "curves.png", RECORDS)
     said = capsys.readouterr().err
     assert said.count("pip install matplotlib") == 1 and not list(tmp_path.iterdir())
 
 
-def test_training_and_answering_import_no_matplotlib():
-    code = "import train, eval, lab.watch, lab.variants, sys; print('matplotlib' in sys.modules)"
+def test_training_and_answering_import_no_matplotlib_and_nothing_of_comparisons():
+    """Not even where a run draws its curves and its sheet."""
+    code = """
+import sys, train, eval, lab.variants, lab.watch, lab.recording
+print([name for name in ("matplotlib", "lab.curves", "lab.results") if name in sys.modules])
+"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "False", done.stderr
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_every_arm_of_a_chart_has_a_colour_of_its_own():
@@ -163,15 +183,39 @@ def test_the_command_draws_finished_runs(tmp_path, capsys):
         curves.main([str(run)])
 
 
-def test_patches_are_framed(tmp_path):
+HEAD = watch.LINE + watch.GAP  # of a sheet: a line says what is shown
+
+
+def test_patches_are_framed():
     example = shapes.Shapes().heldout("test", 1)[0]
     result = {"prompt": (example, 0), "id": "", "question": "q", "given": "yes", "answer": "no"}
-    figures.write_sheet(tmp_path / "s.png", [result | {"correct": False}], 64, [[(4, 5)]])
-    picture = Image.open(tmp_path / "s.png").convert("RGB")
+    picture = watch.draw_sheet([result | {"correct": False}], 64, [[(4, 5)]])
     # The left side of the frame around the sixth patch
-    assert picture.getpixel((6 + 40 + 2, 4 + 40 + 20)) == (255, 255, 255)
-    text = colours_in(picture.crop((0, 166, 160, 226)))
+    assert picture.getpixel((6 + 40 + 2, HEAD + 40 + 20)) == (255, 255, 255)
+    text = colours_in(picture.crop((0, HEAD + 160, 160, picture.height)))
     assert any(r > 150 and max(g, b) < 100 for r, g, b in text)  # wrong answers are red
+
+
+@pytest.mark.parametrize("question, given", [
+    ("which is further to the right, the green diamond or the purple triangle? " * 4, "yes"),
+    ("why?", "hohoho" * 30),
+])  # fmt: skip
+def test_text_of_a_sheet_stays_whole_below_its_own_picture(question, given):
+    example = shapes.Shapes().heldout("test", 1)[0]
+    result = {"prompt": (example, 0), "id": "", "question": question, "given": given,
+              "answer": "no", "correct": False}  # fmt: skip
+    last = result | {"given": "", "question": "?"}
+    font = ImageFont.load_default(watch.LETTERS)
+    lines = watch.wrapped(question, font, watch.SIDE)
+    assert " ".join(lines).split() == question.split()
+    sheet = watch.draw_sheet([result, result, *[last] * 6], 64, [[]] * 8)
+    below = sheet.crop((0, HEAD + watch.SIDE, sheet.width, HEAD + watch.SIDE + 17 * len(lines)))
+    for k in (1, 2):  # beside the first two pictures nothing is written
+        gap = below.crop((172 * k - 6, 0, 172 * k + 6, below.height))
+        assert colours_in(gap) == {(255, 255, 255)}
+    assert len(colours_in(below.crop((0, below.height - 17, 172, below.height)))) > 1
+    second_row = sheet.crop((0, sheet.height - 230, 172, sheet.height - 80))
+    assert len(colours_in(second_row)) > 10  # its picture, whole
 
 
 COLOURED = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
@@ -185,7 +229,7 @@ COLOURED = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
     (["<image>this?", "more?", "<image>and this?"], 1, [0]),
     (["hello?", "<image>this?"], 0, []),
 ])  # fmt: skip
-def test_a_sheet_shows_the_pictures_of_the_turn(tmp_path, messages, turn, shown):
+def test_a_sheet_shows_the_pictures_of_the_turn(messages, turn, shown):
     """And frames of the first picture only where it stands alone."""
     images = [
         torch.tensor(c, dtype=torch.uint8)[:, None, None].expand(3, 8, 8)
@@ -193,24 +237,25 @@ def test_a_sheet_shows_the_pictures_of_the_turn(tmp_path, messages, turn, shown)
     ]
     example = data.Example(images, [(message, "yes") for message in messages])
     result = {"prompt": (example, turn), "id": "", "question": "", "given": "yes", "answer": "yes"}
-    figures.write_sheet(tmp_path / "s.png", [{**result, "correct": True}], 8, [[(4, 5)]])
-    picture = Image.open(tmp_path / "s.png").convert("RGB")
-    middles = [picture.getpixel((6 + 160 * k + 80, 4 + 80)) for k in range(3)]
+    picture = watch.draw_sheet([{**result, "correct": True}], 8, [[(4, 5)]])
+    middles = [picture.getpixel((6 + 160 * k + 80, HEAD + 80)) for k in range(3)]
     blank = [(255, 255, 255)] * 3
     assert middles == ([COLOURED[i] for i in shown] + blank)[:3]
-    frame = picture.getpixel((6 + 40 + 2, 4 + 40 + 20)) == (255, 255, 255)
+    frame = picture.getpixel((6 + 40 + 2, HEAD + 40 + 20)) == (255, 255, 255)
     assert frame == (shown in ([0], []))  # without a picture all is white
 
 
 def test_a_sheet_is_spread_over_all_answers(tmp_path, model, tokenizer, pictures, monkeypatch):
     """24 of them, evenly, each framed where the model looks; the first of their pictures is left to
     ask about. Who does not write takes part in the forward passes."""
-    framed, sheets = [], []
+    framed, sheets, drawn = [], [], watch.draw_sheet
+    said = {"id": "", "question": "", "given": "", "answer": "", "correct": True}
     real = recording.attended
     monkeypatch.setattr(recording, "attended", lambda *a: framed.append(a[2]) or real(*a))
-    monkeypatch.setattr(figures, "write_sheet", lambda *args: sheets.append(args))
+    monkeypatch.setattr(watch, "draw_sheet", lambda *args: sheets.append(args) or drawn(*args))
     results = [
-        {"prompt": (data.Example([pictures[k % 4]] if k else [], [("<image>" * (k > 0), "")]), 0)}
+        said
+        | {"prompt": (data.Example([pictures[k % 4]] if k else [], [("<image>" * (k > 0), "")]), 0)}
         for k in range(60)
     ]
     for write in (False, True):
@@ -218,9 +263,10 @@ def test_a_sheet_is_spread_over_all_answers(tmp_path, model, tokenizer, pictures
         assert len(framed) == 24 and all(
             e is results[k * 60 // 24]["prompt"][0] for k, e in enumerate(framed)
         )
-        assert list(tmp_path.iterdir()) == ([tmp_path / "example.png"] if write else [])
+        files = {path.name for path in tmp_path.iterdir()}
+        assert files == ({"example.png", "sheet.png"} if write else set())
         framed.clear()
-    ((_, some, size, frames),) = sheets
+    ((some, size, frames),) = sheets
     assert len(some) == 24 and size == 16 and frames[0] == []
     assert frames[1] == real(model, tokenizer, *some[1]["prompt"])
     shown = data.pixels_of(tmp_path / "example.png", 16, "")
