@@ -16,7 +16,6 @@ installed; sheet.png, test answers; example.png (and example.wav), to ask about.
 """
 
 from functools import cache
-from textwrap import shorten
 
 import torch
 
@@ -187,12 +186,21 @@ def report(record: dict, args, results: list[dict], known) -> None:
     print(f"\nHeld-out answers, after {record['seconds']:.0f} seconds:")
     print(table(pool([record])))
     if are_free([result["answer"] for result in results], known):
-        for result in results[:: -(-len(results) // 3)]:
-            said, true = (shorten(result[name], 60) for name in ("given", "answer"))
-            print(f"said {said!r}, where the true answer is {true!r}")
+        print("\n".join(beside_true(results)))
     if args.data not in data.TEXT_WORLDS:
         file = "--audio FILE" if args.data in data.AUDIO_WORLDS else "--image FILE"
         print(f'Ask it: python eval.py {args.out} {file} --question "..."')
+
+
+def beside_true(results: list[dict]) -> list[str]:
+    """Three lines, or as many as there are results: an answer and the true one, of either 60
+    letters at most."""
+    lines = []
+    for result in results[:: max(1, len(results) // 3)][:3]:
+        texts = (" ".join(result[name].split()) for name in ("given", "answer"))
+        said, true = (text if len(text) <= 60 else f"{text[:56]} ..." for text in texts)
+        lines.append(f"said {said!r}, where the true answer is {true!r}")
+    return lines
 
 
 def main(argv=None) -> None:

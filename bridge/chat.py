@@ -199,11 +199,12 @@ def between_turns(theirs, show, after: str, probes: tuple) -> tuple:
 
 def stated_ends(folder: Path) -> list[int]:
     """The ids that end an answer, as the folder's settings have it: one or several."""
-    stated = read_config(folder).eos_token_id
-    if (folder / "generation_config.json").exists():
-        config = needed("transformers", "transformers>=5.6").GenerationConfig
-        stated = config.from_pretrained(folder, local_files_only=True).eos_token_id
-    return [stated] if isinstance(stated, int) else list(stated or [])
+    stated, file = read_config(folder).eos_token_id, folder / "generation_config.json"
+    with one_line(file, Exception):
+        if file.exists():
+            config = needed("transformers", "transformers>=5.6").GenerationConfig
+            stated = config.from_pretrained(folder, local_files_only=True).eos_token_id
+        return [stated] if isinstance(stated, int) else list(stated or [])
 
 
 def check_form(tokenizer: ChatTokenizer, theirs, folder: Path, system: str) -> None:

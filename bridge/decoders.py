@@ -48,7 +48,7 @@ def decoder_sizes(folder: Path) -> dict:
 def has_other_head(folder: Path) -> bool:
     """Whether the files hold a head that is not the embedding, although the configuration says that
     they are one: of some that were fine-tuned. transformers computes with the file's, too."""
-    names = "model.embed_tokens.weight", "lm_head.weight"
+    names = "model.embed_tokens.weight", "embed_tokens.weight", "lm_head.weight"
     found = list(tensors(folder, names)) if any(folder.glob("*.safetensors")) else []
     if len(found) < 2 or torch.equal(found[0][2], found[1][2]):
         return False

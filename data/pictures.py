@@ -26,6 +26,8 @@ UNREADABLE = "unreadable picture"  # the kind of a DataError
 # 64 x 64, 1,200 of 384 x 384
 CACHE_BYTES = 2**29
 PNG, OF_PIXELS = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+JPEG, SCAN = b"\xff\xd8", 0xDA  # how a JPEG begins; the marker of its pixels
+BESIDE = (0xE0, *range(0xE2, 0xEE), 0xFE)  # markers of texts and profiles, EXIF (0xE1) left out
 FLIPS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 TURNS = {k: Image.Transpose[name] for k, name in enumerate(FLIPS.split(), 2)}  # EXIF's orientation
 
@@ -132,9 +134,9 @@ def check_format(file: Image.Image, path) -> None:
 
 def read_file(image: Path | bytes, read):
     """read(file) of the picture's file, or of what would be in it, as Pillow opens it: its pixels
-    are not read yet. A PNG whose texts, colour profile or checksums Pillow refuses is read without
-    them. Raises DataError if it is not there, is no picture, or is one that check_format refuses.
-    """
+    are not read yet. A PNG or JPEG whose texts, colour profile or checksums Pillow refuses is read
+    without them. Raises DataError if it is not there, is no picture, or is one that check_format
+    refuses."""
     in_memory = isinstance(image, bytes)
     path = "a picture in the data" if in_memory else image
 
@@ -150,9 +152,11 @@ def read_file(image: Path | bytes, read):
             raise
         except Exception:
             content = image if in_memory else image.read_bytes()
-            if not content.startswith(PNG):
-                raise
-            return attempt(io.BytesIO(pixels_of_png(content)))
+            if content.startswith(PNG):
+                return attempt(io.BytesIO(pixels_of_png(content)))
+            if content.startswith(JPEG):
+                return attempt(io.BytesIO(pixels_of_jpeg(content)))
+            raise
     except FileNotFoundError:
         raise DataError(f"{path}: no such picture", UNREADABLE) from None
     except DataError:
@@ -174,8 +178,22 @@ def pixels_of_png(content: bytes) -> bytes:
     return b"".join(kept)
 
 
+def pixels_of_jpeg(content: bytes) -> bytes:
+    """A JPEG file without what is beside its pixels, but for EXIF data."""
+    kept, at = [JPEG], len(JPEG)
+    while at + 4 <= len(content) and content[at + 1] != SCAN:
+        end = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")  # marker, length, data
+        if content[at + 1] not in BESIDE:
+            kept.append(content[at:end])
+        at = end
+    return b"".join([*kept, content[at:]])
+
+
 def upright(file: Image.Image) -> Image.Image:
     """The picture, turned as its EXIF data say, where these can be read."""
+    # Not in the try, for damaged pixels are an error. A TIFF is turned by it, once, and EXIF data
+    # that stand behind a PNG's pixels are found
+    file.load()
     try:
         turn = TURNS.get(file.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # of many kinds, as in read_file; nothing is wrong with the pixels

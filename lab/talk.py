@@ -174,12 +174,13 @@ def answer(talk: Conversation, line: str, images: list, look: Look) -> list:
 def path_of(text: str) -> Path:
     """A path as it was typed, or as a terminal pastes it: in quotes, or with backslashes before
     spaces. ~ may stand for a user's folder."""
+    if os.path.exists(text):
+        return Path(text)
     try:
         pasted = shlex.split(text) if os.name == "posix" else [text.strip('"')]
     except ValueError:  # an apostrophe, say: not the quotes of a shell
         pasted = []
-    as_typed = len(pasted) != 1 or os.path.exists(text)
-    text = text if as_typed else pasted[0]
+    text = pasted[0] if len(pasted) == 1 else text
     try:
         return Path(text).expanduser()
     except RuntimeError:  # a user who is not known

@@ -259,6 +259,8 @@ REFUSED = {
         dict(config__json={"model_type": "llama", "vocab_size": 9}), {}, "ids up to .* 9 tokens",
     ),
     "ends": (dict(generation_config__json="{"), {}, "generation_config.json"),
+    "ends in a list": (dict(generation_config__json=[1]), {}, "generation_config.json: "),
+    "half an end": (dict(generation_config__json={"eos_token_id": 0.5}), {}, "config.json: .*float"),
 }  # fmt: skip
 
 

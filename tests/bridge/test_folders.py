@@ -229,6 +229,11 @@ def test_a_head_of_its_own_is_used_where_the_settings_tie_it(vision, saved):
     with pytest.warns(UserWarning, match="lm_head.weight is not the embedding: it is used"):
         model = load(vision[0], folder, vocab_size=91)
     assert not model.config.tied and len(model.unembed.weight) == 91
+    weights = safetensors.load_file(folder / "model.safetensors")
+    bare = {name.removeprefix("model."): w for name, w in weights.items()}  # of a decoder alone
+    safetensors.save_file(bare, folder / "model.safetensors", {"format": "pt"})
+    with pytest.warns(UserWarning, match="lm_head.weight is not the embedding: it is used"):
+        assert not load(vision[0], folder).config.tied
     theirs = type(theirs).from_pretrained(folder)
     got, expected = logits(model, ids)[..., :90], theirs(ids).logits
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)

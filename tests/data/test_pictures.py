@@ -65,9 +65,10 @@ def test_a_broken_picture_is_named(tmp_path, content):
         read_picture(tmp_path / "x.png", 32)
 
 
-def test_a_truncated_picture_is_named(tmp_path):
+@pytest.mark.parametrize("end", [b"", 3000 * b"\xff"])
+def test_a_picture_that_ends_early_or_is_damaged_is_named(tmp_path, end):
     Image.effect_noise((64, 64), 50).save(tmp_path / "x.png")
-    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:1500])
+    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:1500] + end)
     with pytest.raises(DataError, match=r"x.png: not a readable picture"):
         read_picture(tmp_path / "x.png", 32)
     with pytest.raises(DataError, match=r"y.png: no such picture"):
@@ -126,6 +127,9 @@ A_WORD_FOR_A_RATIO = struct.pack("<HHII", 0x011A, 2, 1, 0)  # Pillow reads it, a
     ("x.png", {"exif": exif()}, 33, chunk(b"iCCP", b"profile\0\0" + LONG), True),
     ("x.png", {}, -12, chunk(b"iTXt", b"comment\0\1\0\0\0" + LONG), False),  # after the pixels
     ("x.png", {}, 33, chunk(b"tEXt", b"a\0b")[:-1] + b"?", False),  # its checksum is wrong
+    ("x.png", {}, -12, chunk(b"zTXt", b"a\0\0" + LONG) + chunk(b"eXIf", exif()[6:]), True),
+    ("x.jpg", {"exif": exif(), "quality": 95}, 2, b"\xff\xe2\0\x0eICC_PROFILE\0", True),
+    ("x.tif", {"tiffinfo": {0x0112: 6}}, 0, b"", True),
 ])  # fmt: skip
 def test_pixels_are_read_whatever_is_wrong_beside_them(tmp_path, name, options, at, added, turned):
     """Of EXIF data, texts and colour profiles; and turned where it is known how."""

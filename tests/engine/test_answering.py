@@ -100,6 +100,15 @@ def test_free_text_is_judged_by_its_loss_and_shown_beside_the_truth(llava, tmp_p
     assert again["loss"] == pytest.approx(record["loss"], abs=1e-5)
 
 
+@pytest.mark.parametrize("n,shown", [(1, [0]), (2, [0, 1]), (4, [0, 1, 2]), (9, [0, 3, 6])])
+def test_three_answers_are_shown_of_any_number(n, shown):
+    results = [{"given": f"{i}{'图' * 80}", "answer": f"{i} is\nshort"} for i in range(n)]
+    truth = "where the true answer is"
+    assert train.beside_true(results) == [
+        f"said '{i}{'图' * 55} ...', {truth} '{i} is short'" for i in shown
+    ]
+
+
 @pytest.mark.parametrize("answers,known,free", [
     (["a", "b", "c"], None, True), (["a", "b", "c"], {"a"}, False), (["a", "a"], None, False),
 ])  # fmt: skip

@@ -149,11 +149,12 @@ def test_a_run_that_was_trained_on_sounds_is_asked_about_sounds(tmp_path, monkey
 
 @pytest.mark.parametrize("typed", [
     "{}/my picture.png", '"{}/my picture.png"', "'{}/my picture.png'", r"{}/my\ picture.png",
-    "~/my picture.png", r"~/my\ picture.png", "{}/it's.png",
+    "~/my picture.png", r"~/my\ picture.png", "{}/it's.png", "~x.png",
 ])  # fmt: skip
 def test_paths_are_found_as_they_are_typed_or_pasted(tmp_path, monkeypatch, typed):
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("my picture.png", "it's.png"):
+    monkeypatch.chdir(tmp_path)
+    for name in ("my picture.png", "it's.png", "~x.png"):
         (tmp_path / name).touch()
     assert talk.path_of(typed.format(tmp_path)).exists()
 
