@@ -117,6 +117,15 @@ def test_no_file_is_longer_than_350_lines_and_no_python_is_wider_than_100_column
         assert not wide or name.endswith(".js"), f"{name}: lines {wide}"
 
 
+PAGES = {"README.md": 130, "docs/results.md": 350, "docs/log.md": 200, "docs/speed.md": 120,
+         "docs/weights.md": 120, "docs/fork.md": 120}  # fmt: skip
+
+
+def test_pages_are_short():
+    lines = {name: len(read(name).splitlines()) for name in PAGES}
+    assert all(lines[name] <= most for name, most in PAGES.items()), lines
+
+
 def depth(node, level: int = 0) -> int:
     """How deep control blocks are nested; elif is no deeper than its if."""
     deepest = level
