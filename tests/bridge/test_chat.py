@@ -260,7 +260,7 @@ REFUSED = {
     ),
     "ends": (dict(generation_config__json="{"), {}, "generation_config.json"),
     "ends in a list": (dict(generation_config__json=[1]), {}, "generation_config.json: "),
-    "half an end": (dict(generation_config__json={"eos_token_id": 0.5}), {}, "config.json: .*float"),
+    "half an end": (dict(generation_config__json={"eos_token_id": 0.5}), {}, "json: .*float"),
 }  # fmt: skip
 
 

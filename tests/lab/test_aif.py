@@ -123,4 +123,4 @@ def test_the_command_writes_what_eval_writes_and_its_table_says_aif(tmp_path, ca
     aif.main([str(tmp_path / "run"), "--share", "0.5", "--limit", "20", "--json", str(file)])
     (record,) = json.loads(file.read_text())["runs"]
     assert record["aif"] == 0.5 and record["n"] == 20 and 0 <= record["accuracy"] <= 1
-    assert "| mma, aif 0.5 |" in capsys.readouterr().out
+    assert "mma, aif 0.5 |" in capsys.readouterr().out
