@@ -63,10 +63,10 @@ def test_runs_of_other_code_are_not_pooled_in_silence(tmp_path, monkeypatch, cap
     monkeypatch.setattr(code, "DECIDE", (*code.DECIDE, "LICENSE"))  # as if a file had changed
     train.main([*few, "--seed", "1", "--out", names[1]])
     capsys.readouterr()
-    evaluation.main([*names, "--device", "cpu"])
+    evaluation.main([*names, "--device", "cpu", "--limit", "20"])
     said = capsys.readouterr().out
     assert "2 versions of the code" in said and "2 seeds" not in said
-    evaluation.main([names[0], "--device", "cpu"])
+    evaluation.main([names[0], "--device", "cpu", "--limit", "20"])
     assert "of the code" not in capsys.readouterr().out
 
 

@@ -5,12 +5,11 @@ import json
 from lab.compare import SHOWN
 from lab.experiments import Experiment
 
-# It answers as its mask and seed say. --fail fails, --wait waits for a file beside --out, or for
-# SIGTERM, which it survives by saving.
+# It answers as its mask and seed say, and says that the code $CODE made it. --fail fails, --wait
+# waits for a file beside --out, or for SIGTERM, which it survives by saving.
 FAKE = """
 import argparse, json, os, signal, sys, time
 from pathlib import Path
-from engine.code import fingerprint
 
 def arguments(argv=None):
     parser = argparse.ArgumentParser()
@@ -44,7 +43,7 @@ if __name__ == "__main__":
     families = {name: {"accuracy": right, "n": 50} for name in ("place", "count")}
     record = {"accuracy": right, "families": families, "n": 100, "unparsed": 0, "params": 7,
               "seconds": 1.0, "mask": args.mask, "seed": args.seed, "args": vars(args),
-              "code": fingerprint(args)}
+              "code": os.environ["CODE"]}
     curve = [{"step": 10 * k, "val": {"accuracy": k * right / 4, "loss": (1 - right) / k}}
              for k in range(1, 5)]
     lines = [json.dumps(line) for line in [{"step": 5}, *curve]]

@@ -33,10 +33,11 @@ def published(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def call(tmp_path):
+def call(tmp_path, monkeypatch):
     """call(words...) -> the JSON that it wrote."""
 
     def call(*words):
+        monkeypatch.setenv("CODE", code.fingerprint(SimpleNamespace(variant=None), "train"))
         compare.main(["--name", "it", "--runs", str(tmp_path / "runs"), *words])
         return read(tmp_path / "runs" / "results" / "it.json")
 
