@@ -14,7 +14,8 @@ def fingerprint(args, program: str = "__main__") -> str:
     """16 hex digits of the four files, data/, engine/, and of what the run has beside them: the
     program's own file, the module of its variant, all of bridge/ where one of these lies there.
     args: of the run; program: the module that is run. Line ends do not count, all else does."""
-    variant = wings.variant_of(vars(args))
+    of_ours = not hasattr(args, "model")  # else a Hugging Face model, which has no variant
+    variant = wings.variant_of(vars(args)) if of_ours else wings.PLAIN
     wraps = getattr(variant.wrap_source, "func", variant.wrap_source)  # of a functools.partial
     made_of = [x for x in (variant.model_class, variant.tokenizer_class, wraps) if x]
     modules = [sys.modules[name] for name in (program, *(x.__module__ for x in made_of))]

@@ -54,6 +54,13 @@ def test_the_program_counts(monkeypatch):
     assert code.fingerprint(PLAIN, "of_lab") != code.fingerprint(PLAIN, "train")
 
 
+def test_a_hugging_face_model_has_a_code_too(monkeypatch):
+    args = SimpleNamespace(model="folder", out="run", data="shapes")
+    found = SimpleNamespace(__file__=str(ROOT / "bridge/hf_finetune.py"))
+    monkeypatch.setitem(sys.modules, "of_bridge", found)
+    assert code.fingerprint(args, "of_bridge") != code.fingerprint(PLAIN, "train")
+
+
 def test_runs_of_other_code_are_not_pooled_in_silence(tmp_path, monkeypatch, capsys, no_drawing):
     """Nor does a run go on with other code in silence."""
     few = [*TINY, "--pt-steps", "1", "--steps", "1", "--limit", "2", "--val-limit", "2"]
