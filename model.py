@@ -112,7 +112,7 @@ class VisionEncoder(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor) -> Tensor:
-    """q [B, H, t, d], k, v [B, G, T, d], mask bool [B, 1, t, T], True = may -> [B, H, t, d]."""
+    """q [B, H, t, d], k, v [B, G, T, d], mask bool [B, 1, t, T], True: may read -> [B, H, t, d]."""
     if q.is_cuda:  # there the kernels that do not store all scores want equal numbers of heads
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     options = dict(enable_gqa=q.shape[1] > k.shape[1], scale=v.shape[-1] ** -0.5)
