@@ -60,8 +60,8 @@ class Distributed:
         return rows if self.sharded else rows[self.rank :: self.world_size]
 
     def gather(self, items) -> list:
-        """What each process hands in, that of the first one first. All must ask. It goes over gloo, on
-        the CPU, so that no GPU is waited for."""
+        """What each process hands in, that of the first one first. All must ask. It goes over gloo,
+        on the CPU, so that no GPU is waited for."""
         everyones = [items] * self.world_size
         if self.world_size > 1:
             dist.all_gather_object(everyones, items)
