@@ -58,9 +58,9 @@ class Facts:
         """int64 [S]: the index of a random True in each row of allowed [S, X]; each has one."""
         return (torch.rand(allowed.shape, generator=self.generator) + allowed).argmax(1)
 
-    def coin(self) -> Tensor:
-        """bool [S]: a fair coin for each scene."""
-        return torch.rand(len(self.count), generator=self.generator) < 0.5
+    def coin(self, p: float = 0.5) -> Tensor:
+        """bool [S]: a coin for each scene, True with probability p."""
+        return torch.rand(len(self.count), generator=self.generator) < p
 
 
 def possible(table: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ class SceneFacts(Facts):
     of_shape: Tensor  # int64 [S, shapes]
     row: Tensor  # int64 [S, KINDS]: the row of a kind that stands once, from 0
     column: Tensor  # the same of its column
+    both_ways: float = 1.0  # share of the relations that are asked either way; others one way
 
     @classmethod
     def of(cls, layout: Tensor, generator: torch.Generator) -> "SceneFacts":
@@ -109,7 +110,8 @@ def place(facts: SceneFacts) -> list[QA]:
 
 
 def spatial(facts: SceneFacts) -> list[QA]:
-    """Which of two objects, each the only one of its kind, is further to one side."""
+    """Which of two objects, each the only one of its kind, is further to one side. One way: "further
+    left" and "higher up" alone."""
     once, vertical = facts.count == 1, facts.coin()
     left_of, above = (
         once[:, :, None] & once[:, None, :] & (place[:, :, None] < place[:, None, :])
@@ -119,7 +121,8 @@ def spatial(facts: SceneFacts) -> list[QA]:
     vertical ^= ~torch.where(vertical, above.any((1, 2)), left_of.any((1, 2)))
     pair = facts.pick(torch.where(vertical[:, None, None], above, left_of).flatten(1))
     asked = []
-    for pair_index, last, down, turned in rows(pair, facts.coin(), vertical, facts.coin()):
+    last = facts.coin(facts.both_ways / 2)
+    for pair_index, last, down, turned in rows(pair, last, vertical, facts.coin()):
         first, second = (NAMES[kind] for kind in divmod(pair_index, KINDS))
         a, b = (second, first) if turned else (first, second)
         question = f"which is {RELATIONS[down][last]}, the {a} or the {b}?"

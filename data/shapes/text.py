@@ -7,8 +7,8 @@ are those of Shapes: val and test ask what they ask about the pictures. A scene 
 and all its questions follow, turn by turn; val and test ask one question. Stage 1 teaches to look
 things up, what stands at a place and at which place a thing stands, and asks a few questions, many
 of them about places: before a model can find a thing by its name, questions teach it next to
-nothing. Of relations training asks one way of each at first ("further left", never "further
-right"): no run that was asked both ways from the start learned any (docs/log.md).
+nothing. Relations are asked one way at first, in all of stage 1: no run that was asked both ways
+from the start learned any (docs/log.md).
 """
 
 from itertools import zip_longest
@@ -17,14 +17,14 @@ import torch
 
 from data.families import EMPTY
 from data.prompt import IMAGE_TOKEN, Example
-from data.shapes import FIRST_FAMILIES, QUESTIONS, Shapes
-from data.shapes.questions import RELATIONS, known_answers
+from data.shapes import FIRST_FAMILIES, QUESTIONS, STEPS_OF_PLACES, Shapes, share_both_ways
 from data.shapes.scenes import GRID, NAMES
 
 FAMILIES_OF_STAGE_1 = (*FIRST_FAMILIES, "spatial", "counting")
-# Relations are asked one way in stage 1 and up to the first of these steps of stage 2, then more
-# and more of them both ways, from the second on all as in val and test.
-ONE_WAY_UNTIL, BOTH_WAYS_FROM = 800, 1200
+# Found before that of the pictures, and kept
+FAMILIES_OF_STAGE_2 = tuple(
+    "existence counting counting attribute comparison place spatial spatial".split()
+)
 
 
 def objects(cells: list[int]) -> list[tuple[str, str]]:
@@ -53,22 +53,6 @@ def look_ups(cells: list[int], asked: list, n: int, g: torch.Generator) -> list[
     return [turn for turns in zip_longest(*some, asked) for turn in turns if turn]
 
 
-def one_way(question: str, answer: str) -> tuple[str, str]:
-    """The same pair of objects, asked with the first word of its relation ("further left", "higher
-    up"), and what is true then. Other questions are left as they are."""
-    for first, second in RELATIONS:
-        if second in question:
-            a, b = known_answers(question)
-            return question.replace(second, first), b if answer == a else a
-    return question, answer
-
-
-def share_one_way(stage: str, step: int) -> float:
-    """The share of the relations that training asks one way."""
-    left = (BOTH_WAYS_FROM - step) / (BOTH_WAYS_FROM - ONE_WAY_UNTIL)
-    return 1.0 if stage == "pt" else min(1.0, max(0.0, left))
-
-
 class ShapesText(Shapes):
     """The interface of data.Folder; the pictures of a step are scenes."""
 
@@ -78,18 +62,19 @@ class ShapesText(Shapes):
         yield from map(scene_text, facts.layout.tolist())
 
     def families_of(self, stage: str, step: int) -> tuple[str, ...]:
-        return FAMILIES_OF_STAGE_1 if stage == "pt" else super().families_of(stage, step)
+        if stage == "pt":
+            return FAMILIES_OF_STAGE_1
+        return FIRST_FAMILIES if step < STEPS_OF_PLACES else FAMILIES_OF_STAGE_2
 
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
         facts, _ = self.drawn("train", pictures, "text", stage, seed, step)
-        first, g, share = stage == "pt", facts.generator, share_one_way(stage, step)
+        facts.both_ways = share_both_ways(stage, step)
         questions = self.questions(facts, per_picture, self.families_of(stage, step))
         examples = []
         for cells, asked in zip(facts.layout.tolist(), questions):
-            turned = (torch.rand(len(asked), generator=g) < share).tolist()
-            turns = [one_way(*qa) if turn else tuple(qa) for (_, *qa), turn in zip(asked, turned)]
-            if first:
-                turns = look_ups(cells, turns[: per_picture // 2], per_picture, g)
+            turns = [tuple(qa) for _, *qa in asked]
+            if stage == "pt":
+                turns = look_ups(cells, turns[: per_picture // 2], per_picture, facts.generator)
             turns[0] = f"{scene_text(cells)} {turns[0][0]}", turns[0][1]
             examples.append(Example([], turns))
         return examples
