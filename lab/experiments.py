@@ -19,7 +19,8 @@ class Experiment(NamedTuple):
     lines: dict[str, str] | Callable[[], dict[str, str]]
     common: str = ""  # options that every line begins with
     program: str = "train"
-    seeds: int | dict[str, int] = 1  # how many, from 0; by arm: where more than one
+    seeds: int | dict[str, int] = 1  # how many; by arm: where more than one
+    first_seed: int = 0
     # name -> what is asked of every finished run: a module and its options, to which the run's
     # folder and --json FILE are added
     asks: dict[str, str] = {}
@@ -49,8 +50,9 @@ SEEDS = {"causal": 5, "mma": 5, "prefix": 5, "v2v": 3, "cca": 3, "t&i": 3, "dot"
 FOUR_ARMS = {name: ARMS[name] for name in ("causal", "mma", "prefix", "t&i")}
 TWO_ARMS = {name: ARMS[name] for name in ("causal", "mma")}
 # Not arms: where the picture comes before the question, mutual is mma pair by pair
-# (tests/lab/test_experiments.py); leaky and leaky-captions are lessons.
-NO_ARM = ("mutual", "leaky", "leaky-captions")
+# (tests/lab/test_experiments.py); leaky and leaky-captions are lessons; dialogues have a table.
+DIALOGUES = ("dialogues", "dialogues-half", "dialogues-again", "dialogues-first")
+NO_ARM = ("mutual", "leaky", "leaky-captions", *DIALOGUES)
 
 
 def arms_of_the_table() -> dict[str, str]:
@@ -66,6 +68,14 @@ def both_masks(option: str, values) -> dict[str, str]:
     """mma and causal at every value of one option."""
     masks = ("mma", "causal")
     return {f"{m}@{value}": f"--mask {m} --{option} {value}" for m in masks for value in values}
+
+
+def of_dialogues() -> dict[str, str]:
+    """Both masks, trained on single questions and on dialogues; and mma in the first turn alone."""
+    arms = {f"{m}@alone": line for m, line in TWO_ARMS.items()}
+    for variant in DIALOGUES[:3]:
+        arms |= {f"{m}@{variant}": f"{line} --variant {variant}" for m, line in TWO_ARMS.items()}
+    return arms | {"mma@dialogues-first": "--mask mma --variant dialogues-first"}
 
 
 MMA = "mma > causal"
@@ -132,6 +142,11 @@ EXPERIMENTS = {
         claims=tuple(f"mma@{n} > causal@{n}" for n in SCENES),
     ),
     "rates": Experiment(both_masks("lr", RATES), "--data shapes", seeds=2),
+    "dialogues": Experiment(
+        of_dialogues(), "--data shapes", seeds=3, first_seed=10,
+        asks={"by turn": "lab.dialogues"},
+        claims=tuple(f"mma@{v} > causal@{v}" for v in ("alone", *DIALOGUES[:3])),
+    ),
     # A second modality; several pictures a row
     "sounds": Experiment(FOUR_ARMS, "--data sounds", seeds=3, **PAPER),
     "shapes-pairs": Experiment(FOUR_ARMS, "--data shapes-pairs", seeds=3, **PAPER),

@@ -100,10 +100,11 @@ def plan(experiment: Experiment, seeds: list[int] | None, extra: list[str], runs
     numbers, trials = experiment.seeds, []
     wanted = {arm: numbers if isinstance(numbers, int) else numbers.get(arm, 1)
               for arm in experiment.lines}  # fmt: skip
-    for seed in dict.fromkeys(seeds or range(max(wanted.values()))):
+    first = experiment.first_seed
+    for seed in dict.fromkeys(seeds or range(first, first + max(wanted.values()))):
         made = {}
         for arm in wanted:
-            if seeds or seed < wanted[arm]:
+            if seeds or seed - first < wanted[arm]:
                 made[arm] = trial_of(experiment, arm, seed, made, extra, runs, any_code)
         trials += made.values()
     return trials
