@@ -84,11 +84,12 @@ PAPER = dict(
             "mma > v2v", "t&i > causal"),
     detailed=(MMA,),
 )  # fmt: skip
-BUDGETS = {"1x": 2400, "2x": 4800, "4x": 9600}
+BUDGETS = {"1x": 2400, "4x": 9600}
 BUDGET_ARMS = {f"{m}@{x}": f"--mask {m} --steps {n}"
                for m in ("mma", "causal") for x, n in BUDGETS.items()}  # fmt: skip
 AT_A_BUDGET = tuple(f"mma@{x} > causal@{x}" for x in BUDGETS)
-DEPTHS, SCENES, RATES = (2, 3, 4, 6), (2000, 8000, 32000), (0.002, 0.004, 0.008)
+DEPTHS, SCENES, RATES = (2, 3, 4, 6), (2000, 8000), (0.002, 0.004, 0.008)
+FRESH_SEED = 10  # the first that no recipe was searched for with (docs/protocol.md)
 DEV = dict(asks={"dev": "eval --split dev"}, split="dev")  # read once a finished run
 
 # --- A language model gets eyes (lab/eyes.py): its decoder learned from text alone
@@ -123,7 +124,7 @@ REAL_RATES = {f"{m}@{lr:g}": f"--mask {m} --lr {lr:g} --pt-lr-times {0.0002 / lr
 
 EXPERIMENTS = {
     "shapes": Experiment(
-        arms_of_the_table, "--data shapes", seeds=SEEDS,
+        arms_of_the_table, "--data shapes", seeds=SEEDS, first_seed=FRESH_SEED,
         short=("causal", "mma", "prefix", "t&i"), **PAPER,
     ),
     "depth": Experiment(
@@ -133,17 +134,17 @@ EXPERIMENTS = {
     "budget": Experiment(
         BUDGET_ARMS, "--data shapes",
         seeds={name: 5 if name.endswith("1x") else 3 for name in BUDGET_ARMS},
-        claims=(*AT_A_BUDGET, "mma@1x > causal@2x", "mma@1x > causal@4x", "mma@2x > causal@4x"),
+        first_seed=FRESH_SEED, claims=(*AT_A_BUDGET, "mma@1x > causal@4x"),
         detailed=AT_A_BUDGET[-1:], marks=(80, 95),
     ),
     # Twice the steps: with few scenes validation stops rising within them
     "scenes": Experiment(
-        both_masks("scenes", SCENES), "--data shapes --steps 4800 --keep-best", seeds=2,
-        claims=tuple(f"mma@{n} > causal@{n}" for n in SCENES),
+        both_masks("scenes", SCENES), "--data shapes --steps 4800 --keep-best", seeds=3,
+        first_seed=FRESH_SEED,        claims=tuple(f"mma@{n} > causal@{n}" for n in SCENES),
     ),
     "rates": Experiment(both_masks("lr", RATES), "--data shapes", seeds=2),
     "dialogues": Experiment(
-        of_dialogues(), "--data shapes", seeds=3, first_seed=10,
+        of_dialogues(), "--data shapes", seeds=3, first_seed=FRESH_SEED,
         asks={"by turn": "lab.dialogues"},
         claims=tuple(f"mma@{v} > causal@{v}" for v in ("alone", *DIALOGUES[:3])),
     ),
