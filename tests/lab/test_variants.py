@@ -7,15 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import (
-    DIALOGUE,
     KINDS,
-    NO_LEAK,
-    QUESTION_READ,
     ROOT,
-    TURNS,
     enlarge,
     hidden_of,
-    leaks_by_gradient,
     loss_and_gradients,
     opens,
     row,
@@ -157,16 +152,6 @@ def test_a_grid_that_does_not_fit_is_refused():
     role, _ = row("tVVVQ")
     with pytest.raises(ValueError, match=r"pictures of 4 tokens do not fit .*\[3\]"):
         ring_positions(role, None, 2)
-
-
-CONCENTRIC_LEAKS = {"causal": NO_LEAK["causal"], "mma": QUESTION_READ}
-
-
-@pytest.mark.parametrize("kind", CONCENTRIC_LEAKS)
-def test_leak_table_of_rings_through_the_real_model(model, pictures, kind):
-    other = enlarge(ConcentricMLLM(model.config))
-    found = leaks_by_gradient(other, pictures, kind, *row(DIALOGUE, TURNS))
-    assert found == CONCENTRIC_LEAKS[kind]
 
 
 def test_rings_change_the_states_of_every_row_with_a_picture(varied, batch24, dialogues):
