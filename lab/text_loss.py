@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import data
 from bridge.chat import read_tokenizer
 from bridge.decoders import decoder_sizes
-from bridge.pretrained import PretrainedConfig, load_decoder
+from bridge.pretrained import PretrainedConfig, load
 from engine.options import Parser
 from engine.precision import check_device, default_device
 from engine.run import check_writable, one_line_errors, read_record
@@ -49,7 +49,7 @@ def open_before(trained: dict, device: str) -> tuple[MLLM, data.Tokenizer]:
         return open_run(llm, device)
     tokenizer = read_tokenizer(llm, template)
     sizes = {**decoder_sizes(llm), "vocab_size": len(tokenizer)}
-    return load_decoder(llm, PretrainedConfig(**sizes)).to(device).eval(), tokenizer
+    return load(None, llm, PretrainedConfig(**sizes)).to(device).eval(), tokenizer
 
 
 def measure(runs: list[Path], text: str, device: str) -> list[dict]:
