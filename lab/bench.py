@@ -29,7 +29,7 @@ from engine.options import Parser, positive
 from engine.run import one_line_errors, read_record
 from engine.tables import spread
 from lab import publish, results, size, timing
-from lab.experiments import lines_of
+from lab.experiments import EXPERIMENTS
 from lab.timing import CUDA, DEVICE, USUAL, random_batch, training_step
 from lab.trials import understood
 from model import MLLM, attention
@@ -100,7 +100,7 @@ def arms(args) -> list[list[str]]:
     """Every mask and method of `python -m lab.compare shapes`, each on the batch that it gets."""
     device = ["--data", "shapes", "--preset", "tiny", "--device", DEVICE]
     steps = {}
-    for name, line in lines_of("shapes").items():
+    for name, line in EXPERIMENTS["shapes"].lines.items():
         of_arm = understood("train", [*device, *line.split()])
         steps[name] = training_step(*timing.of_train(of_arm), of_arm)
     t = timing.turns(steps, args.repeats)
