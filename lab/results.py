@@ -12,6 +12,7 @@ import re
 import warnings
 from pathlib import Path
 
+from data import DataError
 from engine.run import read_record
 from engine.tables import markdown, parts_of, spread
 
@@ -35,7 +36,9 @@ DATA_OPTIONS = ("--data", "--source", "--images", "--scenes", "--steps", "--pict
 def validations(run: Path) -> dict[int, dict]:
     """What validation said at each step of stage 2 at which it was made: accuracy (0 to 1), and
     the loss, where the program has it."""
-    log = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    if not (file := run / "metrics.jsonl").exists():
+        raise DataError(f"{run}: metrics.jsonl is missing, so it has no curve")
+    log = map(json.loads, file.read_text().splitlines())
     return {line["step"]: line["val"] for line in log if line.get("val")}
 
 
