@@ -56,8 +56,10 @@ def read_run(run: Path, asked: dict[str, Path], split: str = "") -> dict:
     for name, file in files.items():
         if isinstance(file, list):  # of lab.text_loss, in nats
             numbers |= {f"{name}, before": file[0]["loss"], f"{name}, after": file[-1]["loss"]}
+        elif "numbers" in (said := file["runs"][0]):  # of lab.dialogues, in %
+            numbers |= said["numbers"]
         else:
-            numbers[name] = 100 * file["runs"][0]["accuracy"]
+            numbers[name] = 100 * said["accuracy"]
     kept = {key: record[key] for key in KEYS if key in record}
     if curve and "loss" in (last := curve[max(curve)]):
         kept["loss"] = last["loss"]

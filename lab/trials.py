@@ -94,12 +94,12 @@ def plan(experiment: Experiment, seeds: list[int] | None, extra: list[str], runs
     """The trials; a first seed of everything comes before the second of anything. seeds: instead of
     the experiment's; extra: options of every line but those that others begin with; runs: the
     folder of them all; any_code: runs of other code are taken for done, too."""
-    lines, numbers, trials = experiment.lines, experiment.seeds, []
+    lines, numbers, first, trials = experiment.lines, experiment.seeds, experiment.first_seed, []
     count = {arm: numbers if isinstance(numbers, int) else numbers.get(arm, 1) for arm in lines}
-    for seed in dict.fromkeys(seeds or range(max(count.values()))):
+    for seed in dict.fromkeys(seeds or range(first, first + max(count.values()))):
         folders = {}
         for arm in lines:
-            if seeds or seed < count[arm]:
+            if seeds or seed - first < count[arm]:
                 given = [] if arm in bases_of(lines) else extra
                 trial = trial_of(experiment, arm, seed, folders, given, runs, any_code)
                 folders[arm] = trial.folder

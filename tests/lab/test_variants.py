@@ -213,7 +213,8 @@ def test_it_decodes_as_it_is_prefilled(varied, batch24, dialogues, kind, name):
     rows = [batch24([d], upto=t) for d, t in prompts]
     expected = [without_cache(model, row, kind, 8, -1) for row in rows]
     plain = [without_cache(varied("none"), row, kind, 8, -1) for row in rows]
-    assert expected != plain and len({tuple(answer) for answer in expected}) > 1
+    assert len({tuple(answer) for answer in expected}) > 1
+    assert (expected == plain) == (name == "dialogues-first" and kind == "causal")
     assert [model.generate(**row, eos=-1, max_new_tokens=8)[0] for row in rows] == expected
     first = [i for i, (_, turn) in enumerate(prompts) if turn == 0]
     together = batch24([dialogues[i] for i in first], upto=0)
@@ -286,7 +287,7 @@ def test_a_gate_is_the_formula(varied, batch24, dialogues, gate):
 
 def test_variants_are_found_by_name(monkeypatch, capsys):
     assert wings.find(None) is PLAIN and wings.find("cca").model_class is ConcentricMLLM
-    with pytest.raises(data.DataError, match="no variant 'nope'; there are cca, rave"):
+    with pytest.raises(data.DataError, match="no variant 'nope'; there are .*cca, rave"):
         wings.find("nope")
     assert wings.variant_of({}) is PLAIN
     assert wings.variant_of({"variant": "text-first"}).tokenizer_class is TextFirstTokenizer
