@@ -5,7 +5,6 @@ run. To add an experiment, write an entry; a mask of mma.py and a method of lab/
 of `shapes` by themselves.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import lab.variants  # noqa: F401 - registers the methods
@@ -16,7 +15,7 @@ from mma import EXTRA_PAIRS
 class Experiment(NamedTuple):
     # name -> command line, without --seed and --out. It is one of `program`, or of what follows
     # -m; {NAME} is the folder of the run NAME of the same seed, which is then trained first.
-    lines: dict[str, str] | Callable[[], dict[str, str]]
+    lines: dict[str, str]
     common: str = ""  # options that every line begins with
     program: str = "train"
     seeds: int | dict[str, int] = 1  # how many; by arm: where more than one
@@ -110,7 +109,6 @@ EYES_CLAIMS = dict(
     ),
     detailed=(MMA, FRESH_MMA),
 )  # fmt: skip
-EYES_RATES = {f"{m}@{rate}": f"{EYES[m]} --lr {rate}" for m in TWO_ARMS for rate in RATES}
 # A real LLM, which python -m bridge.smollm2 smollm2 brings; -- --llm DIR names another folder.
 # Stage 1 has the same rate, 0.0002, whatever that of stage 2 is.
 SMOLLM2 = "--encoder weights/shapes-causal --llm smollm2 --preset smollm2 --val-limit 300"
@@ -124,7 +122,7 @@ REAL_RATES = {f"{m}@{lr:g}": f"--mask {m} --lr {lr:g} --pt-lr-times {0.0002 / lr
 
 EXPERIMENTS = {
     "shapes": Experiment(
-        arms_of_the_table, "--data shapes", seeds=SEEDS, first_seed=FRESH_SEED,
+        arms_of_the_table(), "--data shapes", seeds=SEEDS, first_seed=FRESH_SEED,
         short=("causal", "mma", "prefix", "t&i"), **PAPER,
     ),
     "depth": Experiment(
@@ -140,7 +138,7 @@ EXPERIMENTS = {
     # Twice the steps: with few scenes validation stops rising within them
     "scenes": Experiment(
         both_masks("scenes", SCENES), "--data shapes --steps 4800 --keep-best", seeds=3,
-        first_seed=FRESH_SEED,        claims=tuple(f"mma@{n} > causal@{n}" for n in SCENES),
+        first_seed=FRESH_SEED, claims=tuple(f"mma@{n} > causal@{n}" for n in SCENES),
     ),
     "rates": Experiment(both_masks("lr", RATES), "--data shapes", seeds=2),
     "dialogues": Experiment(
@@ -153,7 +151,7 @@ EXPERIMENTS = {
     "shapes-pairs": Experiment(FOUR_ARMS, "--data shapes-pairs", seeds=3, **PAPER),
     # Short: with the default budget mma has 98.6 % at its first validation
     "easy_vqa": Experiment(
-        arms_of_the_table, "--data easy_vqa --n-layer 3 --pt-steps 200 --steps 400", seeds=SEEDS
+        arms_of_the_table(), "--data easy_vqa --n-layer 3 --pt-steps 200 --steps 400", seeds=SEEDS
     ),
     # Nine times over its own sentences alone: validation stops rising before, the best is kept
     "nlvr": Experiment(TWO_ARMS, "--data nlvr --steps 1500 --keep-best", **DEV),
@@ -166,7 +164,6 @@ EXPERIMENTS = {
         TEXT | EYES | FRESH, seeds=5, **EYES_CLAIMS,
         asks={"text scenes afterwards": "eval --data shapes-text"},
     ),
-    "eyes_rates": Experiment(TEXT | EYES_RATES, seeds=2),
     "eyes_smollm2": Experiment(
         TWO_ARMS, f"{SMOLLM2} --steps 400 --eval-every 200", seeds=3, **REAL
     ),
@@ -180,9 +177,3 @@ EXPERIMENTS = {
         **REAL,
     ),
 }  # fmt: skip
-
-
-def lines_of(name: str) -> dict[str, str]:
-    """name -> command line, of every arm of an experiment."""
-    lines = EXPERIMENTS[name].lines
-    return lines() if callable(lines) else lines
