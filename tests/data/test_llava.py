@@ -116,6 +116,7 @@ def test_captions_of_their_own_for_stage_1(llava, tokenizer):
     names = [[f"{i}.{'jpg' if i % 2 else 'png'}"] for i in range(30)] + [[held, a], [a, b]]
     captions = llava.parent / "captions.json"
     entries = [entry(some, "<image>" * len(some), f"a caption {some}") for some in names]
+    entries[-1]["conversations"][0]["value"] += " word" * 200
     captions.write_text(json.dumps(entries))
     folder = data.load("llava", llava, strict=True, pt_source=captions)
     drawn = {
@@ -136,6 +137,7 @@ def test_captions_of_their_own_for_stage_1(llava, tokenizer):
         report = folder.read_pictures(32, brief)
         assert report.startswith("1 of 65 entries are damaged") and ("\n" in report) != brief
         assert report.endswith(f"{n} captions of held-out pictures are not used")
+    assert folder.drop_unusable(tokenizer, 4, 128) == (1, 1)  # the caption behind many words
     with pytest.raises(DataError, match="no training row keeps an answer"):
         folder.drop_unusable(tokenizer, 16, 18)
     with pytest.raises(DataError, match="--pt-images belongs to --pt-source FILE"):
@@ -230,6 +232,7 @@ def test_pictures_may_be_links_but_no_name_leads_out_of_the_folder(llava, tmp_pa
     pictures = {s: {p.resolve() for p in paths} for s, paths in shown(folder).items()}
     assert all(pictures.values()) and sum(map(len, pictures.values())) == 30
     assert sum(len(folder.heldout(s)) for s in SPLITS) == 93
+    assert "copies" not in folder.read_pictures(32)
     # The captions show the same pictures without a link
     assert shown(folder, ["pt"])["pt"] == pictures["train"]
 
