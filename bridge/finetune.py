@@ -21,11 +21,12 @@ import train
 from bridge.chat import OWN, read_tokenizer
 from bridge.pretrained import PretrainedConfig, PretrainedMLLM, config_of, load
 from engine import wings
-from engine.batches import StepBatches, check_source
-from engine.distributed import Distributed
+from engine.batches import StepBatches
+from engine.distributed import processes_of
 from engine.lock import run_lock
 from engine.optimizers import freeze
 from engine.options import arguments, positive, rate
+from engine.plan import check_source
 from engine.precision import check_device
 from engine.run import check_out, one_line_errors
 
@@ -108,7 +109,7 @@ def check_data(source, tokenizer, config: PretrainedConfig, args) -> CheckedSour
     masks = {"pt": args.pt_mask, "sft": args.mask}
     freeze(model, args.pt_freeze, "--pt-freeze", args.pt_steps)  # what is wrong is said now
     freeze(model, args.freeze, "--freeze", args.steps)
-    check_source(source, stages, masks, model, args, Distributed(args.device, args.fsdp).say)
+    check_source(source, stages, masks, model, args, processes_of(args).say)
     return CheckedSource(source)
 
 

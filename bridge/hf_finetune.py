@@ -24,8 +24,8 @@ from bridge.hf_dialogues import Dialogues, answer_all, loss_of
 from data import DataError
 from engine import code
 from engine.answering import say_unread
-from engine.batches import describe_splits
 from engine.checkpoint import write_file
+from engine.folders import describe_splits
 from engine.lock import run_lock
 from engine.optimizers import freeze
 from engine.options import Parser, not_negative, options_given, positive, rate, seed

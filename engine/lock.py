@@ -29,8 +29,15 @@ def take(file) -> bool:
     return True
 
 
-def opened(out: Path):
-    """The lock file of the folder `out`, locked. Raises DataError as run_lock."""
+@contextmanager
+def run_lock(out: Path):
+    """Hold the folder `out`; of several processes of one run the first one does. Raises DataError
+    if another training has it, or if it cannot be made or written. Folders that were made for a
+    training that left nothing in them are taken away again."""
+    if int(os.environ.get("RANK", 0)) > 0:
+        yield
+        return
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         file = open(out / "lock", "a+", encoding="utf-8")
@@ -41,28 +48,16 @@ def opened(out: Path):
     if not held:
         holder = file.read() or "another process"
         raise DataError(f"{holder} is training in {out}; wait for it, or choose another --out")
-    if not os.fstat(file.fileno()).st_nlink:  # it was deleted between opening and locking
+    is_there = lambda: os.fstat(file.fileno()).st_nlink > 0
+    if not is_there():  # it was deleted between opening and locking
         raise DataError(f"a training in {out} has ended just now; start this one again")
-    return file
-
-
-@contextmanager
-def run_lock(out: Path):
-    """Hold the folder `out`; of several processes of one run the first one does. Raises DataError
-    if another training has it, or if it cannot be made or written. Folders that were made for a
-    training that left nothing in them are taken away again."""
-    if int(os.environ.get("RANK", 0)) > 0:
-        yield
-        return
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    file = opened(out)
     try:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
     finally:
-        if fcntl and os.fstat(file.fileno()).st_nlink:  # not deleted by hand, nor made anew
+        if fcntl and is_there():  # not deleted by hand, nor made anew
             (out / "lock").unlink()
         file.close()
         with suppress(OSError):  # those that are not empty stay

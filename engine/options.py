@@ -6,7 +6,6 @@ What the command line leaves open comes from the preset and from the recipe of t
 """
 
 import argparse
-import textwrap
 from functools import partial
 from pathlib import Path
 
@@ -63,7 +62,6 @@ DEFAULTS = dict(
     optimizer="muon", schedule="linear", pt_mask="causal", allow_leaks=False, vocab_size=4096,
     pt_freeze=[], freeze=["encoder"], checkpointing=False, pt_adam_lr=None, pt_lr_times=1,
 )  # fmt: skip
-WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}
 PATHS = ("source", "images", "pt_source", "pt_images")
 
 
@@ -261,24 +259,3 @@ def fill_in(args: argparse.Namespace, preset: dict, given: set[str]) -> argparse
     label = f"{args.data}-{args.mask}{'-' + args.variant if args.variant else ''}-{args.seed}"
     args.out = args.out or Path("runs") / label
     return args
-
-
-def settings_table(args) -> str:
-    """What a run is made with, a row for where it comes from: you, the recipe of the data, the
-    preset, a variant, or the default."""
-    rows = []
-    for origin in ("you", "recipe", "preset", "variant", "default"):
-        names = [name for name, of in args.origin.items() if of == origin and name != "origin"]
-        pairs = ((name, getattr(args, name)) for name in names)
-        words = [f"{name} {shown(value)}" for name, value in pairs if value is not None]
-        if words:
-            indent = {"initial_indent": f"{origin:9}", "subsequent_indent": 9 * " "}
-            rows.append(textwrap.fill(", ".join(words), 100, **WHOLE_WORDS, **indent))
-    return "\n".join(rows)
-
-
-def shown(value) -> str:
-    """A setting's value, as a reader would write it."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return " ".join(value) or "nothing" if isinstance(value, list) else f"{value}"
