@@ -25,7 +25,6 @@ from engine.answering import answer_loss, are_free, mean_loss, say_unread
 from engine.batches import StepBatches, loader_of, measure_pixels
 from engine.checkpoint import StopRequest, fingerprint
 from engine.distributed import Distributed, full_tensor, processes_of, share_gradients
-from engine.lock import run_lock
 from engine.optimizers import freeze, make_optimizers, set_rates
 from engine.options import PRESETS, arguments
 from engine.plan import check_source, not_asked, plan_of
@@ -203,7 +202,7 @@ def beside_true(results: list[dict]) -> list[str]:
 
 def main(argv=None) -> None:
     args = arguments(argv, __doc__)
-    with one_line_errors(args.out), run_lock(args.out):
+    with one_line_errors(args.out):
         check_out(args)
         check_device(args.device)
         variant = wings.get(args)

@@ -23,7 +23,6 @@ from bridge.pretrained import PretrainedConfig, PretrainedMLLM, config_of, load
 from engine import wings
 from engine.batches import StepBatches
 from engine.distributed import processes_of
-from engine.lock import run_lock
 from engine.optimizers import freeze
 from engine.options import arguments, positive, rate
 from engine.plan import check_source
@@ -129,7 +128,7 @@ def model_config(args, tokenizer) -> PretrainedConfig:
 
 def main(argv=None) -> None:
     args = options(argv)
-    with one_line_errors(args.out), run_lock(args.out):
+    with one_line_errors(args.out):
         check_out(args)
         check_device(args.device)
         tokenizer = read_tokenizer(args.llm, args.template, args.system)

@@ -46,17 +46,11 @@ RECIPES = {
     "llava": NO_CAPTIONS,
     "nlvr": dict(pt_steps=60, pt_pictures=16, pictures=16, questions=4, steps=300, **BOXES),
     "nlvr+world": dict(
-        pt_steps=220,
-        pt_pictures=32,
-        pt_lr_times=2,
-        pictures=24,
-        questions=4,
-        steps=5000,
+        pt_steps=220, pt_pictures=32, pt_lr_times=2, pictures=24, questions=4, steps=5000,
         lr=0.002,  # of three, the best on val under mma and under causal (docs/results.md)
-        freeze=[],
-        **BOXES,
+        freeze=[], **BOXES,
     ),
-}
+}  # fmt: skip
 # Settings that no recipe or preset names; a variant (lab/variants.py) or another command may.
 DEFAULTS = dict(
     optimizer="muon", schedule="linear", pt_mask="causal", allow_leaks=False, vocab_size=4096,
@@ -73,16 +67,12 @@ def whole(text: str, least: int | None = None) -> int:
         raise argparse.ArgumentTypeError(f"must be a whole number, not {text}") from None
     if least is not None and number < least:
         raise argparse.ArgumentTypeError(f"must be {least} or more, not {text}")
+    if not -(2**63) <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"must have 64 bits, not {text}")
     return number
 
 
-positive, not_negative = partial(whole, least=1), partial(whole, least=0)
-
-
-def seed(text: str) -> int:
-    if not -(2**63) <= whole(text) < 2**63:
-        raise argparse.ArgumentTypeError(f"must have 64 bits, not {text}")
-    return int(text)
+positive, not_negative, seed = partial(whole, least=1), partial(whole, least=0), whole
 
 
 def rate(text: str) -> float:
@@ -122,7 +112,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_run_options(parser: Parser) -> None:
     """What commands that read finished runs have in common: the runs, the examples that are asked
-    (engine.batches.examples_of), and where."""
+    (engine.asking.examples_of), and where."""
     add = parser.add_argument
     add("-h", "--help", action="help", help="show this and exit")
     add("runs", nargs="+", type=Path, metavar="RUN", help="folder that train.py's --out named")

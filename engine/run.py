@@ -1,8 +1,8 @@
 """The folder of a run: what is written into it while it trains, and how it goes on.
 
     tokenizer.model       from the beginning
-    metrics.jsonl         a line every 10 steps
-    checkpoint.pt, lock   while it is not finished
+    metrics.jsonl         a line every 10 steps; locked while the run trains
+    checkpoint.pt         while it is not finished
     model.pt, run.json    when it is finished
 
 Also the small things that commands around a run share: one-line errors, checks of folders.
@@ -24,6 +24,13 @@ from data import DataError, reason
 from engine import checkpoint, code
 from engine.distributed import Distributed
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+METRICS = "metrics.jsonl"
 TIMED = 50  # steps of stage 1, after which a run says how long it will take
 # Not all data have captions for stage 1
 STAGE_NAMES = {"pt": "stage 1", "sft": "stage 2 (questions)"}
@@ -40,7 +47,7 @@ class Run:
         # each validation; unread: picture and why -> rows it was left out of; kept: with
         # --keep-best, of the best validation its step, value and weights; code: which made it
         self.progress = {"lines": [], "clock": [], "unread": {}, "kept": {}, "code": now}
-        self.out.mkdir(parents=True, exist_ok=True)
+        self.metrics = hold(self.out)
         if args.resume:
             device = "cpu" if processes.sharded else processes.device
             self.state = checkpoint.load(self.out, device, args, fingerprint)
@@ -54,8 +61,7 @@ class Run:
             self.processes.say(f"no checkpoint in {self.out}: from the start")
             return
         self.progress, self.began = self.state["progress"], self.began - self.state["seconds"]
-        at = "step {step} of stage {stage}".format(**self.state)
-        self.processes.say(f"going on after {at}")
+        self.processes.say("going on after step {step} of stage {stage}".format(**self.state))
         if code_now not in self.progress["code"]:
             self.processes.say("the code has changed since: run.json will name both versions")
             self.progress["code"] += f"+{code_now}"
@@ -67,7 +73,7 @@ class Run:
         checkpoint.write_file(self.out / "tokenizer.model", lambda f: f.write(tokenizer.model))
         if hasattr(tokenizer, "extras"):  # a tokenizer that came with pretrained weights
             checkpoint.write_file(self.out / "tokenizer.json", json.dumps(tokenizer.extras()))
-        self.metrics = open(self.out / "metrics.jsonl", "w", encoding="utf-8")
+        self.metrics.truncate(0)
         self.metrics.writelines(self.progress["lines"])  # what a stop left behind is written anew
 
     def to_do(self) -> list[str]:
@@ -111,9 +117,8 @@ class Run:
         it makes a GPU wait; always before a checkpoint is written."""
         sums = torch.stack([loss + norm for loss, norm in self.unchecked])
         bad = (~torch.isfinite(sums)).nonzero().flatten().tolist()
-        file = self.out / checkpoint.NAME
-        saved = f"{file} is from before and good"
-        saved = saved if file.exists() else "no checkpoint was written yet"
+        there = (file := self.out / checkpoint.NAME).exists()
+        saved = f"{file} is from before and good" if there else "no checkpoint was written yet"
         if bad:
             loss, norm = map(float, self.unchecked[bad[0]])
             first = step - len(self.unchecked) + bad[0]  # counted from 0, as batches are
@@ -148,9 +153,10 @@ class Run:
         if val:
             line["val"] = val
             self.shown = {"val": f"{val['accuracy']:.1%}"}
-            self.shown |= {"val loss": f"{val['loss']:.3f}"} if "loss" in val else {}
-            unasked = ", ".join(val.get("not_asked", []))
-            self.shown |= {"not asked yet": unasked} if unasked else {}
+            if "loss" in val:
+                self.shown["val loss"] = f"{val['loss']:.3f}"
+            if unasked := val.get("not_asked"):
+                self.shown["not asked yet"] = ", ".join(unasked)
             self.progress["clock"].append([step, self.seconds(2)])
             self._keep_best(step, val, model)
         if self.stage == "pt" and step == TIMED:
@@ -241,9 +247,8 @@ def read_record(run: Path) -> dict:
             raise ValueError
         return record
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(
-            f"{run}: not a finished run, run.json is missing; RUN is what --out of train.py named"
-        ) from None
+        why = "not a finished run, run.json is missing; RUN is what --out of train.py named"
+        raise DataError(f"{run}: {why}") from None
     except (OSError, TypeError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else "it is not what train.py writes"
         raise DataError(f"{run / 'run.json'} cannot be read: {why}") from None
@@ -262,10 +267,39 @@ def check_writable(*files: Path | None) -> None:
             raise DataError(f"{file} cannot be written: {error.strerror}") from None
 
 
+def hold(out: Path):
+    """metrics.jsonl of the folder `out`, open for appending; of several processes of one run the
+    first one locks it, until it is closed or the process ends, however it ends: one training at a
+    time in a folder. DataError if another process has it, or if it cannot be made. Whoever opens
+    and closes it in this process a second time gives up the lock."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = open(out / METRICS, "a", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"--out {out} cannot be written: {error.strerror}") from None
+    try:
+        if int(os.environ.get("RANK", 0)) > 0:
+            pass
+        elif fcntl:  # not flock: a loader's worker would hold that on after its parent was killed
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            file.seek(2**30)  # beyond what others may want to read
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except OSError:
+        advice = "wait for it, or choose another --out"
+        raise DataError(f"another process is training in {out}; {advice}") from None
+    return file
+
+
 def check_out(args) -> None:
-    """DataError if --out holds a run that would be lost, or, with --resume, a finished one that is
-    not the one asked for; SystemExit if there is nothing to do."""
+    """DataError if --out cannot be written, is trained in, or holds a run that would be lost or,
+    with --resume, another one than is asked for; SystemExit if there is nothing to do."""
     out, now = args.out, checkpoint.settings(args)
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise DataError(f"--out {out} cannot be written: {there} is no folder that may be")
+    if (out / METRICS).exists():
+        hold(out).close()
     if args.overwrite:
         return
     if not (out / "run.json").exists():
@@ -288,8 +322,7 @@ def check_out(args) -> None:
 @contextmanager
 def one_line_errors(out: Path | None = None):
     """What goes wrong for the user's data, disk, memory or keyboard ends the command with one line.
-    Ctrl-C stops all of torchrun's processes, and the first alone says so; an error may be of any
-    one of them, and each says its own."""
+    Of torchrun's processes each says its own errors; of Ctrl-C, which stops all, the first."""
     for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stdin, "surrogateescape")):
         if hasattr(stream, "reconfigure"):  # what the terminal cannot show, or sends, is no crash
             stream.reconfigure(errors=errors)
@@ -299,10 +332,9 @@ def one_line_errors(out: Path | None = None):
     except DataError as error:
         raise SystemExit(f"error: {error}") from None
     except torch.OutOfMemoryError as error:
-        raise SystemExit(
-            f"error: out of GPU memory ({reason(error)}): --accumulate 2, or more, computes a step "
-            "in parts; --checkpointing keeps less of each layer"
-        ) from None
+        advice = "--accumulate 2, or more, computes a step in parts; --checkpointing keeps less of "
+        advice += "each layer"
+        raise SystemExit(f"error: out of GPU memory ({reason(error)}): {advice}") from None
     except BrokenPipeError:  # `| head`: nobody reads the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:

@@ -16,7 +16,6 @@ import data
 from data.errors import need
 from engine.checkpoint import write_file
 from engine.tables import parts_of
-from engine.wings import WATCHES
 
 GREY, INK = "#9a9a9a", "#222222"
 # Of what is neither mma nor causal, whose colours are in curves.py
@@ -207,6 +206,3 @@ def write_example(path: Path, image, size: int) -> None:
     """A picture to ask about, as the model takes it."""
     picture = to_image(data.pixels_of(image, size, ""), size)
     write_file(path, lambda file: picture.save(file, "PNG"))
-
-
-WATCHES.append(sys.modules[__name__])
