@@ -27,7 +27,7 @@ import data
 import train
 from bridge.chat import OWN, read_tokenizer
 from bridge.decoders import decoder_sizes
-from bridge.pretrained import PretrainedConfig, load_decoder
+from bridge.pretrained import PretrainedConfig, load
 from engine import options as engine_options
 from engine import wings
 from engine.lock import run_lock
@@ -134,7 +134,7 @@ def real(args, sight: dict) -> tuple[MLLM, data.Tokenizer]:
         config = PretrainedConfig(**sizes)
     except ValueError as error:
         raise data.DataError(f"--llm {args.llm}: {error}") from None
-    return load_decoder(args.llm, config, seed=args.seed), tokenizer
+    return load(None, args.llm, config, seed=args.seed), tokenizer
 
 
 # --- Data

@@ -54,7 +54,7 @@ def oracle(cells, question):
 
 def asked_of(S: int, per_scene: int, names=()):
     g = torch.Generator().manual_seed(3)
-    facts = SceneFacts.of(layouts_in("train", S, g, layouts), g)
+    facts = SceneFacts(layouts_in("train", S, g, layouts), g)
     return zip(facts.layout.tolist(), Shapes().questions(facts, per_scene, names))
 
 

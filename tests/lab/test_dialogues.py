@@ -44,8 +44,8 @@ def test_the_mask_of_the_first_turn_is_closed_where_a_dialogue_goes_on(tokenizer
     examples = Shapes().draw("sft", 0, 2, 3, 0)[:3]
     rows = [data.encode(e, tokenizer, 16) for e in (examples[0], *to_dialogues(examples))]
     config = Config(vocab_size=len(tokenizer), mask="mma", n_layer=1)
-    for rows in (rows, data.pack(rows, 1000)):
-        batch = data.collate(rows, tokenizer.pad, 64)
+    for some in (rows, data.pack(rows, 1000)):
+        batch = data.collate(some, tokenizer.pad, 64)
         columns = {name: batch[name] for name in ("role", "turn", "document") if name in batch}
         first, mma, causal = (
             model(config).context_of(mask, **columns).attention_mask[:, 0]
