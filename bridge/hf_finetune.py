@@ -189,7 +189,7 @@ def check_ready(args) -> None:
         if not args.resume:
             raise DataError(f"{args.out} holds a run that was stopped: --resume or --overwrite")
         if differs := differences(begun_with(args), json.loads(file.read_text("utf-8"))):
-            raise DataError(f"the run in {args.out} cannot go on: {'; '.join(differs)}")
+            raise DataError(f"the run in {args.out} cannot go on: {differs}")
     if not args.resume:
         (args.out / "run.json").unlink(missing_ok=True)
         for folder in args.out.glob("checkpoint-*"):
