@@ -166,6 +166,8 @@ def test_the_split_follows_the_names_alone(llava, tmp_path, monkeypatch):
         }
 
     base = split(llava)
+    # By a hash of them; it is not to change, for runs are compared on what it holds out
+    assert sorted(name for name, *_ in base["test"]) == ["11.jpg", "14.png", "27.jpg"]
     entries = json.loads(llava.read_text())
     (tmp_path / "elsewhere").mkdir()
     other = tmp_path / "elsewhere" / "other.json"
