@@ -96,7 +96,7 @@ def batch_of(items: list[int], source, dialogues: Dialogues, args) -> dict:
 
 
 class Trainer(transformers.Trainer):
-    """Evaluation is `measure()`. began: time.perf_counter() of the command's beginning."""
+    """Evaluation is `measure`. began: time.perf_counter() of the command's beginning."""
 
     def __init__(self, *args, measure, began: float, **options):
         super().__init__(*args, **options)
@@ -125,8 +125,8 @@ class Trainer(transformers.Trainer):
         self.model.load_state_dict(saved.state_dict())
 
     def evaluate(self, *_, **__):
-        summary, loss = self.measure()
-        metrics = {"eval_loss": loss, "eval_accuracy": summary["accuracy"]}
+        _, summary = self.measure(self.eval_dataset)
+        metrics = {f"eval_{name}": summary[name] for name in ("loss", "accuracy")}
         metrics["eval_seconds"] = self.seconds()
         self.log(metrics)
         told = self.callback_handler.on_evaluate  # else the last step is evaluated twice
@@ -232,11 +232,12 @@ def prepare(args):
 
 
 def trainer_of(model, dialogues: Dialogues, source, args, began: float) -> Trainer:
-    validation, size = source.heldout("val", args.val_limit), args.pictures * args.questions
+    size = args.pictures * args.questions
 
-    def measure():
-        answers = answer_all(model, dialogues, validation, source.answers, size)
-        return summarise(answers), loss_of(model, dialogues, validation, size)
+    def measure(examples: list) -> tuple[list[dict], dict]:
+        results = answer_all(model, dialogues, examples, source.answers, size)
+        loss = loss_of(model, dialogues, examples, size)
+        return results, {**summarise(results), "loss": loss}
 
     collate = partial(batch_of, source=source, dialogues=dialogues, args=args)
     options = transformers.TrainingArguments(
@@ -250,7 +251,7 @@ def trainer_of(model, dialogues: Dialogues, source, args, began: float) -> Train
     )  # fmt: skip
     return Trainer(
         model, options, data_collator=collate, train_dataset=range(args.steps * args.accumulate),
-        eval_dataset=validation, measure=measure, began=began,
+        eval_dataset=source.heldout("val", args.val_limit), measure=measure, began=began,
     )  # fmt: skip
 
 
@@ -258,7 +259,7 @@ def write_text(file: Path, text: str) -> None:
     write_file(file, lambda opened: opened.write(text.encode()))
 
 
-def write_run(trainer: Trainer, summary: dict, dialogues: Dialogues, args, **more) -> dict:
+def write_run(trainer: Trainer, summary: dict, dialogues: Dialogues, args) -> dict:
     """The model, run.json and metrics.jsonl; checkpoints go. Returns the record of run.json."""
     trainer.model.save_pretrained(args.out)
     dialogues.processor.save_pretrained(args.out)
@@ -275,7 +276,7 @@ def write_run(trainer: Trainer, summary: dict, dialogues: Dialogues, args, **mor
     record = {
         "run": str(args.out), **summary,
         "params": sum(p.numel() for p in trainer.model.parameters()), "mask": args.mask,
-        "seed": args.seed, "origin": origin, "args": used, **more,
+        "seed": args.seed, "origin": origin, "args": used,
         "seconds": trainer.seconds(), "clock": trainer.clock(), "left_out": dialogues.left_out,
         "code": code.fingerprint(args), "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -309,11 +310,9 @@ def finetune(args) -> dict:
             print("\nwith --resume it goes on at the last checkpoint, if there is one")
             raise
     checked.append(check_mma(model, batch))
-    examples, size = source.heldout(source.final_split, args.limit), args.pictures * args.questions
-    results = answer_all(model, dialogues, examples, source.answers, size)
+    results, summary = trainer.measure(source.heldout(source.final_split, args.limit))
     say_unread(results, print)
-    loss = loss_of(model, dialogues, examples, size)
-    return write_run(trainer, summarise(results), dialogues, args, loss=loss, check=checked)
+    return write_run(trainer, {**summary, "check": checked}, dialogues, args)
 
 
 def main(argv=None) -> None:

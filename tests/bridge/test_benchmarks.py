@@ -13,6 +13,8 @@ from test_eval import make_run
 from bridge import benchmarks
 from bridge.benchmarks import read, score
 
+RUN = str(ROOT / "weights" / "shapes-mma")
+
 
 @pytest.fixture
 def choice(tmp_path):
@@ -164,8 +166,7 @@ def test_short_answers(tmp_path):
 
 
 def test_a_run_is_scored_and_says_how(choice, tmp_path, capsys):
-    run = str(ROOT / "weights" / "shapes-mma")
-    benchmarks.main([run, str(choice), "--json", str(tmp_path / "out.json"), "--device", "cpu"])
+    benchmarks.main([RUN, str(choice), "--json", str(tmp_path / "out.json"), "--device", "cpu"])
     out, record = capsys.readouterr().out, json.loads((tmp_path / "out.json").read_text())
     shown = (
         "strict: accuracy",
@@ -176,8 +177,8 @@ def test_a_run_is_scored_and_says_how(choice, tmp_path, capsys):
     assert all(text in out for text in shown)
     assert record["scores"] == score(read(choice), [a["given"] for a in record["answers"]])
     assert len(record["answers"]) == 4
-    with pytest.raises(SystemExit, match="no such file"):
-        benchmarks.main([run, str(tmp_path / "none.tsv"), "--device", "cpu"])
+    with pytest.raises(SystemExit, match="No such file"):
+        benchmarks.main([RUN, str(tmp_path / "none.tsv"), "--device", "cpu"])
 
 
 @pytest.mark.parametrize("world", ["sounds", "shapes-text"])
@@ -187,28 +188,23 @@ def test_a_run_that_saw_no_picture_is_refused(choice, tokenizer, tmp_path, world
         benchmarks.main([str(run), str(choice), "--device", "cpu"])
 
 
-def test_a_folder_of_pictures_that_is_not_there_is_an_error(choice, tmp_path):
-    run, file = str(ROOT / "weights" / "shapes-mma"), tmp_path / "out.json"
-    options = ["--images", str(tmp_path / "none"), "--json", str(file), "--device", "cpu"]
-    with pytest.raises(SystemExit, match="none: no such folder of pictures .check --images"):
-        benchmarks.main([run, str(choice), *options])
-    assert not file.exists()
+UNREADABLE = base64.b64encode(b"no picture" * 9).decode()
 
 
 def test_no_error_shows_an_object_s_address(choice, capsys):
-    text = choice.read_text()
-    choice.write_text(text.replace(picture("blue"), base64.b64encode(b"no picture" * 9).decode()))
-    run = str(ROOT / "weights" / "shapes-mma")
-    benchmarks.main([run, str(choice), "--device", "cpu"])
+    choice.write_text(choice.read_text().replace(picture("blue"), UNREADABLE))
+    benchmarks.main([RUN, str(choice), "--device", "cpu"])
     printed = capsys.readouterr().out
     assert "not a readable picture (cannot identify image file" in printed and "0x" not in printed
 
 
-def test_a_file_of_which_no_picture_can_be_read_has_no_score(tmp_path):
-    text = base64.b64encode(b"no picture" * 9).decode()
-    row = {"index": 1, "question": "q", "answer": "x", "image": text}
+@pytest.mark.parametrize("images,says", [
+    (["--images", "none"], "none: no such folder of pictures .check --images"),
+    ([], "row 1: .*not a readable picture"),
+])  # fmt: skip
+def test_where_no_picture_can_be_read_there_is_no_score(tmp_path, images, says):
+    row = {"index": 1, "question": "q", "answer": "x", "image": UNREADABLE}
     file, out = tsv(tmp_path / "x.tsv", [row, {**row, "index": 2}]), tmp_path / "out.json"
-    options = ["--device", "cpu", "--json", str(out)]
-    with pytest.raises(SystemExit, match="row 1: .*not a readable picture"):
-        benchmarks.main([str(ROOT / "weights" / "shapes-mma"), str(file), *options])
+    with pytest.raises(SystemExit, match=says):
+        benchmarks.main([RUN, str(file), *images, "--device", "cpu", "--json", str(out)])
     assert not out.exists()
