@@ -1,5 +1,5 @@
-"""What several test files use and pytest need not make: options of short runs, layouts of rows, the
-leak table, ways to stop a run."""
+"""What several test files use and pytest need not make: options of short runs, the rule of a mask
+written slowly, layouts of files, ways to stop a run."""
 
 import contextlib
 import functools
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 import data
@@ -20,7 +19,7 @@ from data import shapes
 from data.nlvr import BOXES
 from engine.tables import table
 from lab import watch
-from mma import EXTRA_PAIRS, IMAGE, PAD, QUESTION, Role, attention_mask
+from mma import EXTRA_PAIRS, PAD, Role, attention_mask
 
 ROOT = Path(__file__).parent.parent
 KINDS = list(EXTRA_PAIRS)  # a fork may have added to them: see `opens`
@@ -81,77 +80,33 @@ def opens_answers(kind: str) -> bool:
     return any(opens(kind, a, Role.ANSWER) for a in Role)
 
 
-def slow_mask(kind, role, turn, document) -> list[list[bool]]:
+def slow_mask(kind, role, turn, document, order) -> list[list[bool]]:
     """May i read j? Itself always; a pad or another document never; else what came before, and of
-    what comes later what the kind opens, within one turn. role, turn, document: lists."""
+    what comes later what the kind opens, within one turn. All but the kind: lists."""
 
     def may(i, j):
         if i == j:
             return True
         if role[j] == PAD or document[i] != document[j]:
             return False
-        return j < i or (turn[i] == turn[j] and opens(kind, role[i], role[j]))
+        return order[j] < order[i] or (turn[i] == turn[j] and opens(kind, role[i], role[j]))
 
     return [[may(i, j) for j in range(len(role))] for i in range(len(role))]
 
 
-def has_several_questions(role, document) -> bool:
-    """Does a question come after an answer of its document? role, document: lists."""
-    pairs = itertools.combinations(zip(role, document), 2)
-    return any(a == (Role.ANSWER, d) and r == QUESTION for a, (r, d) in pairs)
-
-
-def assert_slow(kind, role, turn=None, document=None):
-    """attention_mask of a batch is the double loop; without `turn` a row that needs it is
-    refused."""
-    zeros = torch.zeros_like(role)
-    documents = (zeros if document is None else document).tolist()
-    if turn is None and any(map(has_several_questions, role.tolist(), documents)):
-        with pytest.raises(ValueError, match="a row has several questions"):
-            attention_mask(kind, role, turn, document)
-        turn = zeros
-    mask, (B, T) = attention_mask(kind, role, turn, document), role.shape
+def assert_slow(kind, role, turn, document, order=None) -> None:
+    """attention_mask of a batch, int64 [B, T] each, is the double loop."""
+    mask, (B, T) = attention_mask(kind, role, turn, document, order), role.shape
     assert mask.shape == (B, 1, T, T) and mask.dtype == torch.bool
-    turns = (zeros if turn is None else turn).tolist()
-    for b, lists in enumerate(zip(role.tolist(), turns, documents)):
+    order = torch.arange(T).expand(B, T) if order is None else order
+    for b, lists in enumerate(zip(*(x.tolist() for x in (role, turn, document, order)))):
         assert mask[b, 0].tolist() == slow_mask(kind, *lists), (kind, lists)
-
-
-# --- Rows and leaks
 
 
 def row(letters: str, turns: str | None = None):
     """role and turn, int64 [1, T], from a letter and a digit for each token."""
     role = torch.tensor([[int(LETTERS[c]) for c in letters]])
     return role, None if turns is None else torch.tensor([[int(c) for c in turns]])
-
-
-# [BOS, image, q1, a1, q2, a2]. Does q1 leak, does a1 read q2, does a1 read itself, does a2? The
-# last two are no kinds: what goes wrong without turns.
-DIALOGUE, TURNS = "tVVQQAAttAA", "01111112222"
-Q1, A1, Q2, A2 = (3, 4), (5, 6), (7, 8), (9, 10)
-QUESTION_READ = (True, False, False, False)
-NO_LEAK = {
-    "causal": (False,) * 4, "v2v": (False,) * 4, "mma": QUESTION_READ, "f": QUESTION_READ,
-    "prefix": QUESTION_READ, "mutual": QUESTION_READ,
-}  # fmt: skip
-LEAK_TABLE = {
-    **{(kind, "own turn"): leaks for kind, leaks in NO_LEAK.items()},
-    ("mma", "every user turn"): (True, True, True, False),
-    ("all later text", "every user turn"): (True, True, True, True),
-}
-
-
-def leak_layout(kind: str, reach: str, monkeypatch):
-    """role and turn of a row of the leak table; its kind is registered."""
-    role, turn = row(DIALOGUE, TURNS)
-    if reach == "every user turn":
-        turn = torch.zeros_like(role)
-        role[:, list(Q2)] = QUESTION
-    if kind == "all later text":
-        later = lambda q, k: (q == IMAGE) & (k != IMAGE) & (k != PAD)
-        monkeypatch.setitem(EXTRA_PAIRS, kind, later)
-    return role, turn
 
 
 # --- Data
@@ -288,30 +243,3 @@ def loss_and_gradients(model, loss_function, *args, **batch) -> list:
     loss.backward()
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     return [loss.detach(), *gradients]
-
-
-def leaks_by_gradient(model, pictures, kind, role, turn) -> tuple:
-    """A line of the leak table: what an answer's loss does to later tokens is exactly zero, or is
-    not. The model's pictures have 4 tokens, those of role and turn (leak_layout) 2."""
-    role = torch.cat([role[:, :1], torch.full((1, 2), IMAGE), role[:, 1:]], 1)
-    turn = torch.cat([turn[:, :1], turn[:, 1:2].repeat(1, 2), turn[:, 1:]], 1)
-    q1, a1, q2, a2 = ([t + 2 for t in group] for group in (Q1, A1, Q2, A2))
-    ids = torch.randint(300, (1, role.shape[1]), generator=torch.Generator().manual_seed(0))
-    kept = []
-
-    def keep(module, args, out):
-        out.retain_grad()
-        kept.append(out)
-
-    def learns(targets, later) -> bool:
-        """Does predicting `targets` from the rows before them depend on the tokens `later`?"""
-        kept.clear()
-        hidden = model(ids, role, pictures[:1], torch.tensor([0]), turn, mask=kind)
-        logits = model.head(hidden[0, [t - 1 for t in targets]])
-        F.cross_entropy(logits, ids[0, targets], reduction="sum").backward()
-        return bool((kept[0].grad[0, later] != 0).any())
-
-    with model.embed.register_forward_hook(keep):
-        assert learns(a1[1:], q1)  # the check itself can fail: an answer does learn its question
-        pairs = (q1[:1], q1[1:]), (a1[:1], q2), (a1[:1], a1[1:]), (a2[:1], a2[1:])
-        return tuple(learns(*pair) for pair in pairs)

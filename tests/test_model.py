@@ -1,5 +1,5 @@
-"""The model: the mask reaches attention, labels do not leak, batches equal single rows, the cache
-equals no cache."""
+"""The model: the mask reaches attention, the cache equals no cache, what is read is what runs, what
+goes in is checked. See test_properties.py for what holds of every mask and method."""
 
 import os
 import shutil
@@ -9,49 +9,11 @@ from dataclasses import fields
 
 import pytest
 import torch
-import torch.nn.functional as F
-from helpers import (
-    KINDS,
-    LEAK_TABLE,
-    OPENS,
-    ROOT,
-    hidden_of,
-    leak_layout,
-    leaks_by_gradient,
-    loss_and_gradients,
-    opens_answers,
-    without_cache,
-)  # fmt: skip
+from helpers import KINDS, ROOT, hidden_of, loss_and_gradients, opens_answers, without_cache
 
 import data
-from mma import Role, attention_mask
+from mma import Role
 from model import MLLM, Config, DecoderBlock, attention, sample
-
-
-@pytest.mark.parametrize("kind,reach", list(LEAK_TABLE))
-def test_leak_table_through_the_real_model(model, pictures, kind, reach, monkeypatch):
-    role, turn = leak_layout(kind, reach, monkeypatch)
-    assert leaks_by_gradient(model, pictures, kind, role, turn) == LEAK_TABLE[kind, reach]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_opened_mask_changes_the_images_hidden_states(model, batch_of, dialogues, kind):
-    """Of the pictures that read more themselves, or read what reads more: of no others."""
-    batch = batch_of(dialogues)
-    role, turn = batch["role"], batch["turn"]
-    mask = attention_mask(kind, role, turn)[:, 0]
-    opened = (mask != attention_mask("causal", role, turn)[:, 0]).any(2)
-    here = ((mask & opened[:, None]).any(2) & (role == Role.IMAGE)).any(1)
-    moved = hidden_of(model, batch, kind) - hidden_of(model, batch, "causal")
-    moved = moved.masked_fill(role[..., None] != Role.IMAGE, 0).abs().amax((1, 2))
-    assert (moved > 1e-9).tolist() == here.tolist()
-    assert kind not in OPENS or here.any() == (kind != "causal")
-
-
-def test_mma_without_a_question_is_causal(model, batch_of, dialogues):
-    batch = batch_of([dialogues[1], dialogues[3]])  # a caption, a talk without a picture
-    assert not (batch["role"] == Role.QUESTION).any()
-    assert torch.equal(hidden_of(model, batch, "mma"), hidden_of(model, batch, "causal"))
 
 
 def test_mma_lets_the_image_know_the_question_of_its_own_turn_only(model, batch_of, pictures):
@@ -66,36 +28,6 @@ def test_mma_lets_the_image_know_the_question_of_its_own_turn_only(model, batch_
     torch.testing.assert_close(later, base, rtol=0, atol=1e-12)
     one, other = (image_states(first, "more?", "causal") for first in ("red?", "are there?"))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-
-
-def test_parameters_do_not_depend_on_the_mask():
-    models = (MLLM(Config(vocab_size=64, mask=kind)) for kind in KINDS)
-    assert len({sum(p.numel() for p in model.parameters()) for model in models}) == 1
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_padded_batch_equals_single_rows(model, batch_of, dialogues, kind):
-    together = hidden_of(model, batch_of(dialogues), kind)
-    for b, dialogue in enumerate(dialogues):
-        alone = hidden_of(model, batch_of([dialogue]), kind)[0]
-        torch.testing.assert_close(together[b, : len(alone)], alone, rtol=0, atol=1e-9)
-
-
-def test_loss_of_a_batch_is_the_mean_over_all_its_answer_tokens(model, batch_of, dialogues):
-    total = count = 0
-    for dialogue in dialogues:
-        batch = batch_of([dialogue])
-        n = int((batch["role"] == Role.ANSWER).sum())
-        total, count = total + model.loss(**batch) * n, count + n
-    assert torch.allclose(model.loss(**batch_of(dialogues)), total / count)
-
-
-def test_loss_equals_plain_cross_entropy_over_every_position(model, batch_of, dialogues):
-    batch = batch_of(dialogues)
-    labels = batch["ids"].masked_fill(batch["role"] != Role.ANSWER, -100)
-    logits = model.head(model(**batch))[:, :-1].flatten(0, 1)
-    expected = F.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100)
-    assert torch.allclose(model.loss(**batch).double(), expected, atol=1e-6)
 
 
 def written_out(q, k, v, mask):
@@ -151,13 +83,9 @@ def test_generation_cached_equals_uncached_equals_one_by_one(model, batch_of, di
         batch = batch_of([dialogues[i] for i in here], upto=turn)
         together = model.generate(**batch, eos=eos, max_new_tokens=8)
         assert together == [expected[i] for i in here]
-
-
-def test_each_row_may_have_a_limit_of_its_own(model, batch_of, dialogues):
-    batch = batch_of(dialogues[:3], upto=0)
-    longest = model.generate(**batch, eos=-1, max_new_tokens=7)
-    limited = model.generate(**batch, eos=-1, max_new_tokens=[7, 0, 3])
-    assert limited == [longest[0], [], longest[2][:3]]
+        limits = range(len(here), 0, -1)  # each row may have one of its own
+        limited = model.generate(**batch, eos=eos, max_new_tokens=[*limits])
+        assert limited == [answer[:n] for answer, n in zip(together, limits)]
 
 
 @pytest.mark.parametrize("roles", [
@@ -187,28 +115,27 @@ def test_sampling():
 
 def test_a_block_that_is_changed_is_changed_in_every_layer(model, batch_of, dialogues, monkeypatch):
     """In training and in answering; nothing replaces it, of no layer."""
-    batch, calls = batch_of(dialogues), []
-    loss, prompts = model.loss(**batch), batch_of(dialogues, upto=0)
-    answers = model.generate(**prompts, eos=-1, max_new_tokens=4)
+    batch, prompts, calls = batch_of(dialogues), batch_of(dialogues, upto=0), []
     forward = DecoderBlock.forward
 
-    def changed_in(layers):
+    def changed_in(*layers):
+        """The loss, and the answers, where these layers add a term."""
+
         def changed(self, x, *rest):
             calls.append(self.attention.layer)
             return forward(self, x, *rest) + (self.attention.layer in layers) * torch.arange(32)
 
         calls.clear()
         monkeypatch.setattr(DecoderBlock, "forward", changed)
+        loss = model.loss(**batch)
+        answers = model.generate(**prompts, eos=-1, max_new_tokens=4)
+        assert calls == 5 * [0, 1, 2]
+        return loss, answers
 
-    changed_in([])
-    assert model.loss(**batch) == loss and calls == [0, 1, 2]
-    calls.clear()
-    assert model.generate(**prompts, eos=-1, max_new_tokens=4) == answers
-    assert calls == 4 * [0, 1, 2]
+    loss, answers = changed_in()
     for layer in range(3):
-        changed_in([layer])
-        assert (model.loss(**batch) - loss).abs() > 0.01
-        assert model.generate(**prompts, eos=-1, max_new_tokens=4) != answers
+        other_loss, other_answers = changed_in(layer)
+        assert (other_loss - loss).abs() > 0.01 and other_answers != answers
 
 
 ALONE = """
@@ -254,25 +181,22 @@ def test_two_files_are_all_that_is_needed(tmp_path):
 
 def test_pictures_that_do_not_fit_are_refused(model, batch_of, dialogues):
     batch = batch_of(dialogues[:2])
-
-    def refused(change, message):
+    role, nothing = batch["role"].clone(), {"images": None, "image_index": None}
+    # The sum is right, the rows are not
+    role[0, 1], role[1, -1] = int(Role.TEXT), int(Role.IMAGE)
+    index = lambda *numbers: {"image_index": torch.tensor(numbers)}
+    for change, message in (
+        (index(0), "does not fit .*: 4 a picture"),
+        (index(0, 1, 1), "does not fit .*: 4 a picture"),
+        (nothing, "does not fit .*: 4 a picture"),
+        ({"role": role}, r"\[3, 5\]"),
+        ({"images": None}, r"image_index \[.*\] .*does not fit"),
+        (index(0, 2), r"image_index \[.*\] .*does not fit"),
+        (index(0, -1), r"image_index \[.*\] .*does not fit"),
+        ({"images": batch["images"].float()}, r"uint8 \[N, 3, 16, 16\]"),
+    ):
         with pytest.raises(ValueError, match=message):
             model(**{**batch, **change})
-
-    one, three = torch.tensor([0]), torch.tensor([0, 1, 1])
-    for change in (
-        {"image_index": one},
-        {"image_index": three},
-        {"images": None, "image_index": None},
-    ):
-        refused(change, "does not fit .*: 4 a picture")
-    role = batch["role"].clone()  # the sum is right, the rows are not
-    role[0, 1], role[1, -1] = int(Role.TEXT), int(Role.IMAGE)
-    refused({"role": role}, r"\[3, 5\]")
-    wrong = [{"image_index": torch.tensor([0, k])} for k in (2, -1)]
-    for change in ({"images": None}, *wrong):
-        refused(change, r"image_index \[.*\] .*does not fit")
-    refused({"images": batch["images"].float()}, r"uint8 \[N, 3, 16, 16\]")
 
 
 def test_features_stand_where_their_picture_is_named(model, batch_of, dialogues):
@@ -282,55 +206,28 @@ def test_features_stand_where_their_picture_is_named(model, batch_of, dialogues)
         x = model.embed_inputs(*(batch[name] for name in names))
         features = model.projector(model.encoder(batch["images"]))
     assert len(batch["images"]) == 4 and batch["image_index"].tolist() == [0, 1, 0, 2, 3, 1]
-    order = iter(batch["image_index"].tolist())
-    for b in range(len(x)):
-        at = (batch["role"][b] == Role.IMAGE).nonzero()[:, 0]
-        for run in at.view(-1, 4):
-            torch.testing.assert_close(x[b, run], features[next(order)], rtol=0, atol=1e-12)
+    found = x[batch["role"] == Role.IMAGE].view(6, 4, -1)  # in reading order
+    torch.testing.assert_close(found, features[batch["image_index"]], rtol=0, atol=1e-12)
 
 
-def test_bfloat16_autocast_trains_and_answers(model, batch_of, dialogues):
-    model = model.float()
-    exact = model.loss(**batch_of(dialogues))
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model.loss(**batch_of(dialogues))
-        answers = model.generate(**batch_of(dialogues, upto=0), eos=3, max_new_tokens=4)
-    loss.backward()
-    assert abs(loss - exact) < 0.05 * exact and len(answers) == len(dialogues)
-    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-
-
-@pytest.mark.parametrize(
-    "sizes,message",
-    [
-        (dict(image_size=60), "image_size=60 must be a multiple of patch_size=16"),
-        (dict(encoder_width=30), "encoder_width=30 must be a multiple of encoder_heads=4"),
-        (dict(d_model=130), "d_model=130 must be a multiple of n_head=4"),
-        (dict(n_kv_head=3), "n_head=4 must be a multiple of n_kv_head=3"),
-        (dict(d_model=132), "RoPE needs an even width of a head, not 33"),
-        (dict(mask="nope"), "unknown mask 'nope'"),
-    ],
-)
-def test_sizes_that_do_not_fit_are_refused(sizes, message):
+@pytest.mark.parametrize("sizes,message", [
+    (dict(image_size=60), "image_size=60 must be a multiple of patch_size=16"),
+    (dict(encoder_width=30), "encoder_width=30 must be a multiple of encoder_heads=4"),
+    (dict(d_model=130), "d_model=130 must be a multiple of n_head=4"),
+    (dict(n_kv_head=3), "n_head=4 must be a multiple of n_kv_head=3"),
+    (dict(d_model=132), "RoPE needs an even width of a head, not 33"),
+    (dict(mask="nope"), "unknown mask 'nope'"),
+    *((({f.name: wrong}), f"{f.name} must be above 0, not {wrong}")
+      for f in fields(Config) if f.type in (int, float) for wrong in (0, -0.5, float("nan"))),
+])  # fmt: skip
+def test_sizes_that_no_model_can_have_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
-        Config(vocab_size=10, **sizes)
-
-
-NUMBERS = [f.name for f in fields(Config) if f.type in (int, float)]
-
-
-@pytest.mark.parametrize("name", NUMBERS)
-def test_a_size_that_is_not_above_0_is_refused(name):
-    for wrong in (0, -1, -0.5, float("nan")):
-        with pytest.raises(ValueError, match=f"{name} must be above 0, not {wrong}"):
-            Config(**{"vocab_size": 10, name: wrong})
-    assert {"vocab_size", "n_layer", "rope_theta"} <= set(NUMBERS)
+        Config(**{"vocab_size": 10, **sizes})
 
 
 def test_an_untied_head_is_its_own():
     model, tied = MLLM(Config(vocab_size=50, tied=False)), MLLM(Config(vocab_size=50))
-    sizes = [sum(p.numel() for p in some.parameters()) for some in (model, tied)]
-    assert sizes[0] - sizes[1] == 50 * 128
     hidden = torch.randn(3, 128)
     torch.testing.assert_close(model.head(hidden), hidden @ model.unembed.weight.T)
     torch.testing.assert_close(tied.head(hidden), hidden @ tied.embed.weight.T)
+    assert not hasattr(tied, "unembed")

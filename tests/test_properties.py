@@ -1,19 +1,22 @@
 """What must hold of every mask and every method, a fork's too, over layouts and dialogues that
-nobody chose."""
+nobody chose: nothing leaks, packed is unpacked, cached is uncached, and the last layer may be
+computed only where it is read."""
 
 from dataclasses import asdict, replace
 
 import pytest
 import torch
-from helpers import KINDS, assert_slow, enlarge, hidden_of, opens_answers
+import torch.nn.functional as F
+from helpers import KINDS, enlarge, hidden_of, loss_and_gradients, opens_answers
 from hypothesis import strategies as st
 from properties import dialogues, for_all, layouts, tries
 
 import data
+import model as model_file
 from bridge.pretrained import PretrainedConfig, PretrainedMLLM
 from data.packing import first_fit
 from lab.variants import VARIANTS
-from mma import Role, attention_mask, leaks, supervised
+from mma import Role, leaks, supervised
 from model import MLLM
 
 GRID = 3  # rings have an inside
@@ -69,35 +72,6 @@ def method(request, tokenizer, model):
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(256, (4, 3, 24, 24), dtype=torch.uint8, generator=generator)
     return Method(request.param, model.config, tokenizer.model, images)
-
-
-# --- The mask
-
-
-@tries(60, 3000)
-def test_the_mask_is_the_double_loop(n):
-    def check(layout):
-        for kind in KINDS:
-            assert_slow(kind, *layout)
-
-    for_all(check, n, layout=layouts())
-
-
-@tries(60, 3000)
-def test_no_row_reads_a_pad_or_another_document(n):
-    def check(layout):
-        role, _, document = layout
-        foreign = (document[:, :, None] != document[:, None]) | (role == Role.PAD)[:, None]
-        itself = torch.eye(role.shape[1], dtype=torch.bool)
-        for kind in KINDS:
-            mask = attention_mask(kind, *layout)[:, 0]
-            assert not (mask & foreign & ~itself).any(), kind
-            assert mask[:, itself].all()
-
-    for_all(check, n, layout=layouts())
-
-
-# --- Through the real model
 
 
 def reach(mask, hops: int):
@@ -223,3 +197,75 @@ def test_cached_is_uncached(method, n):
     turns = st.lists(st.integers(0, 2), min_size=3, max_size=3)
     for_all(check, n, examples=method.examples(min_size=3, max_size=3), turns=turns)
     assert kept >= 2 * n and method.most_pictures > 1
+
+
+# --- The last layer, computed only where it is read
+
+
+def full_loss(model, num_targets=None, **batch):
+    """The loss of the full pass, from its definition."""
+    ids, role, document = batch["ids"], batch["role"], batch.get("document")
+    target = role[:, 1:] == Role.ANSWER
+    if document is not None:
+        target &= document[:, 1:] == document[:, :-1]
+    logits = model.head(model(**batch))[:, :-1][target]
+    loss = F.cross_entropy(logits, ids[:, 1:][target], reduction="sum")
+    return loss / (num_targets or len(logits))
+
+
+def assert_same(found, expected):
+    assert expected[0].dtype == torch.float64 and all(x.any() for x in expected)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_and_what_is_read_are_those_of_the_full_pass(
+    method, kind, dialogues, losses_in_float64
+):
+    """To every gradient: of rows with one answer, with several, one whose answer was cut off,
+    padded and packed. Columns are read in any order, one also twice."""
+    model, g = method.model, torch.Generator().manual_seed(0)
+    shown = [replace(e, images=[k % 4 for k in range(len(e.images))]) for e in dialogues]
+    rows = [*method.rows(shown), *method.rows(shown[:1], 0)]
+    for some in (rows, first_fit(rows, 70)):
+        batch = method.batch(some)
+        expected = loss_and_gradients(model, full_loss, model, **batch, mask=kind)
+        assert_same(loss_and_gradients(model, model.loss, **batch, mask=kind), expected)
+        read_at = torch.randint(batch["ids"].shape[1], (len(some), 5), generator=g)
+        with torch.no_grad():
+            read = model(**batch, mask=kind, read_at=read_at)
+        full = hidden_of(model, batch, kind)
+        torch.testing.assert_close(read, torch.stack([x[at] for x, at in zip(full, read_at)]))
+
+
+def test_the_last_layer_alone_is_computed_at_them(model, batch_of, dialogues):
+    """And of it the keys and values everywhere."""
+    (B, T), seen = (batch := batch_of(dialogues))["ids"].shape, []
+    for block in model.blocks:
+        for part in (block.attention.k, block.attention.v, block.attention.out, block.down):
+            part.register_forward_hook(lambda m, x, y: seen.append(y.shape[1]))
+    model(**batch, read_at=torch.zeros(B, 2, dtype=torch.int64))
+    assert seen == [T] * 4 * (len(model.blocks) - 1) + [T, T, 2, 2]
+
+
+@pytest.mark.parametrize("again,at_once", [(True, 4096), (False, 3), (True, 1)])
+def test_what_saves_memory_changes_nothing(
+    model, batch_of, dialogues, monkeypatch, losses_in_float64, again, at_once
+):
+    """Layers computed again in backward; logits in parts; the sum over another number of tokens."""
+    batch, heads, calls = batch_of(dialogues), [], []
+    expected = loss_and_gradients(model, full_loss, model, num_targets=7, **batch)
+    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", at_once)
+    model.checkpointing, head = again, MLLM.head
+    monkeypatch.setattr(MLLM, "head", lambda self, x: heads.append(len(x)) or head(self, x))
+    for block in model.blocks:
+        block.norm1.register_forward_hook(lambda *_: calls.append(1))
+    seven = torch.tensor(7.0)
+    assert_same(loss_and_gradients(model, model.loss, num_targets=seven, **batch), expected)
+    assert len(calls) == len(model.blocks) * (1 + again)
+    tokens = int((batch["role"] == Role.ANSWER).sum())
+    assert max(heads) == min(at_once, tokens) and sum(heads) == tokens * (1 + (at_once < tokens))
+    calls.clear()
+    hidden_of(model, batch, "mma")
+    assert len(calls) == len(model.blocks)  # nothing is computed again where nothing is learned

@@ -23,9 +23,9 @@ pytestmark = pytest.mark.usefixtures("no_drawing")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Three runs of the built-in world: two seeds of mma and one causal."""
+    """Two runs of the built-in world."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, args in (("mma-0", []), ("mma-1", ["--seed", "1"]), ("causal-0", ["--mask=causal"])):
+    for name, args in (("mma-0", []), ("causal-1", ["--seed", "1", "--mask=causal"])):
         train.main([*TINY, *args, "--out", str(folder / name)])
     return folder
 
@@ -49,7 +49,7 @@ def test_a_run_leaves_what_it_promises(runs):
 
 def test_a_run_says_what_it_does_and_how_long_it_takes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(engine.run, "TIMED", 2)
-    few = ["--data", "shapes", "--out", str(tmp_path / "run"), "--pt-freeze", "embed"]
+    few = ["--max-tokens", "27", "--out", str(tmp_path / "run"), "--pt-freeze", "embed"]
     train.main([*TINY, *few])
     said = capsys.readouterr()
     for line in (
@@ -58,6 +58,7 @@ def test_a_run_says_what_it_does_and_how_long_it_takes(tmp_path, capsys, monkeyp
         "rest, 0.002",
         "stage 1: 2 steps of 4 pictures with captions, mask causal, embed frozen",
         "stage 2: 3 steps of 4 pictures with 2 questions each, mask mma, encoder frozen",
+        "rows of the first batch are longer than 27 tokens and are cut",
         "; spatial is not asked",
         "0.0, not asked yet",
     ):
@@ -90,56 +91,40 @@ def test_who_trains_an_encoder_from_nothing_on_photographs_is_told(
     assert f"encoder {'is pretrained' if pretrained else 'starts from nothing'}" in said
 
 
-def test_the_same_seed_gives_the_same_run_and_another_does_not(runs, tmp_path):
+def test_the_same_seed_gives_the_same_run_and_another_draws_other_parameters(runs, tmp_path):
     train.main([*TINY, "--workers", "1", "--out", str(tmp_path / "again")])
     first, again, other = (
-        weights_of(out) for out in (runs / "mma-0", tmp_path / "again", runs / "mma-1")
+        weights_of(out) for out in (runs / "mma-0", tmp_path / "again", runs / "causal-1")
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["embed.weight"], other["embed.weight"])
+    assert (first["encoder.row"] - other["encoder.row"]).abs().mean() > 0.5  # hardly trained
 
 
-def test_the_arms_differ_by_the_mask_alone(runs):
-    a, b = (json.loads((runs / name / "run.json").read_text()) for name in ("mma-0", "causal-0"))
-    assert a["params"] == b["params"]
-    assert {k for k in a["args"] if a["args"][k] != b["args"][k]} == {"mask", "out"}
-    first, second = (lines_of(runs / name)[0]["loss"] for name in ("mma-0", "causal-0"))
-    assert first == second  # stage 1 is the same
-
-
-def test_the_encoder_is_frozen_in_stage_2_unless_thawed(tmp_path):
-    def encoder(*args):
-        out = tmp_path / "-".join(args).replace("--", "")
-        train.main([*TINY, *args, "--out", str(out)])
-        return {k: w for k, w in weights_of(out).items() if k.startswith("encoder.blocks")}
-
-    short, long = encoder("--steps", "1"), encoder("--steps", "4")
-    thawed = encoder("--steps", "4", "--freeze")
-    assert all(torch.equal(short[name], long[name]) for name in short)
-    assert not all(torch.equal(short[name], thawed[name]) for name in short)
+@pytest.mark.parametrize("option, few, many, moved", [
+    ("--pt-freeze blocks embed", "--steps 0 --pt-steps 1", "--steps 0 --pt-steps 3",
+     {"encoder", "projector", "norm"}),
+    ("--pt-steps 0", "--steps 1", "--steps 4", {"projector", "embed", "blocks", "norm"}),
+    ("--pt-steps 0 --freeze", "--steps 1", "--steps 4",
+     {"encoder", "projector", "embed", "blocks", "norm"}),
+])  # fmt: skip
+def test_a_frozen_part_does_not_move(option, few, many, moved, tmp_path):
+    """The encoder is frozen in stage 2 unless --freeze says otherwise."""
+    weights = []
+    for steps in (few, many):
+        out = tmp_path / steps
+        train.main([*TINY, *steps.split(), "--limit", "1", *option.split(), "--out", str(out)])
+        weights.append(weights_of(out))
+    differ = {name for name, w in weights[0].items() if not torch.equal(w, weights[1][name])}
+    assert {name.split(".")[0] for name in differ} == moved
 
 
 def test_evaluation_says_what_training_said(runs, tmp_path):
-    names = [str(runs / name) for name in ("mma-0", "mma-1", "causal-0")]
-    file = tmp_path / "r.json"
+    names, file = [str(runs / name) for name in ("mma-0", "causal-1")], tmp_path / "r.json"
     evaluation.main([*names, "--device", "cpu", "--limit", "100", "--json", str(file)])
     for name, result in zip(names, json.loads(file.read_text())["runs"], strict=True):
         record = json.loads((runs / name / "run.json").read_text())
         for key in ("run", "accuracy", "families", "n", "unparsed", "params", "mask", "seed"):
             assert result[key] == record[key]
-
-
-def test_any_part_can_be_frozen_in_stage_1(tmp_path):
-    def parts(*args):
-        out = tmp_path / "-".join(args).replace("--", "")
-        train.main(
-            [*TINY, "--steps", "0", "--pt-freeze", "blocks", "embed", *args, "--out", str(out)]
-        )
-        return weights_of(out)
-
-    short, long = parts("--pt-steps", "1"), parts("--pt-steps", "3")
-    moved = {name.split(".")[0] for name in short if not torch.equal(short[name], long[name])}
-    assert moved == {"encoder", "projector", "norm"}
 
 
 def test_easy_vqa_trains_and_evaluates(easy_vqa, tmp_path, capsys):
@@ -151,13 +136,23 @@ def test_easy_vqa_trains_and_evaluates(easy_vqa, tmp_path, capsys):
 
 
 def test_your_own_folder_trains_and_evaluates(llava, tmp_path, capsys):
+    """What is damaged in it is told once, and counted when evaluating."""
+    entries = json.loads(llava.read_text())
+    entries[3]["image"] = "missing.png"
+    llava.write_text(json.dumps(entries))
     out, result = str(tmp_path / "run"), tmp_path / "r.json"
     source = ["--data", "llava", "--source", str(llava), "--images", str(llava.parent)]
     train.main([*TINY, *source, "--image-size", "32", "--out", out])
     said = capsys.readouterr()
     assert "; test: " in said.out and "stage 1:" in said.err and "captions" not in said.err
+    assert said.out.count("no such picture") == 1
     evaluation.main([out, "--device", "cpu", "--split", "all", "--json", str(result)])
-    assert json.loads(result.read_text())["runs"][0]["n"] == 30 * 2 + 2
+    said = capsys.readouterr().out
+    assert json.loads(result.read_text())["runs"][0]["n"] == 29 * 2 + 2
+    assert "1 of 32 entries are damaged and left out (1 missing picture)\n" in said
+    assert "no such picture" not in said
+    evaluation.main([out, "--device", "cpu", *source])  # other data may be new
+    assert capsys.readouterr().out.count("no such picture") == 1
 
 
 def test_how_your_own_data_were_split_is_said(llava):
@@ -178,21 +173,6 @@ def test_how_your_own_data_were_split_is_said(llava):
     assert describe_splits(blind).endswith(". No picture is left for val")
 
 
-def test_damage_is_told_once_and_counted_when_evaluating(llava, tmp_path, capsys):
-    entries = json.loads(llava.read_text())
-    entries[3]["image"] = "missing.png"
-    llava.write_text(json.dumps(entries))
-    out, source = tmp_path / "run", ["--data", "llava", "--source", str(llava)]
-    train.main([*TINY, *source, "--image-size", "32", "--out", str(out)])
-    assert capsys.readouterr().out.count("no such picture") == 1
-    evaluation.main([str(out), "--device", "cpu"])
-    said = capsys.readouterr().out
-    assert "1 of 32 entries are damaged and left out (1 missing picture)\n" in said
-    assert "no such picture" not in said
-    evaluation.main([str(out), "--device", "cpu", *source])  # other data may be new
-    assert capsys.readouterr().out.count("no such picture") == 1
-
-
 def test_two_pictures_are_enough_to_evaluate_but_not_to_train(llava, runs, tmp_path):
     llava.write_text(json.dumps(json.loads(llava.read_text())[:2]))
     source = ["--data", "llava", "--source", str(llava)]
@@ -205,44 +185,23 @@ def test_two_pictures_are_enough_to_evaluate_but_not_to_train(llava, runs, tmp_p
     assert json.loads((tmp_path / "r.json").read_text())["runs"][0]["n"] == 4
 
 
-@pytest.mark.parametrize("args,message", [
-    (["--data", "easy_vqa"], "error: --data easy_vqa needs --source"),
-    (["--data", "llava", "--source", "/nowhere.json"], "error: .*nowhere.json: no such file"),
-    (["--max-tokens", "10"], "error: .*--max-tokens"),
-    (["--image-size", "60"], "error: image_size=60 must be a multiple of patch_size=16"),
-    (["--device", "nonsense"], "error: .*--device"),
-    (["--variant", "nonsense"], "error: no variant 'nonsense'; there are "),
-])  # fmt: skip
-def test_bad_input_is_one_clear_error(args, message, tmp_path):
-    with pytest.raises(SystemExit, match=message):
-        train.main([*TINY, *args, "--out", str(tmp_path / "run")])
-    assert not (tmp_path / "run" / "run.json").exists()
-
-
 def test_a_failed_overwrite_leaves_no_mixture(tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    train.main([*TINY, "--out", str(out)])
+    line, out = [*TINY, "--out", str(tmp_path / "run")], tmp_path / "run"
+    train.main(line)
     kept = {path.name: path.read_bytes() for path in out.iterdir()}
-    again = [*TINY, "--out", str(out), "--overwrite"]
-    with pytest.raises(SystemExit, match="--max-tokens"):
-        train.main([*again, "--vocab-size", "300", "--max-tokens", "18"])
-    # Refused before anything was touched
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == kept
+    for again, message in (
+        ([], "holds a finished run"),
+        (["--overwrite", "--vocab-size", "300", "--max-tokens", "18"], "--max-tokens"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            train.main([*line, *again])
+        # Refused before anything was touched
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == kept
     monkeypatch.setattr(train, "train_stage", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        train.main(again)
+        train.main([*line, "--overwrite"])
     with pytest.raises(SystemExit, match="not a finished run"):
         evaluation.main([str(out)])
-
-
-def test_cut_rows_of_the_built_in_world_are_reported(tmp_path, capsys):
-    train.main([*TINY, "--max-tokens", "27", "--out", str(tmp_path / "run")])
-    assert "stage sft: " in capsys.readouterr().out
-
-
-def test_a_finished_run_is_not_overwritten(runs):
-    with pytest.raises(SystemExit, match="holds a finished run"):
-        train.main([*TINY, "--out", str(runs / "mma-0")])
 
 
 def test_training_refuses_a_leaking_mask(tokenizer, tmp_path, monkeypatch):
@@ -292,25 +251,3 @@ def test_what_the_model_says_is_what_is_trained(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(MLLM, "loss", lambda *args, **batch: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train.main([*TINY, *few, "--overwrite"])
-
-
-def test_schedule():
-    shares = [train.schedule(step, 100) for step in range(100)]
-    assert shares[0] < 0.05 and max(shares) == 1 and 0 < shares[-1] < 0.05 and shares[50] == 1
-
-
-def test_training_learns(tmp_path):
-    """30 steps of stage 1: well below the loss of the words' frequencies (2.2 nats a token)."""
-    options = "--pt-pictures 32 --pt-steps 30 --lr 0.01 --steps 1".split()
-    train.main([*TINY, *options, "--out", str(tmp_path / "run")])
-    assert lines_of(tmp_path / "run")[2]["loss"] < 1.8
-
-
-@pytest.mark.parametrize("script", [train, evaluation])
-def test_the_scripts_help_themselves(script, capsys):
-    with pytest.raises(SystemExit) as done:
-        script.main(["--help"])
-    out = capsys.readouterr().out
-    about = script.__doc__.strip().splitlines()
-    assert done.value.code == 0 and "--device" in out
-    assert about[0] in out and about[2] in out  # what it is, how to run it

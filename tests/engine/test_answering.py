@@ -42,22 +42,17 @@ def test_answers_do_not_depend_on_the_size_of_a_batch(model, tokenizer, dialogue
     assert 1 < max(B for B, *_ in shapes) < 9  # 150 tokens are enough for two rows, or three
 
 
-def test_the_cache_of_a_batch_is_bounded_at_the_papers_size():
+def test_cache_and_masks_of_a_batch_are_bounded_at_the_papers_size():
     """By hand: 32 layers of 32 heads of 96 numbers, keys and values, float32; 180 tokens asked and
-    twice an answer of 120 and 4 tokens."""
+    twice an answer of 120 and 4 tokens. Of 8,000 tokens asked one row's mask takes 61 MiB, and
+    four times that while it is made: 16 of them are 3.8 GiB, of 4."""
     a_token = 32 * 32 * 96 * 2 * 4
-    rows = [Row(ids=[1] * 180, role=[1] * 180)] * 256
-    batches = list(row_batches(rows, 244, 256, a_token))
+    batches = list(row_batches([Row(ids=[1] * 180, role=[1] * 180)] * 256, 244, 256, a_token))
     assert sum(map(len, batches)) == 256
     assert 256 * 424 * a_token > 75 * 2**30  # what all at once would take
     assert all(2**31 < len(b) * 424 * a_token <= answering.CACHE_BYTES for b in batches[:-1])
-
-
-def test_the_masks_of_long_prompts_are_bounded_too():
-    """8,000 tokens asked: one row's mask takes 61 MiB, and four times that while it is made."""
-    rows = [Row(ids=[1] * 8000, role=[1] * 8000)] * 64
-    batches = list(row_batches(rows, 4, 256, 1))
-    assert [len(b) for b in batches] == [16] * 4  # 16 x 4 x 61 MiB are 3.8 GiB, of 4
+    batches = list(row_batches([Row(ids=[1] * 8000, role=[1] * 8000)] * 64, 4, 256, 1))
+    assert [len(b) for b in batches] == [16] * 4
 
 
 def test_the_loss_of_held_out_answers_is_that_of_a_loop_over_single_rows(

@@ -13,24 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import (
-    ROOT,
-    RUN,
-    Crash,
-    at_steps,
-    crash,
-    result_of,
-    same,
-    train_and_crash,
-    weights_of,
-)
+from helpers import ROOT, RUN, Crash, at_steps, crash, result_of, same, train_and_crash, weights_of
 
 import eval as evaluation
 import train
+from data import DataError
 from engine import checkpoint
-from engine.checkpoint import load_model, save_model
+from engine.checkpoint import write_file
 from engine.run import Run
-from model import MLLM, Config
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -39,32 +29,13 @@ def resume(out, *options):
     train.main([*RUN, *options, "--out", str(out), "--resume"])
 
 
-def state_of(out):
-    return torch.load(out / checkpoint.NAME, weights_only=True)
-
-
-# --- A model's file
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_model_is_saved_and_loaded(tied, tmp_path):
-    model = MLLM(Config(vocab_size=50, n_layer=3, tied=tied))
-    with open(tmp_path / "model.pt", "wb") as file:
-        save_model(file, model)
-    again = load_model(tmp_path / "model.pt", MLLM)
-    assert again.config == model.config and not again.training
-    weights, loaded = model.state_dict(), again.state_dict()
-    assert weights.keys() == loaded.keys() and ("unembed.weight" in weights) != tied
-    assert all(torch.equal(weights[name], loaded[name]) for name in weights)
-
-
-# --- Stopped and gone on
-
-
 # Before the first checkpoint, within both stages, right after stage 1
 @pytest.mark.parametrize("step", [1, 2, 3, 5, 6, 8, 10])
 def test_a_crash_at_any_step_changes_nothing(whole, tmp_path, step):
+    """Torn and later lines of metrics.jsonl are written again."""
     train_and_crash(tmp_path, step)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "sft", "st')
     torch.manual_seed(99)
     resume(tmp_path)
     assert same(result_of(tmp_path), whole)
@@ -86,8 +57,10 @@ def test_ctrl_c_again_and_again_changes_nothing(whole, tmp_path, capsys):
     resume(tmp_path)
     assert same(result_of(tmp_path), whole)
     with pytest.raises(SystemExit) as stop:
-        resume(tmp_path)
+        resume(tmp_path, "--save-every", "5")  # of which nothing depends
     assert stop.value.code == 0 and "nothing to go on with" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="finished run, of which --steps is 9 and was 6"):
+        resume(tmp_path, "--steps", "9")
     assert same(result_of(tmp_path), whole)
 
 
@@ -141,72 +114,38 @@ def test_the_best_weights_go_back_with_the_checkpoint(tmp_path, monkeypatch, by)
     assert not all(torch.equal(final[name], looks[3][name]) for name in final)
 
 
-class DiesAt:
-    """A module in whose place it stands, but for one function, which dies at its n-th call."""
-
-    def __init__(self, module, name, call):
-        self.module, self.name, self.left = module, name, call
-
-    def __getattr__(self, name):
-        return self.counted if name == self.name else getattr(self.module, name)
-
-    def counted(self, *args, **kwargs):
-        self.left -= 1
-        if self.left:
-            return getattr(self.module, self.name)(*args, **kwargs)
-        if self.name == "save":
-            args[1].write(b"half of a checkpoint")
-        raise Crash
+# --- A file is written whole or not at all
 
 
-@pytest.mark.parametrize("module,name,call", [
-    (torch, "save", 3), (os, "fsync", 4), (os, "replace", 4),
-])  # fmt: skip
-def test_a_crash_while_saving_leaves_the_previous_checkpoint(whole, tmp_path, module, name, call):
-    """In the third checkpoint: while it is written, flushed, renamed. The tokenizer's file was
-    flushed and renamed before."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, module.__name__, DiesAt(module, name, call))
+@pytest.mark.parametrize("dies", ["save", "fsync", "replace"])
+def test_a_crash_while_a_file_is_written_leaves_the_one_before(tmp_path, monkeypatch, dies):
+    (tmp_path / "x").write_bytes(b"before")
+    save = lambda file: file.write(b"after") if dies != "save" else crash(file.write(b"half"))
+    with monkeypatch.context() as patch:
+        if dies != "save":
+            patch.setattr(os, dies, crash)
         with pytest.raises(Crash):
-            train.main([*RUN, "--out", str(tmp_path)])
-    state = state_of(tmp_path)
-    assert (state["stage"], state["step"]) == ("pt", 4)
-    resume(tmp_path)
-    assert same(result_of(tmp_path), whole)
-    assert not list(tmp_path.glob("*.part"))
+            write_file(tmp_path / "x", save)
+    assert (tmp_path / "x").read_bytes() == b"before"
+    write_file(tmp_path / "x", lambda file: file.write(b"after"))  # over what was left behind
+    assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == [("x", b"after")]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_is_one_clear_error_and_the_last_good_checkpoint_stays(whole, tmp_path):
-    write_file = checkpoint.write_file
-
-    def full(path, save):
-        if path.exists() and path.name == checkpoint.NAME:  # the second checkpoint meets it
-            path.with_name(path.name + ".part").symlink_to("/dev/full")
-        write_file(path, save)
-
-    message = (
-        "checkpoint.pt could not be written: No space left on device; "
-        "checkpoint.pt is still the one from before"
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "write_file", full)
-        with pytest.raises(SystemExit, match=message):
-            train.main([*RUN, "--out", str(tmp_path)])
-    resume(tmp_path)
-    assert same(result_of(tmp_path), whole)
-
-
-@pytest.mark.parametrize("content", [b"", {"weights": {}}, []])
-def test_a_checkpoint_of_something_else_is_named(content, tmp_path):
-    train_and_crash(tmp_path, 8)
-    file = tmp_path / checkpoint.NAME
-    file.write_bytes(content) if content == b"" else torch.save(content, file)
-    with pytest.raises(SystemExit, match="cannot be read as a checkpoint: .+--overwrite"):
-        resume(tmp_path)
+@pytest.mark.parametrize("what", [{}, {"weights": torch.zeros(10**6)}])
+def test_a_full_disk_is_one_clear_error(tmp_path, what):
+    (tmp_path / "x").write_bytes(b"before")
+    (tmp_path / "x.part").symlink_to("/dev/full")
+    with pytest.raises(DataError, match="No space left on device; x is still the one from before"):
+        write_file(tmp_path / "x", lambda file: torch.save(what, file))
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(SystemExit, match="error: .*: no space left on the disk"):
+        train.main([*RUN, "--out", str(tmp_path)])
 
 
 class Evil:
+    """A pickle whose code makes a file."""
+
     def __init__(self, trace):
         self.trace = trace
 
@@ -214,45 +153,23 @@ class Evil:
         return os.system, (f"touch {self.trace}",)
 
 
-def test_a_pickle_with_code_in_it_is_refused(tmp_path):
+def test_what_is_no_checkpoint_is_named_and_no_code_in_it_is_run(tmp_path):
     out, trace = tmp_path / "run", tmp_path / "evil-was-here"
     train_and_crash(out, 8)
-    for name in (checkpoint.NAME, "model.pt"):
-        (out / name).write_bytes(pickle.dumps({"config": {}, "weights": Evil(trace)}))
-    with pytest.raises(SystemExit, match="cannot be read as a checkpoint"):
-        resume(out)
-    finished = '{"args": {"data": "shapes"}}'
-    for name, record in (("model.pt", finished), ("tokenizer.model", finished), ("run.json", "{")):
-        (out / "run.json").write_text(record)
-        if name == "tokenizer.model":
-            (out / name).write_bytes(b"broken")
-        with pytest.raises(SystemExit, match=f"{name} cannot be read: "):
-            evaluation.main([str(out)])
+    evil = pickle.dumps({"config": {}, "weights": Evil(trace)})
+    for content in (b"", evil, {"weights": {}}, []):
+        file = out / checkpoint.NAME
+        file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
+        with pytest.raises(SystemExit, match="cannot be read as a checkpoint: .+--overwrite"):
+            resume(out)
+    (out / "run.json").write_text('{"args": {"data": "shapes"}}')
+    (out / "model.pt").write_bytes(evil)
+    with pytest.raises(SystemExit, match="model.pt cannot be read: "):
+        evaluation.main([str(out)])
     assert not trace.exists()
 
 
 # --- Killed
-
-
-def wait_and_kill(process, out, r) -> None:
-    """One time in four at once, else after it has saved and gone on for a random moment, or while
-    it is saving again."""
-
-    def saved():
-        file = out / checkpoint.NAME
-        return file.stat().st_mtime_ns if file.exists() else 0
-
-    before, early, saving = saved(), r.random() < 0.25, r.random() < 0.5
-    end = time.time() + r.uniform(0, 10)
-    while process.poll() is None:
-        if early and time.time() > end:
-            process.kill()
-        if not early and saved() != before:
-            end, part = time.time() + r.uniform(0, 0.5), out / (checkpoint.NAME + ".part")
-            while time.time() < end and not (saving and part.exists()):
-                time.sleep(0.0002)
-            process.kill()
-        time.sleep(0.001)
 
 
 @pytest.mark.slow
@@ -266,18 +183,22 @@ def test_kill_and_resume_storm(tmp_path):
     ).split()
     base, r, kills = [sys.executable, "train.py", *options], random.Random(0), 0
     whole, storm = tmp_path / "whole", tmp_path / "storm"
-    run = dict(cwd=ROOT, check=True, capture_output=True)
+    run, file = dict(cwd=ROOT, check=True, capture_output=True), storm / checkpoint.NAME
     subprocess.run([*base, "--out", str(whole)], **run)
     stormy = [*base, "--out", str(storm), "--resume"]
     quiet = dict(cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    saved = lambda: file.stat().st_mtime_ns if file.exists() else 0
     while kills < 40:
-        process = subprocess.Popen(stormy, **quiet)
-        wait_and_kill(process, storm, r)
-        if process.returncode != -signal.SIGKILL:
+        process, before, early = subprocess.Popen(stormy, **quiet), saved(), r.random() < 0.25
+        end = time.time() + r.uniform(0, 10)
+        while process.poll() is None and (saved() == before if not early else time.time() < end):
+            time.sleep(0.001)
+        time.sleep(0 if early else r.uniform(0, 0.5))  # it has saved, and goes on, and saves
+        process.kill()
+        if process.wait() != -signal.SIGKILL:
             break
         kills += 1
     subprocess.run(stormy, **run)
-    print(f"survived {kills} kills")
     assert kills >= 5  # how many fit depends on the machine
     assert same(result_of(storm), result_of(whole))
 

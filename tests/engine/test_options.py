@@ -1,4 +1,4 @@
-"""The command line: what it refuses, and what fills it up."""
+"""The command line: what fills it up, and where each setting comes from."""
 
 import json
 import re
@@ -8,24 +8,6 @@ from helpers import TINY
 
 import train
 from engine.options import PRESETS, RECIPES, arguments, settings_table
-
-
-@pytest.mark.parametrize("args", [
-    ["--questions", "0"], ["--eval-every", "0"], ["--limit", "-1"], ["--patch-size", "0"],
-    ["--steps", "x"], ["--resume", "--overwrite"], ["--keep-best", "--fsdp"],
-])  # fmt: skip
-def test_flags_out_of_range_are_usage_errors(args, capsys):
-    with pytest.raises(SystemExit):
-        arguments(args)
-    assert args[0] in capsys.readouterr().err
-
-
-def test_the_help_says_what_an_option_wants_and_what_it_is_otherwise(capsys):
-    with pytest.raises(SystemExit):
-        arguments(["--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "training has N scenes, a multiple of 16" in said
-    assert "the same of stage 2 (default: by preset and data)" in said  # nlvr+world: nothing
 
 
 def test_what_is_left_open_comes_from_the_preset_and_the_recipe_of_the_data():
@@ -38,6 +20,9 @@ def test_what_is_left_open_comes_from_the_preset_and_the_recipe_of_the_data():
     nlvr = arguments(["--data", "nlvr+world", "--source", "x", "--variant", "cca", "--seed", "2"])
     assert nlvr.freeze == [] and (nlvr.image_size, nlvr.patch_size) == (100, 20)
     assert nlvr.out.name == "nlvr+world-mma-cca-2" and nlvr.source.is_absolute()
+    adamw = arguments(["--optimizer", "adamw"])  # its rate is not Muon's
+    assert adamw.lr == arguments([]).adam_lr != arguments([]).lr
+    assert arguments(["--optimizer", "adamw", "--lr", "0.5"]).lr == 0.5
 
 
 def settings_in(printed: str) -> dict:

@@ -2,6 +2,7 @@
 asked about them is not answered; and they may be repaired."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -41,19 +42,36 @@ def record_of(out) -> dict:
     return json.loads((out / "run.json").read_text())
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_training_goes_on_without_a_picture_and_counts_it(large, tmp_path, capsys, workers):
+@pytest.mark.parametrize("read_first", [5, 8192])
+def test_training_goes_on_without_a_picture_and_counts_it(
+    large, tmp_path, capsys, monkeypatch, read_first
+):
+    """A run that was stopped is the same and counts the same, with a worker or without one, also
+    where a picture of it was repaired meanwhile."""
     options, alone = large
-    for file in alone["train"][:2]:
-        cut_short(file)
-    steps = ["--pt-steps", "8", "--workers", workers]  # more than an epoch
-    train.main([*options, *steps, "--out", str(tmp_path / "run")])
-    out = capsys.readouterr().out
-    unread = record_of(tmp_path / "run")["unread"]
-    assert unread["pictures"] == 2 and 2 <= unread["rows"] < 10
-    for file in alone["train"][:2]:
-        assert out.count(f"left out of training: {file}: not a readable picture") == 1
-    assert f"{unread['rows']} rows of 2 unreadable pictures were left out of training" in out
+    monkeypatch.setattr("data.folder.READ_FIRST", read_first)
+    bad = [*alone["train"][:2], alone["val"][0]]
+    whole = {file: cut_short(file) for file in bad}
+    options += ["--pt-steps", "8", "--steps", "3", "--save-every", "2"]  # more than an epoch
+    train.main([*options, "--workers", "1", "--out", str(tmp_path / "whole")])
+    out, unread = capsys.readouterr().out, record_of(tmp_path / "whole")["unread"]
+    if read_first == 5:  # else they are left out before
+        assert unread["pictures"] == 2 and 2 <= unread["rows"] < 10
+        for file in bad[:2]:
+            assert out.count(f"left out of training: {file}: not a readable picture") == 1
+        assert f"{unread['rows']} rows of 2 unreadable pictures were left out of training" in out
+    for name, repaired in (("parts", {}), ("repaired", whole)):
+        with pytest.MonkeyPatch.context() as patch:
+            at_steps(patch, lambda step: step == 6, crash)
+            with pytest.raises(Crash):
+                train.main([*options, "--out", str(tmp_path / name)])
+        for file, content in repaired.items():
+            file.write_bytes(content)
+        train.main([*options, "--out", str(tmp_path / name), "--resume"])
+    weights, parts = (weights_of(tmp_path / name) for name in ("whole", "parts"))
+    assert all(torch.equal(weights[name], parts[name]) for name in weights)
+    assert record_of(tmp_path / "parts")["unread"] == unread
+    assert record_of(tmp_path / "repaired")["n"] == 6  # four dialogues
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
@@ -78,64 +96,22 @@ def test_a_run_whose_pictures_are_gone_ends(large, tmp_path, monkeypatch):
         train.main([*options, "--pt-steps", "5", "--out", str(tmp_path / "run")])
 
 
-def test_a_resumed_run_is_the_same_and_counts_the_same(large, tmp_path, capsys):
-    options, alone = large
-    for file in alone["train"][:4]:
-        cut_short(file)
-    options += ["--pt-steps", "6", "--steps", "3", "--save-every", "2"]
-    train.main([*options, "--out", str(tmp_path / "whole")])
-    with pytest.MonkeyPatch.context() as patch:
-        at_steps(patch, lambda step: step == 6, crash)
-        with pytest.raises(Crash):
-            train.main([*options, "--out", str(tmp_path / "parts")])
-    capsys.readouterr()
-    train.main([*options, "--out", str(tmp_path / "parts"), "--resume"])
-    whole, parts = (weights_of(tmp_path / name) for name in ("whole", "parts"))
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    unread = [record_of(tmp_path / name)["unread"] for name in ("whole", "parts")]
-    assert unread[0] == unread[1] and unread[0]["rows"] > 0
-
-
-@pytest.mark.parametrize("read_first", [5, 8192])
-def test_a_repaired_picture_does_not_end_a_run(large, tmp_path, monkeypatch, read_first):
-    """Also where it was left out at the start."""
-    options, alone = large
-    monkeypatch.setattr("data.folder.READ_FIRST", read_first)
-    whole = {file: cut_short(file) for file in (alone["train"][0], alone["val"][0])}
-    options += ["--pt-steps", "6", "--save-every", "2", "--out", str(tmp_path / "run")]
-    with pytest.MonkeyPatch.context() as patch:
-        at_steps(patch, lambda step: step == 4, crash)
-        with pytest.raises(Crash):
-            train.main(options)
-    for file, content in whole.items():
-        file.write_bytes(content)
-    train.main([*options, "--resume"])
-    assert record_of(tmp_path / "run")["n"] == 6  # four dialogues
-
-
 def test_the_fingerprint_is_of_texts_and_of_which_pictures(llava, tokenizer, tmp_path):
-    def print_of(change=lambda entries: None, source=llava):
+    """Where the data lie does not matter, nor what a picture's file holds."""
+
+    def print_of(change=lambda entries: None):
+        folder = shutil.copytree(llava.parent, tmp_path / str(len([*tmp_path.iterdir()])))
         entries = json.loads(llava.read_text())
         change(entries)
-        source.write_text(json.dumps(entries))
-        folder = data.load("llava", source)
-        folder.read_pictures(32)
-        return fingerprint(folder, tokenizer, [])
+        (folder / "data.json").write_text(json.dumps(entries))
+        if change is damaged:
+            cut_short(folder / "4.png")
+        source = data.load("llava", folder / "data.json")
+        source.read_pictures(32)
+        return fingerprint(source, tokenizer, [])
 
-    before = llava.read_text()
-    first = print_of()
-    picture = llava.parent / "4.png"
-    whole = cut_short(picture)
-    assert print_of() == first
-    picture.write_bytes(whole)
-    away = tmp_path / "elsewhere"
-    llava.parent.rename(away)  # where the data lie does not matter
-    llava.parent.mkdir()
-    llava.write_text(before)
-    assert print_of(source=away / "data.json") == first
-    llava.parent.joinpath("data.json").unlink()
-    llava.parent.rmdir()
-    away.rename(llava.parent)
+    def damaged(entries):
+        pass
 
     def another_picture(entries):
         entries[4]["image"] = "6.png"
@@ -143,9 +119,9 @@ def test_the_fingerprint_is_of_texts_and_of_which_pictures(llava, tokenizer, tmp
     def another_question(entries):
         entries[4]["conversations"][0]["value"] = "<image>Why?"
 
-    for change in (another_picture, another_question):
-        llava.write_text(before)
-        assert print_of(change) != first
+    first = print_of()
+    assert print_of() == print_of(damaged) == first
+    assert print_of(another_picture) != first != print_of(another_question)
 
 
 def test_what_is_asked_about_it_is_not_answered_and_said(large, tmp_path, capsys):
