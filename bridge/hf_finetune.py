@@ -28,8 +28,8 @@ from engine.batches import describe_splits
 from engine.checkpoint import differences, settings, write_file
 from engine.lock import run_lock
 from engine.optimizers import freeze
-from engine.options import Parser, not_negative, options_given, positive, rate, seed
-from engine.precision import check_device, default_device, usual_format
+from engine.options import OPTIONS, Parser, not_negative, options_given, positive, rate
+from engine.precision import check_device, usual_format
 from engine.run import check_out, one_line_errors
 from engine.tables import pool, table
 from eval import summarise
@@ -45,7 +45,11 @@ from transformers.trainer_utils import get_last_checkpoint
 
 VISION = ("model.vision_tower", "model.visual", "model.vision_model", "model.vision_encoder")
 TRIES = 8  # steps whose rows are tried, where none of a step's can be used
-OPTIONS = "options.json"  # what a run was begun with, until it is finished
+BEGUN = "options.json"  # what a run was begun with, until it is finished
+SHARED = {  # options that are those of train.py
+    "source", "images", "strict", "accumulate", "eval-every", "save-every", "limit", "seed",
+    "resume", "overwrite", "device", "checkpointing",
+}  # fmt: skip
 
 
 def load(args):
@@ -141,9 +145,6 @@ def arguments(argv=None):
     add("-h", "--help", action="help", help="show this and exit")
     names = [name for name in data.NAMES if name not in data.TEXT_WORLDS]
     add("--data", default="llava", choices=names, metavar="NAME", help=", ".join(names))
-    add("--source", type=Path, metavar="PATH", help="llava: the JSON file")
-    add("--images", type=Path, metavar="DIR", help="llava: the folder of the pictures")
-    add("--strict", action="store_true", help="llava: a damaged entry is an error")
     add("--mask", default="mma", choices=kinds(), metavar="KIND", help=", ".join(kinds()))
     add("--lora", type=positive, metavar="R", help="train LoRA of rank R alone")
     add("--freeze", nargs="*", metavar="NAME", help="beginnings of names of parameters that stay "
@@ -153,20 +154,15 @@ def arguments(argv=None):
     add("--steps", type=not_negative, default=1000, metavar="N", help="default: 1000")
     add("--pictures", type=positive, default=8, metavar="N", help="of a step (8)")
     add("--questions", type=positive, default=1, metavar="N", help="about each of them (1)")
-    add("--accumulate", type=positive, default=1, metavar="N", help="compute a step in N parts")
     add("--lr", type=rate, metavar="LR", help="peak rate of AdamW (2e-5; with --lora 2e-4)")
     add("--max-tokens", type=positive, default=2048, metavar="N", help="longer rows are left out")
-    add("--eval-every", type=positive, default=100, metavar="N", help="steps (100)")
-    add("--save-every", type=positive, default=100, metavar="N", help="steps (100)")
     add("--val-limit", type=positive, default=100, metavar="N", help="examples of a validation")
-    add("--limit", type=positive, metavar="N", help="test examples (default: all)")
-    add("--seed", type=seed, default=0, metavar="N", help="default: 0")
     add("--out", type=Path, metavar="DIR", help="default: runs/MODEL-DATA-MASK-SEED")
-    add("--resume", action="store_true", help="go on with the run in --out")
-    add("--overwrite", action="store_true", help="replace the run in --out")
-    add("--device", default=default_device(), metavar="NAME", help="cuda, mps or cpu")
     add("--precision", choices=("float32", "bfloat16"), metavar="NAME", help="float32, bfloat16")
-    add("--checkpointing", action="store_true", help="save memory, for time")
+    for options in OPTIONS.values():
+        for name, text, kept in options:
+            if name in SHARED:
+                add(f"--{name}", help=text, **kept)
     args = parser.parse_args(argv)
     given = options_given(parser, argv)
     args.origin = {name: "you" if name in given else "default" for name in vars(args)}
@@ -185,7 +181,7 @@ def check_ready(args) -> None:
         needed(package, package)
     check_out(args)
     check_device(args.device)
-    file = args.out / OPTIONS
+    file = args.out / BEGUN
     if file.exists() and get_last_checkpoint(args.out) and not args.overwrite:
         if not args.resume:
             raise DataError(f"{args.out} holds a run that was stopped: --resume or --overwrite")
@@ -282,7 +278,7 @@ def write_run(trainer: Trainer, summary: dict, dialogues: Dialogues, args) -> di
         "transformers": transformers.__version__,
     }  # fmt: skip
     write_text(args.out / "run.json", json.dumps(record, indent=1) + "\n")
-    (args.out / OPTIONS).unlink(missing_ok=True)
+    (args.out / BEGUN).unlink(missing_ok=True)
     for folder in args.out.glob("checkpoint-*"):
         shutil.rmtree(folder)
     return record
@@ -302,7 +298,7 @@ def finetune(args) -> dict:
     with one_line("the first step"):
         checked = [check_mma(model, batch)]
     if args.steps:
-        write_text(args.out / OPTIONS, json.dumps(begun_with(args)))
+        write_text(args.out / BEGUN, json.dumps(begun_with(args)))
         last = get_last_checkpoint(args.out) if args.resume else None
         try:
             trainer.train(resume_from_checkpoint=last)
