@@ -231,7 +231,7 @@ REFUSED = {
     "no such template": ({}, dict(template="phi-3"), "--template phi-3 cannot be read: .*No such"),
     "a broken template": (dict(template="{% for"), {}, "[Uu]nexpected|Expected"),
     "no header": (dict(template="{{ messages[0].content }}"), {}, "."),
-    "no system": (dict(family="vicuna"), dict(system="Be brief."), "no place for a system prompt"),
+    "no system": (dict(family="phi-3"), dict(system="Be brief."), "no place for a system prompt"),
     "a broken tokenizer": (dict(tokenizer__json="{"), {}, "its tokenizer cannot be read"),
     "a vocabulary": (
         dict(config__json={"model_type": "llama", "vocab_size": 9}), {}, "ids up to .* 9 tokens",
