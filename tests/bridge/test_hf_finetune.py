@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +79,24 @@ def test_rows_that_cannot_be_used_are_counted_and_named(folder):
         "its text holds the header of an answer": 3, "more than --max-tokens 60": 1
     }  # fmt: skip
     assert len(said) == 2 and "trick" in said[0]
+
+
+def test_the_parts_of_a_step_are_the_step():
+    """And where no row of it can be used, another step's are tried."""
+    draw = lambda stage, step, *others: [3 * step + k for k in range(3)]
+    args = SimpleNamespace(steps=5, stage="sft", pictures=3, questions=1, seed=0)
+    takes = SimpleNamespace(
+        batch=lambda examples: [e for e in examples if e > 2], left_out={"x": 1}
+    )
+
+    def drawn(items, accumulate, dialogues=takes):
+        args.accumulate = accumulate
+        return hf_finetune.batch_of(items, SimpleNamespace(draw=draw), dialogues, args)
+
+    assert drawn([1], 1) == [3, 4, 5] and drawn([2], 2) == [3, 5] and drawn([3], 2) == [4]
+    assert drawn([0], 1) == [15, 16, 17]
+    with pytest.raises(data.DataError, match="no row of 8 steps can be used: x"):
+        drawn([0], 1, SimpleNamespace(batch=lambda examples: None, left_out={"x": 1}))
 
 
 def test_a_template_that_ends_no_answer_is_completed(folder):

@@ -11,7 +11,7 @@ from decoder_kinds import DECODERS
 import data
 from bridge.pretrained import PretrainedConfig, PretrainedMLLM, load
 from engine.checkpoint import load_model, save_model
-from mma import Role, attention_mask
+from mma import Role
 
 pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
@@ -63,23 +63,6 @@ def test_the_decoder(vision, saved, kind, T):
     for row, length, answer in zip(ids, real.sum(1).tolist(), said):
         prompt = row[None, :length]
         assert theirs.generate(prompt, **greedy)[0, length:].tolist() == answer
-
-
-def test_mma_through_their_llama(vision, saved):
-    """The mask, as a 4-D mask, through transformers' own Llama: our logits."""
-    folder, theirs = saved("llama")
-    ours = load(vision[0], folder, mask="mma").eval()
-    rows = [[1] + [2] * 16 + [3] * 5 + [4] * 3, [1, 1, 1] + [2] * 16 + [3] * 3 + [4] * 2 + [0]]
-    role = torch.tensor(rows)
-    ids, images, picture = text(*role.shape), some_pictures(2), torch.arange(2)
-    mask = attention_mask("mma", role)
-    bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-    x, position = ours.embed_inputs(ids, role, images, picture), torch.arange(role.shape[1])[None]
-    expected = theirs(inputs_embeds=x, attention_mask=bias, position_ids=position).logits
-    got = ours.head(ours(ids, role, images, picture))
-    torch.testing.assert_close(got[role > 0], expected[role > 0], **CLOSE)
-    causal = ours.head(ours(ids, role, images, picture, mask="causal"))
-    assert (causal - got)[role == Role.ANSWER].abs().max() > 0.01
 
 
 # --- Long-rope is chosen by the dialogue itself
