@@ -24,13 +24,12 @@ from bridge.hf_dialogues import Dialogues, answer_all, loss_of
 from data import DataError
 from engine import code
 from engine.answering import say_unread
-from engine.batches import describe_splits
 from engine.checkpoint import differences, settings, write_file
-from engine.lock import run_lock
+from engine.folders import describe_splits
 from engine.optimizers import freeze
 from engine.options import OPTIONS, Parser, not_negative, options_given, positive, rate
 from engine.precision import check_device, usual_format
-from engine.run import check_out, one_line_errors
+from engine.run import check_out, hold, one_line_errors
 from engine.tables import pool, table
 from eval import summarise
 
@@ -186,7 +185,7 @@ def check_ready(args) -> None:
         if not args.resume:
             raise DataError(f"{args.out} holds a run that was stopped: --resume or --overwrite")
         if differs := differences(begun_with(args), json.loads(file.read_text("utf-8"))):
-            raise DataError(f"the run in {args.out} cannot go on: {'; '.join(differs)}")
+            raise DataError(f"the run in {args.out} cannot go on: {differs}")
     if not args.resume:
         (args.out / "run.json").unlink(missing_ok=True)
         for folder in args.out.glob("checkpoint-*"):
@@ -297,23 +296,28 @@ def finetune(args) -> dict:
     dialogues.left_out.clear()  # the first step is counted when it is trained on
     with one_line("the first step"):
         checked = [check_mma(model, batch)]
-    if args.steps:
-        write_text(args.out / BEGUN, json.dumps(begun_with(args)))
-        last = get_last_checkpoint(args.out) if args.resume else None
-        try:
-            trainer.train(resume_from_checkpoint=last)
-        except KeyboardInterrupt:
-            print("\nwith --resume it goes on at the last checkpoint, if there is one")
-            raise
-    checked.append(check_mma(model, batch))
-    results, summary = trainer.measure(source.heldout(source.final_split, args.limit))
-    say_unread(results, print)
-    return write_run(trainer, {**summary, "check": checked}, dialogues, args)
+    with hold(args.out):
+        if args.steps:
+            train(trainer, args)
+        checked.append(check_mma(model, batch))
+        results, summary = trainer.measure(source.heldout(source.final_split, args.limit))
+        say_unread(results, print)
+        return write_run(trainer, {**summary, "check": checked}, dialogues, args)
+
+
+def train(trainer: Trainer, args) -> None:
+    write_text(args.out / BEGUN, json.dumps(begun_with(args)))
+    last = get_last_checkpoint(args.out) if args.resume else None
+    try:
+        trainer.train(resume_from_checkpoint=last)
+    except KeyboardInterrupt:
+        print("\nwith --resume it goes on at the last checkpoint, if there is one")
+        raise
 
 
 def main(argv=None) -> None:
     args = arguments(argv)
-    with one_line_errors(), run_lock(args.out):
+    with one_line_errors():
         check_ready(args)
         record = finetune(args)
         print(f"\nHeld-out answers, after {record['seconds']:.0f} seconds:")

@@ -26,7 +26,7 @@ from data.shapes import Shapes
 from data.shapes.pairs import Pairs
 from data.shapes.text import ShapesText
 from data.sounds import Sounds
-from engine.batches import not_asked
+from engine.plan import not_asked
 from engine.options import RECIPES
 from mma import Role, attention_mask, leaks
 
