@@ -19,12 +19,12 @@ FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def needed(module: str, package: str):
-    """A module of a package that only pretrained weights need."""
+    """A module of a package that only pretrained weights and benchmark files need."""
     try:
         return import_module(module)
     except ImportError as error:
-        advice = f"pretrained weights need the package {package}: pip install {quote(package)}"
-        raise DataError(f"{advice} ({error})") from None
+        advice = f"need the package {package}: pip install {quote(package)} ({error})"
+        raise DataError(f"pretrained weights and benchmarks {advice}") from None
 
 
 @contextmanager
