@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import playground, publish, rehearsal, results
+from lab import eyes, playground, publish, results
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -88,7 +88,7 @@ def test_the_world_of_fork_md_is_short():
 def test_what_the_llm_is_shown_to_be_asked_was_not_rehearsed():
     told = " ".join((ROOT / "docs" / "weights.md").read_text("utf-8").split())
     asked = set(re.findall(r"Asked `(.*?)`", told))
-    assert asked and not asked & set(rehearsal.PROMPTS)
+    assert asked and not asked & set(eyes.PROMPTS)
 
 
 def test_the_page_of_the_playground_is_made_from_the_weights(monkeypatch):

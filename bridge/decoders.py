@@ -49,8 +49,9 @@ def has_other_head(folder: Path) -> bool:
     """Whether the files hold a head that is not the embedding, although the configuration says that
     they are one: of some that were fine-tuned. transformers computes with the file's, too."""
     names = "model.embed_tokens.weight", "embed_tokens.weight", "lm_head.weight"
-    found = list(tensors(folder, names)) if any(folder.glob("*.safetensors")) else []
-    if len(found) < 2 or torch.equal(found[0][2], found[1][2]):
+    everything = tensors(folder) if any(folder.glob("*.safetensors")) else ()
+    found = [tensor for name, tensor in everything if name in names]
+    if len(found) < 2 or torch.equal(*found):
         return False
     said = "tie_word_embeddings is true, but lm_head.weight is not the embedding: it is used"
     warnings.warn(f"{folder}: {said}", stacklevel=2)
@@ -91,7 +92,7 @@ def rope_of(folder: Path, config) -> dict:
     return theta | dict(rope=frequencies, rope_short=short, rope_scale=float(found[0][1]))
 
 
-# A tensor of the files, as a pattern -> the parameters it fills; see folders.fill
+# A tensor of the files, as a pattern -> the parameters it fills; see folders.values_of
 BLOCK = r"(?:model\.)?layers\.(\d+)\."
 QKV = r"blocks.\1.attention.q.weight blocks.\1.attention.k.weight blocks.\1.attention.v.weight"
 DECODER = {

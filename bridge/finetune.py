@@ -14,18 +14,12 @@ eval.py, lab/ and bridge/benchmarks.py take the run like any other.
 import math
 from pathlib import Path
 
-import torch
-
 import data
 import train
 from bridge.chat import OWN, read_tokenizer
-from bridge.pretrained import PretrainedConfig, PretrainedMLLM, config_of, load
+from bridge.pretrained import PretrainedConfig, config_of, load
 from engine import wings
-from engine.batches import StepBatches
-from engine.distributed import processes_of
-from engine.optimizers import freeze
 from engine.options import arguments, positive, rate
-from engine.plan import check_source
 from engine.precision import check_device
 from engine.run import check_out, one_line_errors
 
@@ -89,34 +83,12 @@ def options(argv=None):
     return args
 
 
-class CheckedSource(data.Wrapped):
-    """A data set whose pictures have been read and whose rows have been counted, so that train.fit
-    need not do it again."""
-
-    def __getattr__(self, name):
-        if name == "read_pictures":
-            raise AttributeError(name)
-        return super().__getattr__(name)
-
-
-def check_data(source, tokenizer, config: PretrainedConfig, args) -> CheckedSource:
-    """What train.fit checks of the data, before gigabytes are loaded: the source, less what cannot
-    be used. Raises DataError."""
-    with torch.device("meta"):
-        model = PretrainedMLLM(config)  # shapes without values
-    stages = [StepBatches(source, tokenizer, config, stage, args) for stage in ("pt", "sft")]
-    masks = {"pt": args.pt_mask, "sft": args.mask}
-    freeze(model, args.pt_freeze, "--pt-freeze", args.pt_steps)  # what is wrong is said now
-    freeze(model, args.freeze, "--freeze", args.steps)
-    check_source(source, stages, masks, model, args, processes_of(args).say)
-    return CheckedSource(source)
-
-
 def model_config(args, tokenizer) -> PretrainedConfig:
     """The model's sizes, from the folders; args, which the run records, are set to them."""
-    method = dict(vocab_size=len(tokenizer), mask=args.mask, pool=args.pool)
     try:
-        config = config_of(args.vision, args.llm, **method)
+        config = config_of(
+            args.vision, args.llm, vocab_size=len(tokenizer), mask=args.mask, pool=args.pool
+        )
     except ValueError as error:
         raise data.DataError(str(error)) from None
     for name in OF_THE_FOLDERS:
@@ -134,7 +106,6 @@ def main(argv=None) -> None:
         tokenizer = read_tokenizer(args.llm, args.template, args.system)
         config = model_config(args, tokenizer)
         source = data.load(args.data, **data.options_of(args))
-        source = check_data(source, tokenizer, config, args)
         model = load(args.vision, args.llm, config, seed=args.seed)
         train.fit(model, tokenizer, source, args, wings.watch(), SCHEDULES[args.schedule])
 

@@ -1,7 +1,9 @@
 """From dialogues (data.Example) to what a Hugging Face processor makes of them, with labels on the
 answers alone, and the model's own answers: for bridge/hf_finetune.py."""
 
+from collections import Counter
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -31,10 +33,10 @@ class Dialogues:
 
     def __init__(self, processor, ends: list[int], max_tokens: int, say=print):
         self.processor, self.tokenizer = processor, processor.tokenizer
-        self.max_tokens, self.say, self.left_out, self.said = max_tokens, say, {}, set()
+        self.max_tokens, self.say, self.left_out, self.said = max_tokens, say, Counter(), set()
         self.header, self.eos, self.end = header_of(processor), self.tokenizer.eos_token_id, ""
         self.ends = {*ends, self.eos} - {None}
-        if self.ids_of(self.text(Example([], [("a", "b")])))[-1] not in self.ends:
+        if self.ids_of(self.text([("a", "b")]))[-1] not in self.ends:
             self.end = self.tokenizer.eos_token or ""
             self.say(f"the chat template does not end answers: {self.end!r} is added to the last")
 
@@ -44,40 +46,41 @@ class Dialogues:
     def ids_of(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
-    def text(self, example: Example, upto: int | None = None) -> str:
-        """The dialogue; with `upto` the prompt for the answer of that turn (0 = first)."""
+    def text(self, turns: list[tuple[str, str]], prompt: bool = False) -> str:
+        """A dialogue by the chat template; with `prompt` the prompt for its last answer."""
         chat = []
-        for k, (message, answer) in enumerate(example.turns[: None if upto is None else upto + 1]):
+        for message, answer in turns:
             chat.append({"role": "user", "content": contents(message)})
-            if k != upto:
-                said = [{"type": "text", "text": answer.strip()}]
-                chat.append({"role": "assistant", "content": said})
-        options = dict(tokenize=False, add_generation_prompt=upto is not None)
-        text = self.processor.apply_chat_template(chat, **options)
-        return text if upto is not None else text.rstrip() + self.end
+            said = [{"type": "text", "text": answer.strip()}]
+            chat.append({"role": "assistant", "content": said})
+        if prompt:
+            options = dict(tokenize=False, add_generation_prompt=True)
+            return self.processor.apply_chat_template(chat[:-1], **options)
+        return self.processor.apply_chat_template(chat, tokenize=False).rstrip() + self.end
 
     def row(self, example: Example, upto: int | None = None) -> Row:
-        """DataError if a picture cannot be read, or an answer is not found behind its header."""
-        text, answers = self.text(example, upto), []
-        ids = torch.tensor([self.ids_of(text)])
-        starts = self.starts(ids)
-        if len(starts) != (len(example.turns) if upto is None else upto + 1):
-            raise DataError("its text holds the header of an answer", "header in the text")
-        for k, start in enumerate(starts if upto is None else []):
-            part = self.ids_of(self.text(Example([], example.turns[: k + 1])))
-            answer = part[self.starts(torch.tensor([part]))[-1] :]
-            last = k + 1 == len(starts)
-            answers.append(answer if last or not self.end else answer[:-1])
-            if ids[0, start : start + len(answers[-1])].tolist() != answers[-1]:
-                raise DataError("the chat template rewrites an answer", "rewritten answer")
-        shown = sum(
-            m.count(IMAGE_TOKEN) for m, _ in example.turns[: None if upto is None else upto + 1]
-        )
+        """The dialogue; with `upto` the prompt for the answer of that turn (0 = first). DataError
+        if a picture cannot be read, or an answer is not found behind its header."""
+        prompt = upto is not None
+        turns = example.turns[: upto + 1] if prompt else example.turns
+        text, answers = self.text(turns, prompt), []
+        ids = self.ids_of(text)
+        if len(starts := self.starts(ids)) != len(turns):
+            raise DataError("its text holds the header of an answer")
+        for k, start in enumerate([] if prompt else starts):
+            part = self.ids_of(self.text(turns[: k + 1]))
+            answer = part[self.starts(part)[-1] :]
+            if self.end and k + 1 < len(turns):
+                answer.pop()  # it ends the last answer alone
+            if ids[start : start + len(answer)] != answer:
+                raise DataError("the chat template rewrites an answer")
+            answers.append(answer)
+        shown = sum(message.count(IMAGE_TOKEN) for message, _ in turns)
         return Row(text, [picture(image) for image in example.images[:shown]], answers)
 
-    def starts(self, ids: Tensor) -> list[int]:
-        """Where the answers of a row, int64 [1, T], begin."""
-        return (header_ends(ids, self.header)[0].nonzero()[:, 0] + 1).tolist()
+    def starts(self, ids: list[int]) -> list[int]:
+        """Where the answers of a row begin."""
+        return (header_ends(torch.tensor([ids]), self.header)[0].nonzero()[:, 0] + 1).tolist()
 
     def rows(self, examples: list[Example]) -> Iterator[Row]:
         for example in examples:
@@ -86,11 +89,11 @@ class Dialogues:
             except DataError as error:
                 self.leave_out(f"{error}", example.id)
 
-    def leave_out(self, why: str, where: str) -> None:
+    def leave_out(self, why: str, where: str = "") -> None:
         if why not in self.said:
             self.say(f"left out: {where or 'a row'}: {why}; others alike are counted")
         self.said.add(why)
-        self.left_out[why] = self.left_out.get(why, 0) + 1
+        self.left_out[why] += 1
 
     def inputs(self, rows: list[Row], side: str) -> dict[str, Tensor]:
         """The arguments of forward, padded on a side."""
@@ -106,22 +109,19 @@ class Dialogues:
 
     def batch(self, examples: list[Example]) -> dict[str, Tensor] | None:
         """The arguments of forward with labels, -100 but on the answers; None if no row is left."""
-        if not (rows := list(self.rows(examples))):
+        rows = list(self.rows(examples))
+        lengths = self.inputs(rows, "right")["attention_mask"].sum(1).tolist() if rows else []
+        for n in lengths:
+            if n > self.max_tokens:
+                self.leave_out(f"more than --max-tokens {self.max_tokens}")
+        rows = [row for row, n in zip(rows, lengths) if n <= self.max_tokens]
+        if not rows:
             return None
-        inputs = self.inputs(rows, "right")
-        length = inputs["attention_mask"].sum(1).tolist()
-        if max(length) > self.max_tokens:
-            for n in length:
-                if n > self.max_tokens:
-                    self.leave_out(f"more than --max-tokens {self.max_tokens}", "")
-            rows = [row for row, n in zip(rows, length) if n <= self.max_tokens]
-            if not rows:
-                return None
-            inputs = self.inputs(rows, "right")
-        ids, labels = inputs["input_ids"], torch.full_like(inputs["input_ids"], -100)
-        for b, row in enumerate(rows):
-            for start, answer in zip(self.starts(ids[b : b + 1]), row.answers):
-                labels[b, start : start + len(answer)] = torch.tensor(answer)
+        inputs = self.inputs(rows, "right")  # again, where a row has gone
+        labels = torch.full_like(inputs["input_ids"], -100)
+        for row, ids, of_row in zip(rows, inputs["input_ids"].tolist(), labels):
+            for start, answer in zip(self.starts(ids), row.answers):
+                of_row[start : start + len(answer)] = torch.tensor(answer)
         return {**inputs, "labels": labels}
 
 
@@ -155,16 +155,17 @@ def answer_all(model, dialogues: Dialogues, examples, known, batch_size: int) ->
     limit, results = 2 * max(lengths, default=0) + 4, []
     model.eval()
     for k in tqdm(range(0, len(prompts), batch_size), desc="answering", leave=False):
-        rows, unread = {}, {}
-        for i, (example, turn) in enumerate(prompts[k : k + batch_size]):
+        asked, rows, unread = prompts[k : k + batch_size], [], []
+        for prompt in asked:
             try:
-                rows[i] = dialogues.row(example, turn)
+                rows.append(dialogues.row(*prompt))
+                unread.append("")
             except DataError as error:
-                unread[i] = str(error)
-        answers = dict(zip(rows, generate(model, dialogues, list(rows.values()), limit)))
-        for i, prompt in enumerate(prompts[k : k + batch_size]):
-            result = score(*prompt, answers.get(i, []), dialogues, known)
-            results.append({**result, "unread": unread.get(i, "")})
+                unread.append(str(error))
+        answers = iter(generate(model, dialogues, rows, limit))
+        for prompt, why in zip(asked, unread):
+            result = score(*prompt, [] if why else next(answers), dialogues, known)
+            results.append({**result, "unread": why})
     return results
 
 
@@ -186,14 +187,14 @@ def generate(model, dialogues: Dialogues, rows: list, limit: int) -> list[list[i
 @torch.no_grad()
 def loss_of(model, dialogues: Dialogues, examples, batch_size: int) -> float:
     """Mean cross-entropy of the answers' tokens, nats. DataError if no row can be used."""
-    total, n, left_out = 0.0, 0, dict(dialogues.left_out)
+    total, n, dialogues = 0.0, 0, copy(dialogues)
+    dialogues.left_out = Counter()  # dialogues' own counts what training leaves out
     model.eval()
     for k in range(0, len(examples), batch_size):
         if batch := dialogues.batch(examples[k : k + batch_size]):
             batch = {name: x.to(model.device) for name, x in batch.items()}
             targets = int((batch["labels"][:, 1:] != -100).sum())
             total, n = total + float(model(**batch).loss) * targets, n + targets
-    dialogues.left_out = left_out  # which counts training's
     if not n:
         raise DataError("no held-out row can be used")
     return total / n

@@ -10,21 +10,21 @@ Written to --out: the model, or with --lora its adapter, with its processor; run
 metrics.jsonl; checkpoint-STEP while it is not finished. Loaded again, it needs apply_mma again.
 """
 
-import importlib.util
 import json
 import shutil
 import time
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 
 import data
-from bridge.folders import files_of, needed, one_line, read_config
+from bridge.folders import needed, one_line, read_config
 from bridge.hf_dialogues import Dialogues, answer_all, loss_of
 from data import DataError
 from engine import code
 from engine.answering import say_unread
-from engine.checkpoint import write_file
+from engine.checkpoint import differences, settings, write_file
 from engine.folders import describe_splits
 from engine.optimizers import freeze
 from engine.options import Parser, not_negative, options_given, positive, rate, seed
@@ -44,8 +44,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 VISION = ("model.vision_tower", "model.visual", "model.vision_model", "model.vision_encoder")
 TRIES = 8  # steps whose rows are tried, where none of a step's can be used
-# What may differ when a run goes on
-APART = ("origin", "out", "resume", "overwrite", "device", "limit", "save_every", "checkpointing")
+OPTIONS = "options.json"  # what a run was begun with, until it is finished
 
 
 def load(args):
@@ -55,13 +54,12 @@ def load(args):
     if adapter.exists():
         with one_line(f"{adapter} cannot be read"):
             folder = Path(json.loads(adapter.read_text("utf-8"))["base_model_name_or_path"])
-    kind = read_config(folder).model_type
-    files_of(folder)
-    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+    if (kind := read_config(folder).model_type) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise DataError(f"{folder}: {kind} is no vision-language model of transformers")
     dtype = torch.bfloat16 if args.lora and args.precision == "bfloat16" else torch.float32
+    auto = transformers.AutoModelForImageTextToText
     with one_line(folder):
-        model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+        model = auto.from_pretrained(folder, dtype=dtype, use_safetensors=True)
         if adapter.exists():
             peft = needed("peft", "peft")
             model = peft.PeftModel.from_pretrained(model, args.model).merge_and_unload()
@@ -81,41 +79,34 @@ def with_lora(model, rank: int):
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names))
 
 
-class Steps:
-    """Makes the batch of an item, which is the number of a step, or of a part of one: a function of
-    it and the seed alone, so that a run goes on without reading again what it has read."""
-
-    def __init__(self, source, dialogues: Dialogues, args):
-        self.source, self.dialogues, self.args = source, dialogues, args
-        self.items = range(args.steps * args.accumulate)
-
-    def examples(self, item: int) -> list[data.Example]:
-        args, parts = self.args, self.args.accumulate
-        step = item // parts
-        drawn = self.source.draw(args.stage, step, args.pictures, args.questions, args.seed)
-        return drawn[item % parts :: parts]
-
-    def collate(self, items: list[int]) -> dict:
-        for again in range(TRIES):  # rows that are left out are counted and said
-            examples = [e for item in items for e in self.examples(item + again * len(self.items))]
-            if batch := self.dialogues.batch(examples):
-                return batch
-        last = next(iter(self.dialogues.left_out))
-        raise DataError(f"no row of {TRIES} steps can be used: {last}")
+def batch_of(items: list[int], source, dialogues: Dialogues, args) -> dict:
+    """The batch of items, which number the parts of steps: a function of them and the seed alone,
+    so that a run goes on without reading again what it has read."""
+    for again in range(TRIES):  # rows that are left out are counted and said
+        examples = []
+        for item in items:
+            step, part = divmod(item + again * args.steps * args.accumulate, args.accumulate)
+            drawn = source.draw(args.stage, step, args.pictures, args.questions, args.seed)
+            examples += drawn[part :: args.accumulate]
+        if batch := dialogues.batch(examples):
+            return batch
+    last = next(iter(dialogues.left_out))
+    raise DataError(f"no row of {TRIES} steps can be used: {last}")
 
 
 class Trainer(transformers.Trainer):
-    """Evaluation is `measure()`. began: time.perf_counter() of the command's
-    beginning."""
+    """Evaluation is `measure()`. began: time.perf_counter() of the command's beginning."""
 
     def __init__(self, *args, measure, began: float, **options):
         super().__init__(*args, **options)
-        self.measure, self.began, self.before = measure, began, None
+        self.measure, self.began = measure, began
+
+    @cached_property
+    def before(self) -> float:
+        """The seconds of a run that goes on, up to its last validation before the stop."""
+        return self.clock()[-1][1] if self.clock() else 0
 
     def seconds(self) -> float:
-        """Since the run began, with those before a stop."""
-        if self.before is None:
-            self.before = self.clock()[-1][1] if self.clock() else 0
         return round(self.before + time.perf_counter() - self.began, 1)
 
     def clock(self) -> list:
@@ -137,8 +128,8 @@ class Trainer(transformers.Trainer):
         metrics = {"eval_loss": loss, "eval_accuracy": summary["accuracy"]}
         metrics["eval_seconds"] = self.seconds()
         self.log(metrics)
-        on_evaluate = self.callback_handler.on_evaluate
-        self.control = on_evaluate(self.args, self.state, self.control, metrics)
+        told = self.callback_handler.on_evaluate  # else the last step is evaluated twice
+        self.control = told(self.args, self.state, self.control, metrics)
         return metrics
 
 
@@ -178,9 +169,11 @@ def arguments(argv=None):
     args = parser.parse_args(argv)
     given = options_given(parser, argv)
     args.origin = {name: "you" if name in given else "default" for name in vars(args)}
+    for path in ("model", "source", "images"):  # it may be scored from another folder
+        setattr(args, path, getattr(args, path) and getattr(args, path).resolve())
     args.lr = args.lr or (2e-4 if args.lora else 2e-5)
     args.precision = args.precision or usual_format(args.device)
-    name = f"{args.model.resolve().name}-{args.data}-{args.mask}-{args.seed}"
+    name = f"{args.model.name}-{args.data}-{args.mask}-{args.seed}"
     args.out = args.out or Path("runs") / name
     return args
 
@@ -188,26 +181,23 @@ def arguments(argv=None):
 def check_ready(args) -> None:
     """DataError for a package that is missing, or a folder that holds another run."""
     for package in ("accelerate", *["peft"] * bool(args.lora)):
-        if importlib.util.find_spec(package) is None:
-            raise DataError(f"this command needs the package {package}: pip install {package}")
+        needed(package, package)
     check_out(args)
     check_device(args.device)
-    settings, file = json.dumps(shown(args, APART), indent=1), args.out / "settings.json"
-    stopped = args.out.is_dir() and get_last_checkpoint(args.out)
-    if stopped and not args.resume and not args.overwrite:
-        raise DataError(f"{args.out} holds a run that was stopped: --resume or --overwrite")
-    if stopped and args.resume and file.exists() and file.read_text("utf-8") != settings:
-        raise DataError(f"{args.out} was begun with other options (settings.json); repeat those")
+    file = args.out / OPTIONS
+    if file.exists() and get_last_checkpoint(args.out) and not args.overwrite:
+        if not args.resume:
+            raise DataError(f"{args.out} holds a run that was stopped: --resume or --overwrite")
+        if differs := differences(begun_with(args), json.loads(file.read_text("utf-8"))):
+            raise DataError(f"the run in {args.out} cannot go on: {differs}")
     if not args.resume:
         (args.out / "run.json").unlink(missing_ok=True)
         for folder in args.out.glob("checkpoint-*"):
             shutil.rmtree(folder)
-    file.write_text(settings, "utf-8")
 
 
-def shown(args, without=()) -> dict:
-    values = {k: v for k, v in vars(args).items() if k not in without}
-    return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in values.items()}
+def begun_with(args) -> dict:
+    return {**settings(args), "source": str(args.source)}
 
 
 def open_source(args):
@@ -247,7 +237,7 @@ def trainer_of(model, dialogues: Dialogues, source, args, began: float) -> Train
         answers = answer_all(model, dialogues, validation, source.answers, size)
         return summarise(answers), loss_of(model, dialogues, validation, size)
 
-    steps = Steps(source, dialogues, args)
+    collate = partial(batch_of, source=source, dialogues=dialogues, args=args)
     options = transformers.TrainingArguments(
         output_dir=args.out, max_steps=args.steps, per_device_train_batch_size=1,
         gradient_accumulation_steps=args.accumulate, learning_rate=args.lr, seed=args.seed,
@@ -258,34 +248,39 @@ def trainer_of(model, dialogues: Dialogues, source, args, began: float) -> Train
         dataloader_pin_memory=False, train_sampling_strategy="sequential",
     )  # fmt: skip
     return Trainer(
-        model, options, data_collator=steps.collate, train_dataset=steps.items,
+        model, options, data_collator=collate, train_dataset=range(args.steps * args.accumulate),
         eval_dataset=validation, measure=measure, began=began,
     )  # fmt: skip
+
+
+def write_text(file: Path, text: str) -> None:
+    write_file(file, lambda opened: opened.write(text.encode()))
 
 
 def write_run(trainer: Trainer, summary: dict, dialogues: Dialogues, args, **more) -> dict:
     """The model, run.json and metrics.jsonl; checkpoints go. Returns the record of run.json."""
     trainer.model.save_pretrained(args.out)
     dialogues.processor.save_pretrained(args.out)
-    lines = []
+    text = ""
     for line in trainer.state.log_history:
-        if "loss" in line:
-            lines.append({"stage": "sft", "step": line["step"], "loss": line["loss"]})
-        elif "eval_accuracy" in line:
-            val = {"accuracy": line["eval_accuracy"], "loss": line["eval_loss"]}
-            lines.append({"stage": "sft", "step": line["step"], "val": val})
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    write_file(args.out / "metrics.jsonl", lambda file: file.write(text.encode()))
+        measured = {"loss": line["loss"]} if "loss" in line else {}
+        if "eval_loss" in line:
+            measured["val"] = {"accuracy": line["eval_accuracy"], "loss": line["eval_loss"]}
+        if measured:
+            text += json.dumps({"stage": "sft", "step": line["step"], **measured}) + "\n"
+    write_text(args.out / "metrics.jsonl", text)
+    used = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    origin = used.pop("origin")
     record = {
         "run": str(args.out), **summary,
         "params": sum(p.numel() for p in trainer.model.parameters()), "mask": args.mask,
-        "seed": args.seed, "origin": args.origin, "args": shown(args, ["origin"]), **more,
+        "seed": args.seed, "origin": origin, "args": used, **more,
         "seconds": trainer.seconds(), "clock": trainer.clock(), "left_out": dialogues.left_out,
         "code": code.fingerprint(args), "torch": torch.__version__,
         "transformers": transformers.__version__,
     }  # fmt: skip
-    text = json.dumps(record, indent=1) + "\n"
-    write_file(args.out / "run.json", lambda file: file.write(text.encode()))
+    write_text(args.out / "run.json", json.dumps(record, indent=1) + "\n")
+    (args.out / OPTIONS).unlink(missing_ok=True)
     for folder in args.out.glob("checkpoint-*"):
         shutil.rmtree(folder)
     return record
@@ -296,6 +291,11 @@ def finetune(args) -> dict:
     began = time.perf_counter()
     source = open_source(args)
     model, dialogues = prepare(args)
+    with hold(args.out):
+        return train_and_score(model, dialogues, source, args, began)
+
+
+def train_and_score(model, dialogues: Dialogues, source, args, began: float) -> dict:
     trainer = trainer_of(model, dialogues, source, args, began)
     # Captions have no question that the mask could show to a picture
     captions = args.stage == "pt"
@@ -305,6 +305,7 @@ def finetune(args) -> dict:
     with one_line("the first step"):
         checked = [check_mma(model, batch)]
     if args.steps:
+        write_text(args.out / OPTIONS, json.dumps(begun_with(args)))
         last = get_last_checkpoint(args.out) if args.resume else None
         try:
             trainer.train(resume_from_checkpoint=last)
@@ -323,8 +324,7 @@ def main(argv=None) -> None:
     args = arguments(argv)
     with one_line_errors():
         check_ready(args)
-        with hold(args.out):
-            record = finetune(args)
+        record = finetune(args)
         print(f"\nHeld-out answers, after {record['seconds']:.0f} seconds:")
         print(table(pool([record])))
         print(f"held-out loss {record['loss']:.3f}; the check moved pictures by "

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from bridge.decoders import DECODER, decoder_sizes
-from bridge.folders import fill
+from bridge.folders import one_line, values_of
 from bridge.siglip import VISION, SiglipEncoder, vision_sizes
+from data import Row, collate
 from mma import ANSWER, PAD
 from model import MLLM, Attention, Config, VisionEncoder, init_weights
 
@@ -105,11 +105,8 @@ class PretrainedAttention(Attention):
 class PretrainedMLLM(MLLM):
     """SigLIP, projector, decoder."""
 
-    config_class, encoder_class, attention_class = (
-        PretrainedConfig,
-        SiglipEncoder,
-        PretrainedAttention,
-    )
+    config_class, encoder_class = PretrainedConfig, SiglipEncoder
+    attention_class = PretrainedAttention
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
@@ -165,8 +162,12 @@ class PretrainedMLLM(MLLM):
         if not rest.any():
             return answers
 
-        ids, role, turn = with_answers(answers, ids, role, turn)
-        more = answer(ids, role, turn, rest)
+        prompts = (x.tolist() for x in (ids, role, torch.zeros_like(ids) if turn is None else turn))
+        rows = [Row(*(x[:n] for x in row)) for *row, n in zip(*prompts, length.tolist())]
+        for row, said in zip(rows, answers):
+            row.add(said, ANSWER, row.turn[-1])
+        grown = {name: x.to(ids.device) for name, x in collate(rows, 0, 0).items()}
+        more = answer(grown["ids"], grown["role"], grown["turn"], rest)
         return [a + b for a, b in zip(answers, more)]
 
 
@@ -174,22 +175,6 @@ class OwnEncoderMLLM(PretrainedMLLM):
     """The encoder of model.py, projector, decoder."""
 
     encoder_class = VisionEncoder
-
-
-def with_answers(answers: list[list[int]], ids: Tensor, role: Tensor, turn: Tensor | None) -> tuple:
-    """ids, role, turn [B, T] of prompts, padded on the right, with an answer after each."""
-    length = (role != PAD).sum(1).tolist()
-
-    def grown(x: Tensor, added: list[list[int]]) -> Tensor:
-        pairs = zip(x, length, added)
-        rows = [torch.cat([row[:n], row.new_tensor(more)]) for row, n, more in pairs]
-        return pad_sequence(rows, batch_first=True)
-
-    roles = [[ANSWER] * len(answer) for answer in answers]
-    if turn is not None:
-        last = turn[torch.arange(len(turn)), torch.tensor(length) - 1].tolist()
-        turn = grown(turn, [[t] * len(answer) for t, answer in zip(last, answers)])
-    return grown(ids, answers), grown(role, roles), turn
 
 
 # --- From the folders
@@ -202,40 +187,35 @@ def config_of(vision: Path, decoder: Path, **changes) -> PretrainedConfig:
 
 
 def load(
-    vision: Path | str, decoder: Path | str, config: PretrainedConfig | None = None, *,
+    vision: Path | str | None, decoder: Path | str, config: PretrainedConfig | None = None, *,
     dtype: torch.dtype = torch.float32, seed: int = 0, **changes,
 ) -> PretrainedMLLM:  # fmt: skip
-    """The model with a SigLIP from the folder `vision`, a decoder from the folder `decoder`, and a
-    new projector. config: as config_of gives it (default: with the changes given). Raises DataError
-    if a file is damaged or a tensor missing, unexpected or misshaped."""
-    vision, decoder = Path(vision), Path(decoder)
-    config = config or config_of(vision, decoder, **changes)
-    with torch.device("meta"):
-        model = PretrainedMLLM(config)
-    encoder = {name for name, _ in model.named_parameters() if name.startswith("encoder.")}
-    fill(model, vision, VISION, encoder, dtype)
-    for name in ("pixel_mean", "pixel_std"):  # buffers are no tensors of the files
-        setattr(model.encoder, name, torch.full((3,), 127.5))
-    return fill_decoder(model, decoder, dtype, seed)
-
-
-def load_decoder(decoder: Path, config: PretrainedConfig, *, seed: int = 0) -> OwnEncoderMLLM:
-    """The model with a decoder from a folder, in float32; encoder and projector are new."""
+    """The model with a SigLIP from the folder `vision` (None: the new encoder of model.py), a
+    decoder from the folder `decoder`, and a new projector. config: as config_of gives it (default:
+    with the changes given). Raises DataError if a file is damaged or a tensor missing, unexpected
+    or misshaped."""
+    folders = [Path(folder) for folder in (vision, decoder) if folder is not None]
+    config = config or config_of(*folders, **changes)
     torch.manual_seed(seed)
     with torch.device("meta"):
-        model = OwnEncoderMLLM(config)
-    model.encoder = VisionEncoder(config)
-    model.encoder.apply(init_weights)
-    model.encoder.init_positions()
-    return fill_decoder(model, decoder, torch.float32, seed)
-
-
-def fill_decoder(model: PretrainedMLLM, decoder: Path, dtype: torch.dtype, seed: int):
-    """The model, on the meta device so far, with a decoder from a folder and a new projector."""
-    names = {name for name, _ in model.named_parameters()}
-    own = {name for name in names if name.startswith(("encoder.", "projector."))}
-    same = {r"lm_head\.weight": ""} if model.config.tied else {}  # some files hold it twice
-    fill(model, decoder, DECODER | same, names - own, dtype)
+        model = (OwnEncoderMLLM if vision is None else PretrainedMLLM)(config)
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    same = {r"lm_head\.weight": ""} if config.tied else {}  # some files hold it twice
+    values = values_of(folders[-1], DECODER | same, shapes, dtype)
+    for name in {"embed.weight", "unembed.weight"} & values.keys():
+        if values[name].dim() == 2 and len(values[name]) + 1 == config.vocab_size:
+            mean = values[name].mean(0, keepdim=True)  # of a new token: the mean of the others
+            values[name] = torch.cat([values[name], mean])
+    if vision is None:
+        model.encoder = VisionEncoder(config).apply(init_weights)
+        model.encoder.init_positions()
+    else:
+        values |= values_of(folders[0], VISION, shapes, dtype)
+        pixels = torch.full((3,), 127.5)  # buffers are no tensors of the files
+        values |= {f"encoder.{name}": pixels.clone() for name in ("pixel_mean", "pixel_std")}
     torch.manual_seed(seed)
     model.projector.to_empty(device="cpu").to(dtype).apply(init_weights)
+    values |= {name: x for name, x in model.state_dict().items() if not x.is_meta}
+    with one_line(f"{' and '.join(map(str, folders))}: its tensors do not fit", RuntimeError):
+        model.load_state_dict(values, assign=True)
     return model

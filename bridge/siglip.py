@@ -16,24 +16,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bridge.folders import demand, read_config
-from model import EncoderBlock
 
 EPS = 1e-6
 
 
-class SiglipBlock(EncoderBlock):
+class SiglipBlock(nn.Module):
     """Pre-norm transformer block; every patch reads every patch."""
 
     def __init__(self, width: int, heads: int, d_ff: int):
-        super().__init__(width, heads)
-        self.norm1.eps = self.norm2.eps = EPS
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
         self.up, self.down = nn.Linear(width, d_ff), nn.Linear(d_ff, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        N, n, E = x.shape
-        qkv = self.qkv(self.norm1(x)).view(N, n, 3, self.heads, E // self.heads)
-        y = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))  # [N, heads, n, E / heads]
-        x = x + self.out(y.transpose(1, 2).reshape(N, n, E))
+        y = self.norm1(x)
+        qkv = (of(y).unflatten(-1, (self.heads, -1)) for of in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(*(z.transpose(1, 2) for z in qkv))
+        x = x + self.out(y.transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
 
 
@@ -98,7 +99,7 @@ def vision_sizes(folder: Path) -> dict:
     )
 
 
-# A tensor of the files, as a pattern -> the parameter it fills; see folders.fill
+# A tensor of the files, as a pattern -> the parameter it fills; see folders.values_of
 ROOT = r"(?:vision_model\.)?"
 LAYER = ROOT + r"encoder\.layers\.(\d+)\."
 VISION = {
@@ -106,10 +107,7 @@ VISION = {
     ROOT + r"embeddings\.position_embedding\.weight": "encoder.position",
     ROOT + r"post_layernorm\.(weight|bias)": r"encoder.norm.\1",
     LAYER + r"layer_norm([12])\.(weight|bias)": r"encoder.blocks.\1.norm\2.\3",
-    LAYER + r"self_attn\.q_proj\.(weight|bias)": r"encoder.blocks.\1.qkv.\2#0",
-    LAYER + r"self_attn\.k_proj\.(weight|bias)": r"encoder.blocks.\1.qkv.\2#1",
-    LAYER + r"self_attn\.v_proj\.(weight|bias)": r"encoder.blocks.\1.qkv.\2#2",
-    LAYER + r"self_attn\.out_proj\.(weight|bias)": r"encoder.blocks.\1.out.\2",
+    LAYER + r"self_attn\.([qkv]|out)_proj\.(weight|bias)": r"encoder.blocks.\1.\2.\3",
     LAYER + r"mlp\.fc1\.(weight|bias)": r"encoder.blocks.\1.up.\2",
     LAYER + r"mlp\.fc2\.(weight|bias)": r"encoder.blocks.\1.down.\2",
     ROOT + r"(?:head\..*|embeddings\.position_ids)": "",  # SigLIP's pooling head, and

@@ -21,7 +21,7 @@ from data import DataError
 from engine.options import Parser
 from engine.run import check_writable, one_line_errors
 
-FILE, WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf", "model.safetensors"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def gguf_folder() -> Path:
@@ -36,19 +36,10 @@ def gguf_folder() -> Path:
     return folder
 
 
-def check_folder(folder: Path) -> None:
-    """Make the folder. DataError if it cannot be written, or holds the weights of another model,
-    which would be loaded in place of these."""
-    check_writable(folder / "config.json")
-    others = [file.name for file in folder.glob("*.safetensors*") if file.name != WEIGHTS]
-    if others:
-        raise DataError(f"{folder}: holds other weights, {others[0]}; choose an empty folder")
-
-
 def write(folder: Path):
     """The folder, as transformers writes it; returns its model and tokenizer."""
     source = gguf_folder()
-    check_folder(folder)
+    check_writable(folder / "config.json")
     import transformers
     from safetensors.torch import save_file
 
@@ -59,7 +50,7 @@ def write(folder: Path):
     system = r"{% if loop\.first.*?{% endif %}"
     tokenizer.chat_template = re.sub(system, "", tokenizer.chat_template, flags=re.DOTALL)
     weights = {name: w for name, w in model.state_dict().items() if name != "lm_head.weight"}
-    save_file(weights, folder / WEIGHTS)  # the head is the embedding
+    save_file(weights, folder / "model.safetensors")  # the head is the embedding
     del model.config.quantization_config  # they are float32 now
     for part in (model.config, model.generation_config, tokenizer):
         part.save_pretrained(folder)

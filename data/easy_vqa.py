@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 from data.errors import DataError
-from data.folder import Folder, read_json
+from data.folder import Folder, read_entries
 from data.prompt import IMAGE_TOKEN, Example
 
 # The family of a question follows from its answer; any other answer is a color.
@@ -24,16 +24,13 @@ FAMILY = {
 def read_split(folder: Path) -> dict[int, list[Example]]:
     """image id -> its questions, each checked."""
     file = folder / "questions.json"
-    entries, by_image = read_json(file), {}
-    if not isinstance(entries, list) or not entries:
-        raise DataError(f"{file}: expected a list of [question, answer, image id]")
+    form, by_image = "[question, answer, image id]", {}
     files = {path.name for path in (folder / "images").glob("*")}
-    for i, entry in enumerate(entries):
-        where = f"{file}: entry {i}"
+    for name, entry in read_entries(file, form).items():
+        where = f"{file}: {name}"
         texts = entry[:2] if isinstance(entry, list) and len(entry) == 3 else [None]
         if not all(isinstance(text, str) for text in texts):
-            found = str(entry)[:100]
-            raise DataError(f"{where}: expected [question, answer, image id], got {found}")
+            raise DataError(f"{where}: expected {form}, got {str(entry)[:100]}")
         question, answer, image = entry
         picture, family = folder / "images" / f"{image}.png", FAMILY.get(answer, "color")
         if picture.name not in files:

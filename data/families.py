@@ -1,5 +1,4 @@
-"""What the built-in worlds share: scenes in splits, questions in families, and how much the words
-of a question tell of its answer.
+"""What the built-in worlds share: scenes in splits, and questions in families.
 
 A scene is a layout of cells; what can be asked about is the kinds of what stands in them: a colour
 and a shape, a pitch and an instrument. For each question the answer is drawn first, uniformly, then
@@ -8,14 +7,12 @@ a question that has it. A family of questions is a function of Facts that gives 
 Shapes:  S scenes   K kinds   P pictures of a row
 """
 
-from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from data.folder import seed_of
+from data.folder import generator_of
 from data.prompt import IMAGE_TOKEN, Example
 
 QA = tuple[str, str]  # a question and its answer
@@ -44,15 +41,18 @@ def layouts_in(split: str, S: int, g: torch.Generator, draw) -> Tensor:
     return torch.cat(kept)[:S]
 
 
-@dataclass
 class Facts:
-    """What is true of S scenes, and the generator with which questions about them are drawn."""
+    """What is true of S scenes, and the generator with which questions about them are drawn. A
+    world's own facts are made of layouts, int64 [S, ...], and a generator."""
 
-    generator: torch.Generator
-    layout: Tensor  # int64 [S, ...]
     names: list[str]  # of the kinds
-    count: Tensor  # int64 [S, K]: objects of each kind
-    possible: Tensor  # bool [S, K]: see `possible`
+
+    def __init__(
+        self, layout: Tensor, generator: torch.Generator, count: Tensor, possible: Tensor
+    ):  # fmt: skip
+        self.layout, self.generator = layout, generator
+        self.count = count  # int64 [S, K]: objects of each kind
+        self.possible = possible  # bool [S, K]: see `possible`
 
     def pick(self, allowed: Tensor) -> Tensor:
         """int64 [S]: the index of a random True in each row of allowed [S, X]; each has one."""
@@ -97,22 +97,28 @@ class World:
     never run out: each training step has new ones, a function of (stage, step, seed). Those of val
     and test are the same whatever the seed. A world says what follows, and how it draws."""
 
-    facts: type[Facts]  # its `of` tells what is true of layouts
+    some_layouts: Callable[[int, torch.Generator], Tensor]  # of any split, to choose from
+    facts: Callable[[Tensor, torch.Generator], Facts]  # what is true of layouts
     families: dict[str, Callable[[Facts], list[QA]]]
     known_answers: Callable[[str], list[str]]  # those that make sense for a question
     answers: set[str]
     key = ()  # what its random numbers begin with
     before = IMAGE_TOKEN  # stands before a question: an IMAGE_TOKEN for each picture of the row
+    # What training asks, in turn: in the first steps of stage 2, and from then on
+    first_steps, first_families = 0, []
+    training_families: list[str]
     final_split = "test"
 
-    def families_of(self, stage: str, step: int) -> tuple[str, ...]:
-        """What a training step asks, in turn. Those that none of a run's steps asks are marked in
-        its tables (engine.batches.not_asked)."""
-        return tuple(self.families) if stage == "sft" else ()
+    def families_of(self, stage: str, step: int) -> list[str]:
+        """What a training step asks. Those that none of a run's steps asks are marked in its tables
+        (engine.batches.not_asked)."""
+        if stage == "pt":
+            return []
+        return self.first_families if step < self.first_steps else self.training_families
 
     def new_layouts(self, split: str, S: int, g: torch.Generator) -> Tensor:
         """S layouts of the split, int64 [S, ...]."""
-        raise NotImplementedError
+        return layouts_in(split, S, g, self.some_layouts)
 
     def render(self, layout: Tensor, g: torch.Generator) -> Tensor:
         """Their pictures, uint8 [S, P, 3, size, size]."""
@@ -124,10 +130,10 @@ class World:
 
     def drawn(self, split: str, S: int, *key) -> tuple[Facts, Tensor]:
         """What is true of S scenes drawn for the key, and their pictures."""
-        g = torch.Generator().manual_seed(seed_of(*self.key, split, *key))
+        g = generator_of(*self.key, split, *key)
         layout = self.new_layouts(split, S, g)
         pictures = self.render(layout, g)
-        return self.facts.of(layout, g), pictures
+        return self.facts(layout, g), pictures
 
     def questions(self, facts: Facts, per_scene: int, names=()) -> list[list[tuple[str, str, str]]]:
         """(family, question, answer), per_scene for each scene: the named families, by default all,
@@ -157,10 +163,7 @@ class World:
 
     def captioned(self, pictures: Tensor, captions) -> list[Example]:
         """An Example for each scene: stage 1."""
-        return [
-            Example(list(images), [(self.before, caption)], "caption")
-            for images, caption in zip(pictures, captions)
-        ]
+        return self.examples(pictures, [[("caption", "", caption)] for caption in captions])
 
     def texts(self):
         """The text that the tokenizer is trained on."""
@@ -185,20 +188,3 @@ class World:
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         """The same scenes with a question of each family, whatever the run's seed."""
         return self.asked(*self.held_out(split), len(self.families), split=split)[:limit]
-
-    def question_only(self, n_scenes: int = 20_000) -> dict[str, tuple[float, float]]:
-        """family -> (accuracy of the best answer to each question, known from half of the scenes,
-        on the other half; chance): what the words of a question tell of its answer."""
-        g = torch.Generator().manual_seed(1)
-        facts = self.facts.of(self.new_layouts("train", n_scenes, g), g)
-        asked = self.questions(facts, len(self.families))
-        answer_counts, ceilings = defaultdict(Counter), {}
-        for family, question, answer in (row for rows in asked[::2] for row in rows):
-            answer_counts[family, question][answer] += 1
-        best = {key: counts.most_common(1)[0][0] for key, counts in answer_counts.items()}
-        for family in self.families:
-            rows = [row for rows in asked[1::2] for row in rows if row[0] == family]
-            right = sum(best.get((family, question)) == answer for _, question, answer in rows)
-            chance = sum(1 / len(self.known_answers(question)) for _, question, _ in rows)
-            ceilings[family] = right / len(rows), chance / len(rows)
-        return ceilings

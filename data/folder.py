@@ -19,6 +19,21 @@ def seed_of(*key) -> int:
     return zlib.crc32(repr(key).encode())
 
 
+def generator_of(*key) -> torch.Generator:
+    return torch.Generator().manual_seed(seed_of(*key))
+
+
+def drawn_in_epochs(n: int, step: int, per_step: int, stage: str, seed: int, what: str) -> list:
+    """Which of n things a step takes: each once an epoch, in an order of the epoch's own."""
+    drawn, epoch = [], -1
+    for k in range(step * per_step, (step + 1) * per_step):
+        if k // n != epoch:
+            epoch = k // n
+            order = torch.randperm(n, generator=generator_of(stage, seed, epoch, what))
+        drawn.append(order[k % n].item())
+    return drawn
+
+
 class Wrapped:
     """A data set that does some things otherwise and leaves all else to `source`."""
 
@@ -48,7 +63,6 @@ class Folder:
     share a picture, so that a batch encodes it once."""
 
     final_split = "test"  # what train.py reports at its end
-    whole = None  # the splits as they were before read_pictures left examples out
 
     def __init__(
         self, splits: dict[str, list[list[Example]]], answers: set[str] | None = None,
@@ -68,7 +82,6 @@ class Folder:
         """Read every picture once, or, if there are more than READ_FIRST, the head of its file: a
         broken one is found now and not in an hour. Examples that show it are left out, or are an
         error (see SkippedEntries). Returns the report of what was left out; brief: in one line."""
-        self.whole = self.whole or dict(self.splits)
         examples = [e for groups in self.splits.values() for group in groups for e in group]
         n_entries = len(examples) + self.skipped.count() + self.skipped.held_out
         images = dict.fromkeys(image for example in examples for image in example.images)
@@ -81,8 +94,7 @@ class Folder:
                     check_head(image)
             except DataError as error:
                 broken[image] = error
-        if broken:
-            self._leave_out(broken)
+        self._leave_out(broken)
         if self.skipped.copies is None and not brief:
             self.skipped.copies = self._copies()
         return self.skipped.report(n_entries, brief)
@@ -106,18 +118,14 @@ class Folder:
         """Take out the examples that show one of the broken pictures, and count each once a split;
         broken: image -> what is wrong with it."""
 
-        def shows_broken(example: Example) -> bool:
-            return any(image in broken for image in example.images)
+        def error_of(example: Example) -> DataError | None:
+            return next((broken[image] for image in example.images if image in broken), None)
 
         for split, groups in self.splits.items():
-            kept, reported = [], {}
-            for group in groups:
-                reported |= {e.id: e for e in group if shows_broken(e)}
-                kept.append([e for e in group if not shows_broken(e)])
-            for example in reported.values():
-                error = broken[next(image for image in example.images if image in broken)]
-                why = f"{example.id}: {error}".removeprefix(": ")
-                self.skipped.add(DataError(why, error.kind))
+            errors = {e.id: error for group in groups for e in group if (error := error_of(e))}
+            for name, error in errors.items():
+                self.skipped.add(DataError(f"{name}: {error}".removeprefix(": "), error.kind))
+            kept = ([e for e in group if not error_of(e)] for group in groups)
             self.splits[split] = [group for group in kept if group]
 
     def drop_unusable(
@@ -128,12 +136,12 @@ class Folder:
         prompts, and are never cut."""
         n_cut = n_dropped = 0
         for split in [split for split in ("train", "pt") if split in self.splits]:
-            groups = list(self.splits[split])
-            for g, group in enumerate(groups):
+            kept = []
+            for group in self.splits[split]:
                 too_long, no_answer = unusable(group, tokenizer, n_image_tokens, max_tokens)
                 n_cut, n_dropped = n_cut + len(too_long), n_dropped + len(no_answer)
-                groups[g] = [example for i, example in enumerate(group) if i not in no_answer]
-            self.splits[split] = [group for group in groups if group]
+                kept.append([example for i, example in enumerate(group) if i not in no_answer])
+            self.splits[split] = [group for group in kept if group]
             if not self.splits[split]:
                 why = f"no training row keeps an answer within {max_tokens} tokens"
                 raise DataError(f"{why}; raise --max-tokens")
@@ -142,16 +150,11 @@ class Folder:
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
         """The examples of one training step, a list: a function of (stage, step, seed) alone, so
         that a run can stop and go on anywhere."""
-        groups = self.splits.get(stage, self.splits["train"])
-        epoch, chosen = -1, []
-        choice = torch.Generator().manual_seed(seed_of(stage, seed, step, "questions"))
-        for k in range(step * pictures, (step + 1) * pictures):
-            if k // len(groups) != epoch:
-                epoch = k // len(groups)
-                shuffle = torch.Generator().manual_seed(seed_of(stage, seed, epoch, "pictures"))
-                order = torch.randperm(len(groups), generator=shuffle)
-            group = groups[order[k % len(groups)]]
-            chosen += [group[i] for i in torch.randperm(len(group), generator=choice)[:per_picture]]
+        groups, chosen = self.splits.get(stage, self.splits["train"]), []
+        choice = generator_of(stage, seed, step, "questions")
+        for k in drawn_in_epochs(len(groups), step, pictures, stage, seed, "pictures"):
+            order = torch.randperm(len(groups[k]), generator=choice)[:per_picture]
+            chosen += [groups[k][i] for i in order]
         return chosen
 
     def split_names(self) -> list[str]:
@@ -163,18 +166,26 @@ class Folder:
         return [example for group in self.splits[split] for example in group][:limit]
 
 
-def read_json(file: Path, lines: bool = False, option: str = "--source"):
-    """What a JSON file of the user's holds; with `lines` a list, if it is JSON Lines, where a
-    DataError stands for a line that cannot be read. option: the one that named the file. Raises
-    DataError if the file cannot be read."""
+def read_entries(file: Path, form: str, field: str = "", option: str = "--source") -> dict:
+    """The entries of a file of JSON, or of JSON Lines: "entry 3" or "line 4" -> what stands there,
+    or the DataError that says why the line cannot be read. form: what an entry is, for errors;
+    field: one that each has, so that a line alone is known; option: the one that named the file.
+    Raises DataError if the file cannot be read or has no entry."""
     try:
         text = file.read_text(encoding="utf-8-sig")
-        rows = json_lines(text) if lines else []
-        return [read_line(row, f"{file}: line {k}") for k, row in rows] or json.loads(text)
+        if lines := json_lines(text):
+            return {f"line {k}": read_line(line, f"{file}: line {k}") for k, line in lines}
+        entries = json.loads(text)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file (check {option})") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: not readable as JSON ({error})") from None
+    if isinstance(entries, dict) and field in entries:
+        return {"line 1": entries}
+    if not isinstance(entries, list) or not entries:
+        found = "none" if entries == [] else "something else"
+        raise DataError(f"{file}: expected a list of {form}, found {found}")
+    return {f"entry {i}": entry for i, entry in enumerate(entries)}
 
 
 def json_lines(text: str) -> list[tuple[int, str]]:

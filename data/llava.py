@@ -17,7 +17,7 @@ from pathlib import Path
 
 from data.copies import same_pictures
 from data.errors import DataError, SkippedEntries
-from data.folder import Folder, read_json
+from data.folder import Folder, read_entries
 from data.prompt import IMAGE_TOKEN, Example
 
 SPEAKER = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
@@ -25,7 +25,7 @@ SPEAKER = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 
 def read_entry(entry, where: str, images: Path, option: str = "--images") -> Example:
     """One entry, checked. option: the one that names `images`. Raises DataError with what is wrong;
-    entry may be one (read_json)."""
+    entry may be one (read_entries)."""
     if isinstance(entry, DataError):
         raise entry
     if not isinstance(entry, dict):
@@ -148,18 +148,13 @@ def split_groups(groups: list[list[Example]], images: Path) -> dict[str, list[li
 def read_examples(source: Path, images: Path | None, skipped: SkippedEntries, prefix: str = "--"):
     """A file's entries as Examples, and the folder of its pictures. prefix: how the two options
     begin that name these."""
-    entries = read_json(source, lines=True, option=f"{prefix}source")
-    if isinstance(entries, dict) and "conversations" in entries:
-        entries = [entries]  # JSON Lines of one line
-    if not isinstance(entries, list) or not entries:
-        form = '[{"image": ..., "conversations": [...]}, ...]'
-        found = "none" if entries == [] else "something else"
-        raise DataError(f"{source}: expected a list of entries, {form}, found {found}")
+    form = 'entries, [{"image": ..., "conversations": [...]}, ...]'
+    entries = read_entries(source, form, "conversations", f"{prefix}source")
     images = (images or source.parent).resolve()
     if not images.is_dir():
         raise DataError(f"{images}: no such folder of pictures (check {prefix}images)")
     examples = []
-    for i, entry in enumerate(entries):
+    for i, entry in enumerate(entries.values()):
         try:
             examples.append(read_entry(entry, f"{source}: entry {i}", images, f"{prefix}images"))
         except DataError as error:

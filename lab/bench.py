@@ -14,25 +14,108 @@ names. What else was measured once stands in docs/speed.md with its commit.
 Shapes:  B rows of a batch   T tokens of a row
 """
 
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
-from data import DataError
-from engine.options import Parser, positive
+import data
+from engine import options, wings
+from engine.batches import StepBatches
+from engine.optimizers import freeze, make_optimizers
+from engine.precision import autocast_of, scaler_of
 from engine.run import one_line_errors, read_record
 from engine.tables import spread
-from lab import publish, results, size, timing
-from lab.experiments import lines_of
-from lab.timing import CUDA, DEVICE, USUAL, random_batch, training_step
+from lab import publish, results, size
+from lab.experiments import EXPERIMENTS
 from lab.trials import understood
-from model import MLLM, attention
+from mma import ANSWER, IMAGE, QUESTION, TEXT
+from model import MLLM, Config, attention
+from train import clip_and_step, forward_backward
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+USUAL = options.arguments(["--preset", "tiny", "--device", DEVICE])  # what train.py would do here
+ORDINARY = 1000  # the step that is timed: the first ones ask mostly for places, in short rows
+
+# --- Taking turns
+
+
+def turns(arms: dict[str, Callable], repeats: int, warmup: int = 2) -> dict[str, float]:
+    """name -> median seconds of a call, the arms taking turns, every other round backwards: what a
+    call leaves behind (memory, caches) is then not always the same arm's gain."""
+    times = {name: [] for name in arms}
+    for k in tqdm(range(repeats + warmup), desc="timing", leave=False):
+        for name, call in list(arms.items())[:: (-1) ** k]:
+            began = time.perf_counter()
+            call()
+            if CUDA:
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(seconds[warmup:]) for name, seconds in times.items()}
+
+
+def training_step(model, batch: dict, args=USUAL) -> Callable:
+    """A call is a step of train.py's stage 2 on this batch, at a rate at which nothing is learned
+    and nothing may overflow."""
+    optimizers = make_optimizers(model, args, "sft")
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = 1e-4
+    autocast, scaler = autocast_of(args), scaler_of(args)
+
+    def step() -> None:
+        forward_backward(model.loss, [batch], model.config.mask, autocast, scaler)
+        clip_and_step(model, optimizers, scaler)
+
+    return step
+
+
+def tiny(vocab: int = 600, **sizes) -> Config:
+    return Config(vocab_size=vocab, **{**options.PRESETS["tiny"]["model"], **sizes})
+
+
+def trained(config: Config, model_class=MLLM) -> MLLM:
+    """A model as stage 2 trains it, the encoder frozen."""
+    torch.manual_seed(0)
+    model = model_class(config).to(DEVICE)
+    freeze(model, ["encoder"])
+    return model
+
+
+def of_train(args) -> tuple[MLLM, dict]:
+    """The model of train.py's args, and a batch of its stage 2, on the built-in world."""
+    variant = wings.get(args)
+    source = variant.wrap_source(data.load("shapes"), args)
+    tokenizer = variant.tokenizer_class.train(source.texts(), args.vocab_size)
+    config = tiny(len(tokenizer), n_layer=args.n_layer, mask=args.mask)
+    model = trained(config, variant.model_class or MLLM)
+    batch = StepBatches(source, tokenizer, config, "sft", args)[ORDINARY][0]
+    return model, {name: x.to(DEVICE) for name, x in batch.items()}
+
+
+def random_batch(config: Config, rows: int, pictures: int, question: int, answer: int) -> dict:
+    """Rows of pictures and random tokens, a question and an answer of these lengths."""
+    lengths = torch.tensor([1, pictures * config.n_image_tokens, question, answer])
+    role = torch.tensor([TEXT, IMAGE, QUESTION, ANSWER]).repeat_interleave(lengths).repeat(rows, 1)
+    shape = (rows * pictures, 3, config.image_size, config.image_size)
+    batch = {
+        "ids": torch.randint(4, config.vocab_size, role.shape),
+        "role": role,
+        "turn": (role != TEXT).long(),
+        "images": torch.randint(256, shape, dtype=torch.uint8),
+        "image_index": torch.arange(rows * pictures),
+    }
+    return {name: x.to(DEVICE) for name, x in batch.items()}
+
 
 # --- The mask
 
@@ -75,12 +158,12 @@ def mask(args) -> list[list[str]]:
         B, T = batch["ids"].shape
         arms = {"training step": {}, "prefill": {}}
         for name, (model_class, kind) in MASKS.items():
-            model = timing.trained(replace(config, mask=kind), model_class)
+            model = trained(replace(config, mask=kind), model_class)
             arms["training step"][name] = training_step(model, batch)
             answer = partial(model.generate, **batch, eos=-1, max_new_tokens=1)
             arms["prefill"][name] = answer
         for what, calls in arms.items():
-            t = timing.turns(calls, args.repeats)
+            t = turns(calls, args.repeats)
             ratios = [f"{t[name] / t[first]:.2f}" for name in others]
             table.append([f"{T:,}", str(B), what, f"{1000 * t[first]:.1f}", *ratios])
     return table
@@ -88,22 +171,22 @@ def mask(args) -> list[list[str]]:
 
 def mask_cases():
     """(config, batch) of the default job and of LENGTHS."""
-    model, batch = timing.of_train(USUAL)
+    model, batch = of_train(USUAL)
     yield model.config, batch
     for rows, grid, pictures, total in LENGTHS:
-        config = timing.tiny(image_size=16 * grid)
+        config = tiny(image_size=16 * grid)
         answer = total - 1 - pictures * config.n_image_tokens - 64
-        yield config, random_batch(config, [(64, answer)] * rows, pictures)
+        yield config, random_batch(config, rows, pictures, 64, answer)
 
 
 def arms(args) -> list[list[str]]:
     """Every mask and method of `python -m lab.compare shapes`, each on the batch that it gets."""
     device = ["--data", "shapes", "--preset", "tiny", "--device", DEVICE]
     steps = {}
-    for name, line in lines_of("shapes").items():
+    for name, line in EXPERIMENTS["shapes"].lines.items():
         of_arm = understood("train", [*device, *line.split()])
-        steps[name] = training_step(*timing.of_train(of_arm), of_arm)
-    t = timing.turns(steps, args.repeats)
+        steps[name] = training_step(*of_train(of_arm), of_arm)
+    t = turns(steps, args.repeats)
     rows = [[name, f"{1000 * s:.0f}", f"{s / t['causal']:.2f}"] for name, s in t.items()]
     return [["arm", "ms a step", "of causal"], *rows]
 
@@ -131,7 +214,7 @@ def run_job(seed: int) -> dict[str, float | None]:
         out, began = Path(folder, "run"), time.perf_counter()
         command = [*TRAIN, "--seed", str(seed), "--out", str(out)]
         if status := subprocess.run(command, cwd=results.ROOT).returncode:
-            raise DataError(f"{' '.join(command)} ended with status {status}")
+            raise data.DataError(f"{' '.join(command)} ended with status {status}")
         in_all, record = time.perf_counter() - began, read_record(out)
         curve = results.curve_of(out)
     # the run's own clock begins when Python has loaded and the data are there
@@ -144,23 +227,23 @@ def run_job(seed: int) -> dict[str, float | None]:
 
 # --- The command
 
-TOPICS = {
-    "mask": mask,
-    "arms": arms,
-    "job": job,
-    "size": size.size,
-}
+TOPICS = {"mask": mask, "arms": arms, "job": job, "size": size.size}
 
 
 def note(topic: str, repeats: int) -> str:
-    """The line under a table: the machine, and how the times were taken."""
+    """The line under a table: the machine, the format of training, how the times were taken."""
+    if topic == "size":
+        return ""
+    place = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"
+    half = f"training in {USUAL.precision}, answering in float32"
+    how = "float32" if USUAL.precision == "float32" else half
     taken = "" if topic == "job" else f"; medians of {repeats}, the arms taking turns"
-    return "" if topic == "size" else f"{timing.where(USUAL.precision)}{taken}."
+    return f"{place}, torch {torch.__version__}, {how}{taken}."
 
 
 def arguments(argv=None):
-    parser = Parser(__doc__)
-    add = parser.add_argument
+    parser = options.Parser(__doc__)
+    add, positive = parser.add_argument, options.positive
     add("-h", "--help", action="help", help="show this and exit")
     add("topic", choices=TOPICS, metavar="TOPIC", help=", ".join(TOPICS))
     add("--repeats", type=positive, default=9, metavar="N", help="timed calls of an arm (9)")

@@ -21,7 +21,6 @@ import os
 import subprocess
 import sys
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
@@ -30,8 +29,8 @@ from engine.checkpoint import StopRequest
 from engine.options import PATHS, Parser, positive
 from engine.run import one_line_errors
 from lab import publish, results
-from lab.experiments import EXPERIMENTS, Experiment, lines_of
-from lab.trials import SETTINGS, Trial, bases_of, finished, identity, plan, slug
+from lab.experiments import EXPERIMENTS, Experiment
+from lab.trials import SETTINGS, Trial, bases_of, finished, plan, slug
 
 SHOWN = ("claims", "detailed", "marks", "short")
 
@@ -42,7 +41,7 @@ SHOWN = ("claims", "detailed", "marks", "short")
 def launch(trial: Trial) -> subprocess.Popen:
     """Start a run, or go on with it, on one thread; what it prints goes to log.txt. In a session of
     its own: Ctrl-C reaches this command alone, which then asks each run once to stop."""
-    publish.write_json(trial.folder / SETTINGS, identity(trial.settings))
+    publish.write_json(trial.folder / SETTINGS, trial.settings)
     command = [sys.executable, "-m", trial.program, *trial.words]
     with open(trial.folder / "log.txt", "a") as log:
         return subprocess.Popen(
@@ -53,45 +52,54 @@ def launch(trial: Trial) -> subprocess.Popen:
 
 
 def last_words(folder: Path) -> str:
-    lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
-    return ([line for line in lines if line.strip()] or ["it said nothing"])[-1].split("\r")[-1]
+    said = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip()
+    return (said.splitlines() or ["it said nothing"])[-1]
 
 
 def train_all(trials: list[Trial], jobs: int) -> dict[Path, str]:
-    """Make the runs that are not there, `jobs` at a time; returns folder -> why, of those that
-    failed. Ctrl-C, or SIGTERM, lets the runs save; a second Ctrl-C does not."""
-    reasons, running = {}, []
-    with StopRequest() as stop, ThreadPoolExecutor(jobs) as pool:
+    """Make the runs that are not there, `jobs` at a time, each after those that it begins with;
+    returns folder -> why, of those that failed. Ctrl-C, or SIGTERM, lets the runs save; a second
+    Ctrl-C does not."""
+    todo = [trial for trial in trials if not finished(trial.folder)]
+    running, failed = {}, {}  # process -> (trial, when it began)
+    with StopRequest() as stop:
         try:
-            for trial in trials:
-                needs = {folder: reasons[folder] for folder in trial.needs}
-                reasons[trial.folder] = pool.submit(train_one, trial, needs, running, stop)
-            reasons = {folder: reason.result() for folder, reason in reasons.items()}
+            while (todo or running) and not stop.requested:
+                ready = [trial for trial in todo if all(map(finished, trial.needs))]
+                for trial in ready[: jobs - len(running)]:
+                    running[launch(trial)] = trial, time.monotonic()
+                    todo.remove(trial)
+                if not running:
+                    break  # what is left begins with runs that failed
+                time.sleep(0.1)
+                failed |= take_ended(running)
+            for process in running:
+                process.terminate()
+            for process in running:
+                process.wait()
         finally:
             for process in running:
                 process.kill()
     if stop.requested:
         print("the same command goes on", file=sys.stderr)
         raise KeyboardInterrupt
-    return {folder: why for folder, why in reasons.items() if why}
+    for trial in todo:
+        lost = next(folder for folder in trial.needs if not finished(folder))
+        failed[trial.folder] = f"it begins with {lost}, which failed"
+    return failed
 
 
-def train_one(trial: Trial, needs: dict[Path, Future], running: list, stop: StopRequest) -> str:
-    """Make one run, when those that it begins with are there; returns why it failed, or ""."""
-    if lost := [folder for folder, reason in needs.items() if reason.result()]:
-        return f"it begins with {lost[0]}, which failed"
-    if finished(trial.folder) or stop.requested:
-        return ""
-    process, began = launch(trial), time.monotonic()
-    running.append(process)
-    while process.poll() is None and not stop.requested:
-        time.sleep(0.1)
-    process.terminate()
-    how = "FAILED" if process.wait() else "done"
-    if stop.requested:
-        return ""
-    print(f"{trial.folder.name}: {how} after {time.monotonic() - began:.0f} s", flush=True)
-    return last_words(trial.folder) if how == "FAILED" else ""
+def take_ended(running: dict) -> dict[Path, str]:
+    """Take the processes that have ended out of `running`; returns folder -> why, of those that
+    failed."""
+    failed = {}
+    for process in [process for process in running if process.poll() is not None]:
+        trial, began = running.pop(process)
+        how = "FAILED" if process.returncode else "done"
+        print(f"{trial.folder.name}: {how} after {time.monotonic() - began:.0f} s", flush=True)
+        if process.returncode:
+            failed[trial.folder] = last_words(trial.folder)
+    return failed
 
 
 # --- What finished runs say
@@ -126,17 +134,21 @@ def collect(trials: list[Trial], experiment: Experiment, make: bool, failed: dic
     result = {
         "arms": {arm: runs for arm, runs in arms.items() if runs},
         "options": {arm: experiment.lines[arm] for arm, runs in arms.items() if runs},
-        "missing": missing, "settings": common_settings(trials),
+        "missing": missing, "settings": common_settings(trials, experiment),
         "show": {name: getattr(experiment, name) for name in SHOWN},
     }  # fmt: skip
     return json.loads(json.dumps(result))  # as it will be read again
 
 
-def common_settings(trials: list[Trial]) -> dict:
+def common_settings(trials: list[Trial], experiment: Experiment) -> dict:
     """What all runs have, those that others begin with apart; of folders the names."""
-    settings = [identity(trial.settings, *PATHS, "seed") for trial in trials if not trial.is_base]
-    alike = {n: v for n, v in settings[0].items() if all(s.get(n) == v for s in settings)}
-    return {name: Path(v).name if isinstance(v, str) else v for name, v in alike.items()}
+    bases = bases_of(experiment.lines)
+    first, *others = (trial.settings for trial in trials if trial.arm not in bases)
+    return {
+        name: Path(value).name if isinstance(value, str) else value
+        for name, value in first.items()
+        if name not in (*PATHS, "seed") and all(s.get(name) == value for s in others)
+    }
 
 
 # --- The command
@@ -147,8 +159,7 @@ def comparison(args) -> tuple[str, Experiment]:
     respect."""
     if args.experiment:
         name, experiment = args.experiment, EXPERIMENTS[args.experiment]
-        lines = chosen(lines_of(name), args.only)
-        marks = tuple(args.mark or experiment.marks)
+        lines, marks = chosen(experiment.lines, args.only), tuple(args.mark or experiment.marks)
         return args.name or name, experiment._replace(lines=lines, marks=marks)
     program, *others = {line.partition(" --")[0] for line in args.lines}
     shown = program if program.startswith("-m ") and not others else ""  # what all begin with
@@ -168,13 +179,11 @@ def chosen(lines: dict[str, str], only: list[str] | None) -> dict[str, str]:
 
 
 def compare(args) -> None:
-    for package, what in (("matplotlib", "curves"), ("scipy", "tests"), ("pandas", "tables")):
-        need(package, f"the {what}")  # before a day of training, not after it
     name, experiment = comparison(args)
     trials = plan(experiment, args.seeds, args.extra, args.runs, args.any_code)
     failed = {}
     if args.publish:  # before the runs are made, too
-        publish.check_settings(name, common_settings(trials))
+        publish.read_published(name, common_settings(trials, experiment))
     if not args.tables:
         failed = train_all(trials, args.jobs)
     result = collect(trials, experiment, not args.tables, failed)
@@ -224,10 +233,9 @@ def arguments(argv=None):
 def main(argv=None) -> None:
     args = arguments(argv)
     with one_line_errors():
-        if args.experiment or args.lines:
-            compare(args)
-        else:
-            publish.renew()
+        for package, what in (("matplotlib", "curves"), ("scipy", "tests"), ("pandas", "tables")):
+            need(package, f"the {what}")  # before a day of training, not after it
+        compare(args) if args.experiment or args.lines else publish.renew()
 
 
 if __name__ == "__main__":

@@ -16,10 +16,9 @@ from data.errors import need
 from engine.options import Parser
 from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import pool
+from lab import figures
 from lab.results import curve_of
-from lab.watch import OTHERS, figure
-
-COLOURS = {"mma": "#f08c28", "causal": "#4a6fb5"}
+from lab.watch import COLOURS, OTHERS, figure
 
 
 def arm_of(label: str) -> str:
@@ -70,11 +69,11 @@ def write_curves(path, groups: dict[str, list[dict]]) -> None:
     fig.savefig(path)
 
 
-def read_curve(run: str) -> dict[int, float]:
-    try:
-        return curve_of(run)
-    except FileNotFoundError:
-        raise data.DataError(f"{run}: metrics.jsonl is missing, so it has no curve") from None
+def write_curves_of(path, runs: list[Path]) -> None:
+    """The curves of finished runs."""
+    groups = pool([{**read_record(run), "run": str(run)} for run in runs])
+    curves = {label: [curve_of(Path(r["run"])) for r in some] for label, some in groups.items()}
+    write_curves(path, curves)
 
 
 def main(argv=None) -> None:
@@ -89,19 +88,13 @@ def main(argv=None) -> None:
     with one_line_errors():
         if bool(args.runs) != bool(args.png) or not (args.runs or args.figure or args.masks):
             raise data.DataError("RUN and --png belong together; else --figure or --masks")
-        if args.runs:
-            groups = pool([{**read_record(run), "run": str(run)} for run in args.runs])
-            curves = {label: [read_curve(r["run"]) for r in runs] for label, runs in groups.items()}
-            check_writable(args.png)
-            write_curves(args.png, curves)
-        if args.figure or args.masks:
-            from lab import figures
-
-            check_writable(args.figure, args.masks)
-            if args.figure:
-                figures.write_figure(args.figure)
-            if args.masks:
-                figures.write_masks(args.masks)
+        check_writable(args.png, args.figure, args.masks)
+        if args.png:
+            write_curves_of(args.png, args.runs)
+        if args.figure:
+            figures.write_figure(args.figure)
+        if args.masks:
+            figures.write_masks(args.masks)
         for file in filter(None, (args.png, args.figure, args.masks)):
             print(f"wrote {file}")
 

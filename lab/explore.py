@@ -27,8 +27,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 import data
@@ -38,7 +38,7 @@ from engine.precision import check_device
 from engine.run import check_writable, one_line_errors, read_record
 from eval import normalise, open_run
 from lab.recording import recorded
-from mma import EXTRA_PAIRS, IMAGE, QUESTION, Role
+from mma import EXTRA_PAIRS, IMAGE, Role
 from model import MLLM
 
 TEMPLATE = Path(__file__).with_name("explore.html")
@@ -70,37 +70,36 @@ def trace(model: MLLM, tokenizer: data.Tokenizer, asked: list[data.Example]) -> 
     """What one run does with the questions about one picture, the last ones of dialogues. Tensors
     by question: ids, role, turn [T], mask bool [T, T], weights [L, H, T, T], change [L, n] (None
     where there is no picture, or not as many as in the first); and `given`, the answers as text."""
-    config, device = model.config, model.embed.weight.device
+    config, device, states = model.config, model.embed.weight.device, []
 
     def batch_of(rows):
         batch = data.collate(rows, tokenizer.pad, config.image_size)
         return {name: x.to(device) for name, x in batch.items()}
 
-    n = config.n_image_tokens
-    rows = [data.encode(e, tokenizer, n, upto=len(e.turns) - 1) for e in asked]
+    rows = [data.encode(e, tokenizer, config.n_image_tokens, upto=len(e.turns) - 1) for e in asked]
     answers = model.generate(**batch_of(rows), eos=tokenizer.ends, max_new_tokens=LONGEST)
     for row, answer in zip(rows, answers):
         row.add(answer, Role.ANSWER, row.turn[-1])
-    batch, states = batch_of(rows), []
+    batch = batch_of(rows)
     with ExitStack() as hooks:
         weights = hooks.enter_context(recorded(model))
         for block in model.blocks:
             hook = block.register_forward_hook(lambda block, inputs, output: states.append(output))
             hooks.enter_context(hook)
         model(**batch)
-    mask = model.context_of(config.mask, batch["role"], batch["turn"]).attention_mask
+    mask = model.context_of(config.mask, batch["role"], batch["turn"]).attention_mask[:, 0].cpu()
     weights = torch.stack(weights, 1).cpu()  # [Q, L, H, T, T]
     states = torch.stack(states, 1).float().cpu()  # [Q, L, T, D]
-    first = batch["role"][0].cpu() == IMAGE
-    seen = {name: [] for name in ("ids", "role", "turn", "mask", "weights", "change")}
-    for q, row in enumerate(rows):
-        T, is_image = len(row.ids), batch["role"][q].cpu() == IMAGE
-        for name in ("ids", "role", "turn"):
-            seen[name].append(torch.tensor(getattr(row, name)))
-        seen["mask"].append(mask[q, 0, :T, :T].cpu())
-        seen["weights"].append(weights[q, :, :, :T, :T])
-        seen["change"].append(change(states[0][:, first], states[q][:, is_image]))
-    return seen | {"given": [tokenizer.decode(answer) for answer in answers]}
+    lengths, is_image = [len(row.ids) for row in rows], batch["role"].cpu() == IMAGE
+    pictures = [states[q][:, is_image[q]] for q in range(len(rows))]  # each [L, n, D]
+    return {
+        **{name: [torch.tensor(getattr(row, name)) for row in rows]
+           for name in ("ids", "role", "turn")},
+        "mask": [mask[q, :T, :T] for q, T in enumerate(lengths)],
+        "weights": [weights[q, :, :, :T, :T] for q, T in enumerate(lengths)],
+        "change": [change(pictures[0], other) for other in pictures],
+        "given": [tokenizer.decode(answer) for answer in answers],
+    }  # fmt: skip
 
 
 def change(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
@@ -124,15 +123,9 @@ def page_of(template: Path, content) -> str:
     return re.sub(r"\{\{([\w.]+)\}\}", part, template.read_text(encoding="utf-8"))
 
 
-def text64(values: torch.Tensor) -> str:
+def text64(values: np.ndarray) -> str:
     """uint8 as base64."""
-    return base64.b64encode(bytes(values.flatten().tolist())).decode()
-
-
-def bits(mask: torch.Tensor) -> torch.Tensor:
-    """bool -> uint8, eight to a byte in reading order, the first one lowest."""
-    eights = F.pad(mask.flatten().int(), (0, -mask.numel() % 8)).view(-1, 8)
-    return (eights << torch.arange(8)).sum(1).to(torch.uint8)
+    return base64.b64encode(values.tobytes()).decode()
 
 
 def png(image, size: int, side: int) -> str:
@@ -174,8 +167,8 @@ def record_row(row: dict, tokenizer: data.Tokenizer, answer: str) -> dict:
         "turn": row["turn"].tolist(),
         "given": row["given"],
         "correct": normalise(row["given"]) == normalise(answer) if answer else None,
-        "mask": text64(bits(mask)),
-        "weights": text64(weights),
+        "mask": text64(np.packbits(mask.numpy(), bitorder="little")),
+        "weights": text64(weights.numpy()),
         "change": None if moved is None else (moved.double() * 1e4).round().div(1e4).tolist(),
     }
 
@@ -190,9 +183,7 @@ def write(path: Path, runs: list[tuple[str, MLLM, data.Tokenizer]], groups: list
         if examples and size > LIMIT:
             break
         examples.append(example)
-    about = [about_run(name, model, examples, k) for k, (name, model, _) in enumerate(runs)]
-    page = page_of(TEMPLATE, {"runs": about, "examples": examples})
-    path.parent.mkdir(parents=True, exist_ok=True)
+    page = page_of(TEMPLATE, {"runs": [about_run(*run) for run in runs], "examples": examples})
     path.write_text(page, encoding="utf-8")
     asked, left_out = sum(len(e["questions"]) for e in examples), len(groups) - len(examples)
     said = f"wrote {path}: {asked} question{'s' * (asked != 1)}, {len(page.encode()) / 1e6:.2f} MB"
@@ -200,14 +191,10 @@ def write(path: Path, runs: list[tuple[str, MLLM, data.Tokenizer]], groups: list
     return said + why * (left_out > 0)
 
 
-def about_run(name: str, model: MLLM, examples: list[dict], k: int) -> dict:
-    """What the page says of run k. Whether its question comes first is seen in the first of its
-    rows that has both a question and a picture."""
+def about_run(name: str, model: MLLM, tokenizer: data.Tokenizer) -> dict:
+    """What the page says of a run."""
     config = model.config
-    questions = [question for example in examples for question in example["questions"]]
-    rows = [turn["rows"][k]["role"] for question in questions for turn in question["turns"]]
-    both = (roles for roles in rows if QUESTION in roles and IMAGE in roles)
-    text_first = any(roles.index(QUESTION) < roles.index(IMAGE) for roles in [*both][:1])
+    text_first = tokenizer.arrange([data.IMAGE_TOKEN, "?"])[0] != data.IMAGE_TOKEN
     sizes = {"layers": config.n_layer, "heads": config.n_head, "grid": config.grid}
     return {"name": name, "mask": config.mask, "text_first": text_first, **sizes}
 

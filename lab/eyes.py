@@ -7,11 +7,17 @@ The paper's regime in miniature: a decoder that learned from text alone, causall
 shapes-text, or real weights in a Hugging Face folder), and an encoder that was trained before and
 stays as it is. Stage 1, captions, trains projector and decoder under the causal mask; stage 2,
 questions, trains them under --mask. --fresh starts with a decoder that has learned nothing, of the
-same sizes and with the same tokenizer; --rehearse 4 adds to each step rows of what the LLM itself
-said to plain prompts (rehearsal.py). All other options are those of train.py, less the sizes.
+same sizes and with the same tokenizer. All other options are those of train.py, less the sizes.
+
+Training on short answers about pictures alone leaves nothing of a model's language. No text of
+others is needed against it: with --rehearse 4 the LLM answers prompts.txt, greedily, before it is
+trained, and each step has four rows more of what it said (Learning without Forgetting, arXiv
+1606.09282, is the same idea with its probabilities). A row without a picture is causal under every
+mask.
 """
 
 import argparse
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,19 +27,20 @@ import data
 import train
 from bridge.chat import OWN, read_tokenizer
 from bridge.decoders import decoder_sizes
-from bridge.pretrained import PretrainedConfig, load_decoder
+from bridge.pretrained import PretrainedConfig, load
 from engine import options as engine_options
 from engine import wings
 from engine.options import arguments, positive, rate
 from engine.precision import check_device
 from engine.run import check_out, one_line_errors, read_record
-from eval import open_run
+from eval import answer_all, open_run
 from lab.publish import write_json
-from lab.rehearsal import Rehearsal, own_answers
 from model import MLLM, Config, VisionEncoder
 
 SIGHT = ("image_size", "patch_size", "encoder_width", "encoder_layers", "encoder_heads")
 OF_THE_RUNS = ("n_layer", "image_size", "patch_size", "vocab_size")
+PROMPTS = Path(__file__).with_name("prompts.txt").read_text(encoding="utf-8").splitlines()
+LONGEST = 48  # tokens of an answer to them; of a longer one its whole sentences are kept
 PROJECTOR_AND_LLM = dict(pt_freeze=["encoder"], freeze=["encoder"])
 # As engine.options.PRESETS. smollm2: for a real LLM of that size; its embedding, a fifth of its
 # parameters, stays as it is
@@ -77,36 +84,12 @@ def options(argv=None) -> argparse.Namespace:
 # --- The model
 
 
-def open_encoder(run: Path) -> MLLM:
-    """The model of a finished run whose encoder is that of model.py."""
-    model, _ = open_run(run)
-    if type(model.encoder) is not VisionEncoder:
-        raise data.DataError(f"--encoder {run}: its encoder is not one that train.py trained")
-    return model
-
-
-def open_llm(run: Path) -> tuple[MLLM, data.Tokenizer]:
-    """Model and tokenizer of a finished run of train.py, without a variant."""
-    if (run / "config.json").exists() and not (run / "run.json").exists():
-        raise data.DataError(
-            f"--llm {run}: a Hugging Face folder needs --template; --preset smollm2 has one"
-        )
-    if wings.variant_of(read_record(run)["args"]) is not wings.PLAIN:
-        raise data.DataError(
-            f"--llm {run}: only the decoder of a plain run of train.py can be taken"
-        )
-    model, tokenizer = open_run(run)
-    if len(tokenizer) != model.config.vocab_size:
-        raise data.DataError(
-            f"--llm {run}: tokenizer.model has {len(tokenizer)} tokens, the model "
-            f"{model.config.vocab_size}: they are not of one run"
-        )
-    return model, tokenizer
-
-
 def put_together(args) -> tuple[MLLM, data.Tokenizer]:
     """The model and its tokenizer; args, which the run records, get its sizes."""
-    seeing = open_encoder(args.encoder)
+    seeing, _ = open_run(args.encoder)
+    if type(seeing.encoder) is not VisionEncoder:
+        why = "its encoder is not one that train.py trained"
+        raise data.DataError(f"--encoder {args.encoder}: {why}")
     sight = {name: getattr(seeing.config, name) for name in SIGHT} | {"mask": args.mask}
     model, tokenizer = real(args, sight) if args.template else own(args, sight)
     model.encoder.load_state_dict(seeing.encoder.state_dict())
@@ -117,8 +100,20 @@ def put_together(args) -> tuple[MLLM, data.Tokenizer]:
 
 
 def own(args, sight: dict) -> tuple[MLLM, data.Tokenizer]:
-    """With the decoder of a run. The projector depends on the seed alone."""
-    llm, tokenizer = open_llm(args.llm)
+    """With the decoder of a run of train.py. The projector depends on the seed alone."""
+    run = args.llm
+    if (run / "config.json").exists() and not (run / "run.json").exists():
+        why = "a Hugging Face folder needs --template; --preset smollm2 has one"
+        raise data.DataError(f"--llm {run}: {why}")
+    if wings.variant_of(read_record(run)["args"]) is not wings.PLAIN:
+        why = "only the decoder of a plain run of train.py can be taken"
+        raise data.DataError(f"--llm {run}: {why}")
+    llm, tokenizer = open_run(run)
+    if len(tokenizer) != llm.config.vocab_size:
+        raise data.DataError(
+            f"--llm {run}: tokenizer.model has {len(tokenizer)} tokens, the model "
+            f"{llm.config.vocab_size}: they are not of one run"
+        )
     torch.manual_seed(args.seed)
     model = MLLM(Config(**{**asdict(llm.config), **sight}))
     if not args.fresh:
@@ -138,7 +133,7 @@ def real(args, sight: dict) -> tuple[MLLM, data.Tokenizer]:
         config = PretrainedConfig(**sizes)
     except ValueError as error:
         raise data.DataError(f"--llm {args.llm}: {error}") from None
-    return load_decoder(args.llm, config, seed=args.seed), tokenizer
+    return load(None, args.llm, config, seed=args.seed), tokenizer
 
 
 # --- Data
@@ -154,6 +149,43 @@ def check_words(source, tokenizer: data.Tokenizer, llm: Path) -> None:
                 f"--llm {llm}: its tokenizer has no token for {tokenizer.decode(spelled)!r} in "
                 f"{text[:60]!r}; it was trained on other words than these data have"
             )
+
+
+# --- Rehearsal
+
+
+def whole_sentences(text: str) -> str:
+    """The beginning of a text up to the end of its last sentence; a list's "2." ends none."""
+    match = re.match(r".*[^\d\s][.!?](?=\s|$)", text, re.DOTALL)
+    return match[0] if match else ""
+
+
+def own_answers(model: MLLM, tokenizer: data.Tokenizer, prompts=PROMPTS) -> list[data.Example]:
+    """The model's answers to prompts, as dialogues without pictures; of one that was cut without a
+    whole sentence there is none."""
+    asked = [data.Example([], [(prompt, "")]) for prompt in prompts]
+    answers = answer_all(model, tokenizer, asked, progress=True, max_new_tokens=LONGEST)
+    said = [whole_sentences(r["given"]) if r["unparsed"] else r["given"] for r in answers]
+    return [
+        data.Example([], [(prompt, words)], "rehearsed")
+        for prompt, words in zip(prompts, map(str.strip, said))
+        if words
+    ]
+
+
+class Rehearsal(data.Wrapped):
+    """A data set whose steps have n rows more, of dialogues; which is a function of stage, step and
+    seed."""
+
+    def __init__(self, source, dialogues: list[data.Example], n: int):
+        super().__init__(source)
+        self.dialogues, self.n = dialogues, n
+
+    def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
+        examples = self.source.draw(stage, step, pictures, per_picture, seed)
+        g = torch.Generator().manual_seed(data.seed_of("rehearsal", stage, seed, step))
+        some = torch.randint(len(self.dialogues), (self.n,), generator=g).tolist()
+        return [*examples, *(self.dialogues[i] for i in some)]
 
 
 def rehearse(source, model: MLLM, tokenizer: data.Tokenizer, args):

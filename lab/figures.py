@@ -7,8 +7,7 @@ import torch
 
 import data
 import mma
-from lab.curves import COLOURS
-from lab.watch import figure
+from lab.watch import COLOURS, figure
 from mma import EXTRA_PAIRS, IMAGE, QUESTION, attention_mask
 
 BLOCKED = "#e4e4e4"

@@ -169,7 +169,6 @@ def main(argv=None) -> None:
     with one_line_errors():
         check_writable(args.out)
         text = page([(run.resolve().name, *opened(run)) for run in args.runs])
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(text, encoding="utf-8")
         print(f"wrote {args.out}: {len(args.runs)} runs, {len(text.encode()) / 1e6:.2f} MB")
 

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from data import DataError
-from engine.checkpoint import write_file
+from engine.checkpoint import differences, write_file
 from engine.code import told_apart
 from engine.tables import markdown
 from lab import results
@@ -35,21 +35,22 @@ def report(name: str, record: dict) -> dict[str, str]:
     """The Markdown of a record, file by file: NAME.md, the table; of a comparison NAME_claims.md,
     the tests and what the runs were asked beside, and NAME_finding.md, a short table."""
     if "table" in record:
-        parts = markdown(record["table"]), record["note"]
-        return {f"{name}.md": "\n\n".join(filter(None, parts))}
-    show, runs = record["show"], results.frame(record)
-    parts = [results.main_table(runs, show["marks"])]
-    if record["missing"]:
-        parts.append(f"Not yet run: {', '.join(record['missing'])}.")
-    parts.append(told_apart([run for runs in record["arms"].values() for run in runs]))
-    files = {f"{name}.md": parts}
-    if show["short"]:
-        short = runs[runs["arm"].isin(show["short"])]
-        files[f"{name}_finding.md"] = [results.main_table(short, show["marks"], short=True)]
-    if show["claims"]:
-        tests = results.differences_table(results.differences(record, runs))
-        files[f"{name}_claims.md"] = [tests, results.asked_table(runs)]
-    texts = {file: "\n\n".join(filter(None, parts)) for file, parts in files.items()}
+        parts = {f"{name}.md": [markdown(record["table"]), record["note"]]}
+    else:
+        show, runs, missing = record["show"], results.frame(record), record["missing"]
+        made = [run for some in record["arms"].values() for run in some]
+        parts = {f"{name}.md": [
+            results.main_table(runs, show["marks"]),
+            f"Not yet run: {', '.join(missing)}." if missing else "",
+            told_apart(made),
+        ]}  # fmt: skip
+        if show["short"]:
+            some = runs[runs["arm"].isin(show["short"])]
+            parts[f"{name}_finding.md"] = [results.main_table(some, show["marks"], short=True)]
+        if show["claims"]:
+            tests = results.differences_table(results.differences(record, runs))
+            parts[f"{name}_claims.md"] = [tests, results.asked_table(runs)]
+    texts = {file: "\n\n".join(filter(None, some)) for file, some in parts.items()}
     return {file: text for file, text in texts.items() if text}
 
 
@@ -84,49 +85,43 @@ def draw(file: Path, record: dict) -> list[Path]:
 # --- What is published
 
 
-def read_published(name: str) -> dict | None:
-    """A published comparison, if there is one. DataError if another command wrote it."""
+def read_published(name: str, settings: dict) -> dict | None:
+    """A published comparison, if there is one. DataError if another command wrote it, or if runs
+    with these settings do not belong into it."""
     file = PUBLISHED / f"{name}.json"
-    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    if record is not None and "arms" not in record:
+    if not file.exists():
+        return None
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if "arms" not in record:
         raise DataError(f"{file} was written by another command; move it out of the way first")
-    return record
-
-
-def check_settings(name: str, settings: dict) -> None:
-    """DataError if runs with these settings do not belong into the published table `name`."""
-    old = (read_published(name) or {"settings": {}})["settings"]
-    differs = [
-        f"--{n.replace('_', '-')} is {settings[n]!r} and was {old[n]!r}"
-        for n in sorted({*old} & {*settings}) if old[n] != settings[n]
-    ]  # fmt: skip
-    if differs:
+    both = settings.keys() & record["settings"].keys()
+    now, then = ({n: some[n] for n in both} for some in (settings, record["settings"]))
+    if differs := differences(now, then):
         raise DataError(
             f"these runs do not belong into the published table of {name}: {'; '.join(differs)}. "
             "Leave --publish out, or choose another --name"
         )
+    return record
 
 
 def merge(old: dict, new: dict) -> dict:
     """The published result with a new one: of the old one stay the arms, and the seeds of arms with
     the same options, that the new one has not."""
     arms, options = {}, {**old["options"], **new["options"]}
-    for arm in dict.fromkeys([*old["arms"], *new["arms"]]):
-        same = old["options"].get(arm) == options[arm]
-        kept = old["arms"].get(arm, []) if same or arm not in new["arms"] else []
+    for arm in options:
+        same = arm not in new["arms"] or old["options"].get(arm) == options[arm]
+        kept = old["arms"].get(arm, []) if same else []
         runs = {run["seed"]: run for run in [*kept, *new["arms"].get(arm, [])]}
         arms[arm] = [runs[seed] for seed in sorted(runs)]
     made = {f"{arm}-{run['seed']}" for arm, runs in arms.items() for run in runs}
     missing = [m for m in dict.fromkeys([*new["missing"], *old["missing"]]) if m not in made]
-    options = {arm: options[arm] for arm in arms}
     return {**new, "settings": old["settings"], "arms": arms, "missing": missing,
             "options": options}  # fmt: skip
 
 
 def publish(name: str, result: dict) -> list[Path]:
     """Write docs/results, with what was published before."""
-    check_settings(name, result["settings"])
-    old = read_published(name)
+    old = read_published(name, result["settings"])
     return write(PUBLISHED, name, merge(old, result) if old else result)
 
 

@@ -12,7 +12,7 @@ import re
 import warnings
 from pathlib import Path
 
-from data.errors import need
+from data import DataError
 from engine.run import read_record
 from engine.tables import markdown, parts_of, spread
 
@@ -33,34 +33,38 @@ DATA_OPTIONS = ("--data", "--source", "--images", "--scenes", "--steps", "--pict
 # --- A run
 
 
-def looks_of(run: Path) -> dict[int, dict]:
-    """What validation said at each step of stage 2 that was looked at: accuracy (0 to 1), and the
-    loss, where the program has it."""
-    log = map(json.loads, (Path(run) / "metrics.jsonl").read_text().splitlines())
+def validations(run: Path) -> dict[int, dict]:
+    """What validation said at each step of stage 2 at which it was made: accuracy (0 to 1), and
+    the loss, where the program has it."""
+    if not (file := run / "metrics.jsonl").exists():
+        raise DataError(f"{run}: metrics.jsonl is missing, so it has no curve")
+    log = map(json.loads, file.read_text().splitlines())
     return {line["step"]: line["val"] for line in log if line.get("val")}
 
 
 def curve_of(run: Path) -> dict[int, float]:
-    return {step: val["accuracy"] for step, val in looks_of(run).items()}
+    return {step: val["accuracy"] for step, val in validations(run).items()}
 
 
 def read_run(run: Path, asked: dict[str, Path], split: str = "") -> dict:
     """What the tables need of a finished run. asked: name -> what eval.py or lab.text_loss wrote
     about it; that of `split` stands for the accuracy that the run itself reports."""
-    record, numbers, looks = read_record(run), {}, looks_of(run)
+    record, numbers, curve = read_record(run), {}, validations(run)
     files = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in asked.items()}
     if split:
         record |= files.pop(split)["runs"][0]
     for name, file in files.items():
         if isinstance(file, list):  # of lab.text_loss, in nats
             numbers |= {f"{name}, before": file[0]["loss"], f"{name}, after": file[-1]["loss"]}
+        elif "numbers" in (said := file["runs"][0]):  # of lab.dialogues, in %
+            numbers |= said["numbers"]
         else:
-            numbers[name] = 100 * file["runs"][0]["accuracy"]
+            numbers[name] = 100 * said["accuracy"]
     kept = {key: record[key] for key in KEYS if key in record}
-    if looks and "loss" in (last := looks[max(looks)]):
+    if curve and "loss" in (last := curve[max(curve)]):
         kept["loss"] = last["loss"]
-    curve = {step: val["accuracy"] for step, val in looks.items()}
-    return {**kept, "curve": curve, "run": run.name} | ({"asked": numbers} if numbers else {})
+    kept |= {"curve": {step: val["accuracy"] for step, val in curve.items()}, "run": run.name}
+    return kept | ({"asked": numbers} if numbers else {})
 
 
 def first_step(curve: dict, level: float) -> int | None:
@@ -78,7 +82,6 @@ def at_step(mark: float) -> str:
 
 def frame(result: dict):
     """A row for each run (pandas): arm, seed, accuracies, steps to the marks, parameters."""
-    need("pandas", "the tables")
     import pandas as pd
 
     marks = result["show"]["marks"]
@@ -91,8 +94,8 @@ def row(arm: str, run: dict, marks) -> dict:
     cells = {"arm": arm, "seed": run["seed"], "overall": 100 * run["accuracy"]}
     if "consistency" in run:
         cells["group: consistency"] = 100 * run["consistency"]  # tested like a family
-    cells |= {f"family: {name}": 100 * f["accuracy"]
-              for name, f in parts_of(run["families"]).items()}  # fmt: skip
+    for name, family in parts_of(run["families"]).items():
+        cells[f"family: {name}"] = 100 * family["accuracy"]
     if run["curve"]:
         cells[VALIDATION] = 100 * [*run["curve"].values()][-1]
     if "loss" in run:
@@ -151,7 +154,6 @@ def tested(a, b, same_data: bool = True) -> dict:
     not clear, one seed), the difference of the means, its 95 % interval, p, how many seeds, and the
     test: paired by seed, or Welch's. One seed is no evidence: beside it stands the same seed of the
     other, where that is the same data."""
-    need("scipy", "the tests")
     from scipy import stats
 
     alone, common = min(len(a), len(b)) < 2, a.index.intersection(b.index)
@@ -160,10 +162,9 @@ def tested(a, b, same_data: bool = True) -> dict:
     said = {"difference": float(a.mean() - b.mean()), "n": str(len(a))}
     if alone:
         return {"here": "one seed", **said, "n": "1"}
-    paired = same_data and set(a.index) == set(b.index)
-    with warnings.catch_warnings():  # no variance at all: p is 0, or not a number
-        warnings.simplefilter("ignore", RuntimeWarning)
-        if paired:
+    # Without any variance p is 0, or not a number
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        if same_data and set(a.index) == set(b.index):
             test, said["test"] = stats.ttest_rel(a, b[a.index]), "paired"
         else:
             test, said["test"] = stats.ttest_ind(a, b, equal_var=False), "Welch"
@@ -178,9 +179,8 @@ def tested(a, b, same_data: bool = True) -> dict:
 
 def values_of(runs, side: str, column: str):
     """Series seed -> a column of an arm; of "a - b" the differences on the seeds of both."""
-    first, *others = (
-        runs[runs["arm"] == arm].set_index("seed")[column].dropna() for arm in side.split(" - ")
-    )
+    first, *others = (runs[runs["arm"] == arm].set_index("seed")[column]
+                      for arm in side.split(" - "))  # fmt: skip
     return (first - others[0]).dropna() if others else first
 
 
@@ -190,48 +190,37 @@ def data_of(options: dict[str, str], side: str) -> dict[str, str]:
     return {word: value for word, value in zip(words, words[1:]) if word in DATA_OPTIONS}
 
 
-def accuracies_tested(runs, options: dict[str, str], claim: str, columns) -> list[dict]:
-    """A row for each column, of the frame -> family ("": overall). claim: a > b."""
-    rows, sides = [], claim.split(" > ")
-    a, b = (data_of(options, side) for side in sides)
-    for column, family in columns.items():
-        values = [values_of(runs, side, column) for side in sides]
-        said = f"{claim}, {family}" if family else claim
-        if all(map(len, values)):
-            rows.append({"claim": said, "unit": "points", **tested(*values, a == b)})
-    return rows
-
-
-def lower(runs, claim: str, column: str, says: str, unit: str) -> dict:
-    """Is a below b in a column? claim: a > b. says: how that is said."""
-    a, b = claim.split(" > ")
-    values = [runs[runs["arm"] == arm].set_index("seed")[column] for arm in (b, a)]
-    said = {"claim": f"{a} {says} {b}"}
-    if any(some.isna().any() for some in values):
-        return {**said, "here": "not clear (a seed never is)"}
-    return {**said, "unit": unit, **tested(*values)}
+def difference(result: dict, runs, claim: str, column: str, said: str, unit: str) -> dict:
+    """A row of `differences`: is a above b in a column? claim: a > b; said: how the row is called.
+    Empty where an arm has no value."""
+    sides = claim.split(" > ")
+    values = [values_of(runs, side, column) for side in sides]
+    if unit != "points" and any(some.isna().any() for some in values):
+        return {"claim": said, "here": "not clear (a seed never is)"}
+    values = [some.dropna() for some in values]
+    if not all(map(len, values)):
+        return {}
+    a, b = (data_of(result["options"], side) for side in sides)
+    return {"claim": said, "unit": unit, **tested(*values, a == b)}
 
 
 def differences(result: dict, runs) -> list[dict]:
     """The rows of the tests that result["show"] asks for: what `tested` gives, and the claim. Left
     out are claims about arms that have no run."""
-    show, there, rows = result["show"], set(runs["arm"]), []
-    claims, detailed = (
-        [claim for claim in show[what] if there.issuperset(re.split(" [->] ", claim))]
-        for what in ("claims", "detailed")
-    )
-    for claim in claims:
-        rows += accuracies_tested(runs, result["options"], claim, {"overall": ""})
-    for claim in detailed:
-        rows += accuracies_tested(
-            runs, result["options"], claim, columns_of(runs, "group", "family")
-        )
-        for mark in show["marks"]:
-            says = f"is at {mark:g} % on validation after fewer steps than"
-            rows.append(lower(runs, claim, at_step(mark), says, "steps"))
+    show, there = result["show"], set(runs["arm"])
+    rows = [(claim, "overall", claim, "points") for claim in show["claims"]]
+    for claim in show["detailed"]:
+        a, b = claim.split(" > ")
+        for column, family in columns_of(runs, "group", "family").items():
+            rows.append((claim, column, f"{claim}, {family}", "points"))
+        for mark in show["marks"]:  # fewer steps, and a lower loss, are better
+            says = f"{a} is at {mark:g} % on validation after fewer steps than {b}"
+            rows.append((f"{b} > {a}", at_step(mark), says, "steps"))
         if LOSS in runs:
-            rows.append(lower(runs, claim, LOSS, "has a lower validation loss than", "nats"))
-    return rows
+            says = f"{a} has a lower validation loss than {b}"
+            rows.append((f"{b} > {a}", LOSS, says, "nats"))
+    known = (row for row in rows if there.issuperset(re.split(" [->] ", row[0])))
+    return [made for row in known if (made := difference(result, runs, *row))]
 
 
 def differences_table(rows: list[dict]) -> str:
@@ -240,9 +229,9 @@ def differences_table(rows: list[dict]) -> str:
     for row in rows:
         p, unit = row.get("p"), row.get("unit")
         form = "{:+,.3f}" if unit == "nats" else "{:+,.1f}"
-        difference = f"{form.format(row['difference'])} {unit}" if unit else ""
+        moved = f"{form.format(row['difference'])} {unit}" if unit else ""
         interval = "" if p is None else f"{form} to {form}".format(row["low"], row["high"])
         written = "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
         last = [row.get("n", ""), row.get("test", "")]
-        cells.append([row["claim"], row["here"], difference, interval, written, *last])
+        cells.append([row["claim"], row["here"], moved, interval, written, *last])
     return f"{markdown(cells)}\n\n{NOTE}" if rows else ""

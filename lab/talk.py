@@ -12,8 +12,7 @@ Shapes:  t tokens of what is new   T columns of the cache that are filled   D wi
 import argparse
 import os
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -103,45 +102,35 @@ class Conversation:
         return context
 
 
-@dataclass
-class Look:
-    """How a run takes a file: as a picture, or as a sound."""
-
-    trained: dict  # the arguments of the run
-    run: Path
-    size: int  # pixels of a picture's side
-    shown: bool = False  # whether there is something to ask about
-
-    def __call__(self, image: Path | None = None, audio: Path | None = None):
-        """The picture that the model is shown. DataError, if it cannot be read or is not what the
-        run was trained on."""
-        asked = argparse.Namespace(image=image, audio=audio)
-        about = asked_picture(asked, self.trained, self.run)
-        data.pixels_of(about, self.size, "")
-        self.shown = True
-        return about
-
-    def help(self) -> str:
-        """What may be typed now, of what the run was trained on."""
-        if self.trained["data"] in data.TEXT_WORLDS:
-            return f"Ask in words; {END}"
-        file = "/audio FILE" if self.trained["data"] in data.AUDIO_WORLDS else "/image FILE"
-        if self.shown:
-            return f"Ask about it. {file} gives another one; {END}"
-        return f"{file} gives something to ask about; {END}"
+def help_of(name: str, shown: bool) -> str:
+    """What may be typed now, of a run on the data set of that name. shown: whether there is
+    something to ask about."""
+    if name in data.TEXT_WORLDS:
+        return f"Ask in words; {END}"
+    file = "/audio FILE" if name in data.AUDIO_WORLDS else "/image FILE"
+    if shown:
+        return f"Ask about it. {file} gives another one; {END}"
+    return f"{file} gives something to ask about; {END}"
 
 
-def converse(model: MLLM, tokenizer: data.Tokenizer, look: Look, images: list) -> None:
-    """Read questions from the keyboard until an empty line or the end of the input. images: what
-    look made of the files that it begins with."""
-    talk = Conversation(model, tokenizer)
-    print(look.help())
+def converse(talk: Conversation, look: Callable, images: list, name: str) -> None:
+    """Read questions from the keyboard until an empty line or the end of the input. look(image,
+    audio): the picture that a file is to the model; images: what it made of the files that the
+    conversation begins with; name: of the run's data set."""
+    shown = bool(images)
+    print(help_of(name, shown))
     while True:
         try:
             line = input("> ").strip()
             if not line:
                 return
-            images += answer(talk, line, images, look)
+            if (command := line.split()[0]) in ("/image", "/audio") and command != line:
+                images.append(shown_file(talk, look, command, line, len(images)))
+                shown = True
+            elif line.startswith("/") or line in ("quit", "exit"):
+                print(help_of(name, shown))
+            else:
+                answer(talk, line, images)
         except (EOFError, KeyboardInterrupt):
             return print()
         except data.DataError as error:
@@ -150,25 +139,23 @@ def converse(model: MLLM, tokenizer: data.Tokenizer, look: Look, images: list) -
                 return
 
 
-def answer(talk: Conversation, line: str, images: list, look: Look) -> list:
-    """Answer one line; returns a picture that it shows, in a list. images: those that the model has
-    not seen yet; emptied when it has."""
-    command, _, argument = line.partition(" ")
-    if command in ("/image", "/audio") and argument:
-        file = path_of(argument.strip())
-        if talk.free(len(images) + 1) < 1:
-            raise data.DataError(f"{file} is left out: the conversation cannot hold one more")
-        return [look(**{command[1:]: file})]
-    if line.startswith("/") or line in ("quit", "exit"):
-        print(look.help())
-        return []
-    for piece in talk.ask(
-        data.IMAGE_TOKEN * len(images) + line.replace(data.IMAGE_TOKEN, " "), images
-    ):
+def shown_file(talk: Conversation, look: Callable, command: str, line: str, waiting: int):
+    """The picture of a file that is shown by a command; waiting: how many the model has not seen
+    yet."""
+    file = path_of(line.removeprefix(command).strip())
+    if talk.free(waiting + 1) < 1:
+        raise data.DataError(f"{file} is left out: the conversation cannot hold one more")
+    return look(**{command[1:]: file})
+
+
+def answer(talk: Conversation, line: str, images: list) -> None:
+    """Print what the model says to a line. images: those that it has not seen yet; emptied when it
+    has."""
+    message = data.IMAGE_TOKEN * len(images) + line.replace(data.IMAGE_TOKEN, " ")
+    for piece in talk.ask(message, images):
         print(piece, end="", flush=True)
     print()
     images.clear()
-    return []
 
 
 def path_of(text: str) -> Path:
@@ -206,9 +193,15 @@ def main(argv=None) -> None:
             raise data.DataError("--image and --audio: a conversation begins with one of them")
         trained = read_record(args.run)["args"]
         model, tokenizer = open_run(args.run, args.device)
-        look = Look(trained, args.run, model.config.image_size)
+
+        def look(image=None, audio=None):
+            asked = argparse.Namespace(image=image, audio=audio)
+            picture = asked_picture(asked, trained, args.run)
+            data.pixels_of(picture, model.config.image_size, "")  # a file that cannot be read
+            return picture
+
         images = [look(args.image, args.audio)] if args.image or args.audio else []
-        converse(model, tokenizer, look, images)
+        converse(Conversation(model, tokenizer), look, images, trained["data"])
 
 
 if __name__ == "__main__":

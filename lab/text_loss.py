@@ -7,6 +7,7 @@ Mean cross-entropy of every token but the first of each paragraph, in nats. The 
 there is no picture all masks are the same; what differs is what training under them has left.
 """
 
+import argparse
 import json
 from pathlib import Path
 
@@ -14,14 +15,12 @@ import torch
 import torch.nn.functional as F
 
 import data
-from bridge.chat import read_tokenizer
-from bridge.decoders import decoder_sizes
-from bridge.pretrained import PretrainedConfig, load_decoder
 from engine.options import Parser
 from engine.precision import check_device, default_device
 from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import markdown
 from eval import open_run
+from lab import eyes
 from mma import Role
 from model import MLLM
 
@@ -44,12 +43,11 @@ def text_loss(model: MLLM, tokenizer: data.Tokenizer, text: str) -> tuple[float,
 
 def open_before(trained: dict, device: str) -> tuple[MLLM, data.Tokenizer]:
     """What a run of lab.eyes began with; trained: its arguments."""
-    llm, template = Path(trained["llm"]), trained.get("template")
-    if not template:
-        return open_run(llm, device)
-    tokenizer = read_tokenizer(llm, template)
-    sizes = {**decoder_sizes(llm), "vocab_size": len(tokenizer)}
-    return load_decoder(llm, PretrainedConfig(**sizes)).to(device).eval(), tokenizer
+    if not trained.get("template"):
+        return open_run(Path(trained["llm"]), device)
+    args = argparse.Namespace(**{**trained, "llm": Path(trained["llm"])})
+    model, tokenizer = eyes.real(args, {})
+    return model.to(device).eval(), tokenizer
 
 
 def measure(runs: list[Path], text: str, device: str) -> list[dict]:
@@ -57,14 +55,15 @@ def measure(runs: list[Path], text: str, device: str) -> list[dict]:
     made, records = {run: read_record(run) for run in runs}, []
     if others := [run for run, record in made.items() if not record["args"].get("llm")]:
         raise data.DataError(f"{others[0]}: not a run of lab.eyes, it has no --llm")
-    before = {record["args"]["llm"]: record["args"] for record in made.values()}
-    todo = [(llm, "before", lambda args=args: open_before(args, device))
-            for llm, args in before.items()]  # fmt: skip
-    todo += [(str(run), record["mask"], lambda run=run: open_run(run, device))
-             for run, record in made.items()]  # fmt: skip
-    for name, mask, opened in todo:
-        loss, count = text_loss(*opened(), text)
-        records.append({"model": name, "mask": mask, "loss": loss, "tokens": count})
+
+    def add(name, mask: str, model, tokenizer) -> None:
+        loss, count = text_loss(model, tokenizer, text)
+        records.append({"model": str(name), "mask": mask, "loss": loss, "tokens": count})
+
+    for llm, trained in {record["args"]["llm"]: record["args"] for record in made.values()}.items():
+        add(llm, "before", *open_before(trained, device))
+    for run, record in made.items():
+        add(run, record["mask"], *open_run(run, device))
     return records
 
 

@@ -8,7 +8,7 @@ they are called, and no run is made twice.
 import json
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +22,7 @@ from lab.experiments import Experiment
 
 # What does not make a run another run. Where data lie does: they are known by nothing else
 SAME_RUN = {*NON_IDENTITY_ARGS} - {*PATHS, "limit"}
-SETTINGS = "settings.json"  # in the folder of a run: its identity
+SETTINGS = "settings.json"  # in the folder of a run: what it began with
 BASE = re.compile(r"\{([^{} ]+)\}")  # of a line: the folder of another arm's run
 
 
@@ -34,10 +34,9 @@ class Trial:
     seed: int
     program: str  # a module, run by python -m
     words: list[str]  # its command line
-    settings: dict  # the same as the program understands it
+    settings: dict  # what makes it the run it is, as the program understands it
     folder: Path  # where it is, or will be
-    is_base: bool  # others begin with it
-    needs: list[Path] = field(default_factory=list)  # folders of runs that it begins with
+    needs: list[Path]  # folders of runs that it begins with
 
 
 def slug(text: str) -> str:
@@ -63,27 +62,25 @@ def understood(program: str, words: list[str]):
     return args
 
 
-def identity(settings: dict, *others: str) -> dict:
-    """What makes a run the run it is, as JSON has it; others: what is left out, too."""
-    kept = {k: v for k, v in settings.items() if k not in SAME_RUN and k not in others}
+def identity(args) -> dict:
+    """What makes a run the run it is, as JSON has it."""
+    kept = {name: value for name, value in vars(args).items() if name not in SAME_RUN}
     return json.loads(json.dumps(kept, default=str))
 
 
 def find(runs: Path, args, made_by: str = "") -> Path | None:
-    """The finished run below `runs` that began with these settings: SETTINGS, or run.json, which
-    programs may have filled up. An option that is younger than the run has its default; one that
-    the program does not know makes it another run. made_by: the code, by default any."""
-    wanted, origin = identity(vars(args)), getattr(args, "origin", {})
-    for folder in sorted(file.parent for file in runs.glob("*/run.json")):
-        record = read_record(folder)
-        if made_by and record.get("code") != made_by:
+    """The finished run below `runs` that began with these settings. An option that is younger than
+    the run has its default; one that the program does not know makes it another run. made_by: the
+    code, by default any."""
+    wanted, origin = identity(args), getattr(args, "origin", {})
+    for file in sorted(runs.glob(f"*/{SETTINGS}")):
+        if not finished(file.parent):
             continue
-        made = identity(record["args"])
-        if (folder / SETTINGS).exists():
-            made = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        made = json.loads(file.read_text(encoding="utf-8"))
         younger = {n for n in wanted if n not in made and origin.get(n) != "you"}
-        if made == {n: value for n, value in wanted.items() if n not in younger}:
-            return folder
+        same = made == {n: value for n, value in wanted.items() if n not in younger}
+        if same and made_by in ("", read_record(file.parent).get("code")):
+            return file.parent
     return None
 
 
@@ -93,42 +90,40 @@ def bases_of(lines: dict[str, str]) -> set[str]:
 
 
 def plan(experiment: Experiment, seeds: list[int] | None, extra: list[str], runs: Path,
-         any_code: bool = False):  # fmt: skip
+         any_code: bool = False) -> list[Trial]:  # fmt: skip
     """The trials; a first seed of everything comes before the second of anything. seeds: instead of
-    the experiment's; extra: options of every line; runs: the folder of them all; any_code: runs of
-    other code are taken for done, too."""
-    numbers, trials = experiment.seeds, []
-    wanted = {arm: numbers if isinstance(numbers, int) else numbers.get(arm, 1)
-              for arm in experiment.lines}  # fmt: skip
-    for seed in dict.fromkeys(seeds or range(max(wanted.values()))):
-        made = {}
-        for arm in wanted:
-            if seeds or seed < wanted[arm]:
-                made[arm] = trial_of(experiment, arm, seed, made, extra, runs, any_code)
-        trials += made.values()
+    the experiment's; extra: options of every line but those that others begin with; runs: the
+    folder of them all; any_code: runs of other code are taken for done, too."""
+    lines, numbers, first, trials = experiment.lines, experiment.seeds, experiment.first_seed, []
+    count = {arm: numbers if isinstance(numbers, int) else numbers.get(arm, 1) for arm in lines}
+    for seed in dict.fromkeys(seeds or range(first, first + max(count.values()))):
+        folders = {}
+        for arm in lines:
+            if seeds or seed - first < count[arm]:
+                given = [] if arm in bases_of(lines) else extra
+                trial = trial_of(experiment, arm, seed, folders, given, runs, any_code)
+                folders[arm] = trial.folder
+                trials.append(trial)
     return trials
 
 
-def trial_of(experiment: Experiment, arm: str, seed: int, made: dict, extra, runs: Path,
-             any_code: bool) -> Trial:  # fmt: skip
-    """made: the trials of this seed so far. An arm that others begin with does not get `extra`."""
-    line, is_base = experiment.lines[arm], arm in bases_of(experiment.lines)
-    program, words = experiment.program, shlex.split(line)
-    if words[:1] == ["-m"]:
-        program, words = words[1], words[2:]
-    if unknown := [base for base in BASE.findall(line) if base not in made]:
+def trial_of(experiment: Experiment, arm: str, seed: int, folders: dict[str, Path], extra: list,
+             runs: Path, any_code: bool) -> Trial:  # fmt: skip
+    """folders: of the arms before it, with the same seed."""
+    line, program = experiment.lines[arm], experiment.program
+    if unknown := [base for base in BASE.findall(line) if base not in folders]:
         raise DataError(f"{line}: no line before it is named {unknown[0]}")
-    needs = [made[base].folder for base in BASE.findall(line)]
-    words = [BASE.sub(lambda match: str(made[match[1]].folder), word) for word in words]
-    words = [*shlex.split(experiment.common), *([] if is_base else extra), *words]
-    words += ["--seed", str(seed)]
-    parsed = understood(program, words)
-    if hasattr(parsed, "workers") and "--workers" not in words:
+    words = [BASE.sub(lambda base: str(folders[base[1]]), word) for word in shlex.split(line)]
+    if words[:1] == ["-m"]:
+        _, program, *words = words
+    words = [*shlex.split(experiment.common), *extra, *words, "--seed", str(seed)]
+    args = understood(program, words)
+    if hasattr(args, "workers") and "--workers" not in words:
         words += ["--workers", "0"]  # several runs share the cores
-    settings, made_by = vars(parsed), code.fingerprint(parsed, program)
-    known_by = json.dumps([identity(settings), made_by], sort_keys=True)
-    digest = sha256(known_by.encode()).hexdigest()
+    settings, made_by = identity(args), code.fingerprint(args, program)
+    digest = sha256(json.dumps([settings, made_by], sort_keys=True).encode()).hexdigest()
     name = slug(f"{settings.get('data', '')}-{arm}")[:80]
-    there = find(runs / program, parsed, "" if any_code else made_by)
+    there = find(runs / program, args, "" if any_code else made_by)
     folder = there or runs / program / f"{name}-{seed}-{digest[:6]}"
-    return Trial(arm, seed, program, words, settings, folder, is_base, needs)
+    needs = [folders[base] for base in BASE.findall(line)]
+    return Trial(arm, seed, program, words, settings, folder, needs)

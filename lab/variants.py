@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import data
 from engine.run import one_line_errors
 from engine.wings import VARIANTS, Variant
+from lab import dialogues  # noqa: F401 - registers its variants
 from mma import IMAGE, attention_mask
 from model import MLLM, Attention, AttentionContext, rotate
 

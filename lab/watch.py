@@ -7,10 +7,11 @@ are in curves.py.
 
 import sys
 import textwrap
+from itertools import accumulate
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont  # Pillow comes with torchvision
+from PIL import Image, ImageDraw, ImageFont, ImageOps  # Pillow comes with torchvision
 
 import data
 from data.errors import need
@@ -18,7 +19,7 @@ from engine.checkpoint import write_file
 from engine.tables import parts_of
 
 GREY, INK = "#9a9a9a", "#222222"
-# Of what is neither mma nor causal, whose colours are in curves.py
+COLOURS = {"mma": "#f08c28", "causal": "#4a6fb5"}  # in all charts and figures
 OTHERS = ["#3c9650", "#aa3c96", "#787878", "#be2828", "#0096a0", "#967828", "#6b4fa0", "#b39ddb",
           "#9bbb59", "#5f9ea0", "#b8860b", "#c2185b", "#00695c", "#455a64"]  # fmt: skip
 RIGHT, WRONG = (0, 120, 40), (190, 20, 20)
@@ -69,20 +70,20 @@ def write_curves(path: Path, records: list[dict]) -> None:
 
 def draw_losses(ax, records: list[dict]) -> None:
     """Of training in both stages, and of the true answers to validation questions."""
-    curves = {
+    losses = {
         "stage 1": [(r["step"], r["loss"]) for r in records if r["stage"] == "pt"],
         "stage 2: questions": [(r["step"], r["loss"]) for r in records if r["stage"] == "sft"],
         "stage 2: validation": [
             (r["step"], r["val"]["loss"]) for r in records if "loss" in r.get("val", {})
         ],
     }
-    curves = {label: points for label, points in curves.items() if points}
-    for (label, points), colour in zip(curves.items(), (GREY, INK, OTHERS[3])):
-        draw_line(ax, points, label, color=colour)
-    losses = [loss for points in curves.values() for _, loss in points]
-    last = [points[-1][1] for points in curves.values()]
+    last, highest = 0.1, 0.1
+    for (label, points), colour in zip(losses.items(), (GREY, INK, OTHERS[3])):
+        if points:
+            draw_line(ax, points, label, color=colour)
+            last, highest = max(last, points[-1][1]), max([highest, *(y for _, y in points)])
     # The first steps' losses would flatten the rest, but where each curve has come to is shown
-    top = min(max([*losses, 0.1]), max(3, 1.1 * max([*last, 0.1])))
+    top = min(highest, max(3, 1.1 * last))
     ax.set(xlabel="step of its stage", ylabel="loss, nats per answer token", ylim=(0, top))
 
 
@@ -129,8 +130,10 @@ def write_sheet(
         return
     draw_sheet(some, model.config.image_size, framed).save(out / "sheet.png")
     pictures = [image for r in some for image in r["prompt"][0].images]
-    if pictures:
-        write_example(out / "example.png", pictures[0], model.config.image_size)
+    if pictures:  # one to ask about, as the model takes it
+        size = model.config.image_size
+        picture = to_image(data.pixels_of(pictures[0], size, ""), size)
+        write_file(out / "example.png", lambda file: picture.save(file, "PNG"))
     if hasattr(source, "write_example"):
         write_file(out / "example.wav", source.write_example)
 
@@ -142,49 +145,54 @@ def draw_sheet(results: list[dict], image_size: int, framed: list) -> Image.Imag
     shown = [pictures_asked_about(*r["prompt"]) for r in results]
     across = min(3, max([1, *map(len, shown)]))  # an answer is as many pictures wide
     columns, width = 6 // across, across * SIDE
-    font = ImageFont.load_default(LETTERS)
-    texts = [
-        wrapped(r["question"], font, width)
-        + wrapped(r["given"][:LONGEST] or "(nothing)", font, width)
-        + wrapped("" if r["correct"] else f"[{r['answer'][:LONGEST]}]", font, width)
-        for r in results
-    ]
-    frames = any(boxes and len(asked) == 1 for boxes, asked in zip(framed, shown))
-    head = wrapped(f"{ABOUT} {FRAMES if frames else ''}", font, columns * (width + GAP) - GAP)
-    tops = [LINE * len(head) + GAP]
-    for start in range(0, len(results), columns):
-        longest = max(map(len, texts[start : start + columns]))
-        tops.append(tops[-1] + SIDE + LINE * longest + GAP)
-    sheet = Image.new("RGB", (columns * (width + GAP), tops[-1]), "white")
-    pen = ImageDraw.Draw(sheet)
-    write_lines(pen, (GAP // 2, GAP // 2), head, font, "black")
-    for k, (r, pictures, boxes) in enumerate(zip(results, shown, framed)):
-        x, y = k % columns * (width + GAP) + GAP // 2, tops[k // columns]
-        small = min(SIDE, width // max(1, len(pictures)))
-        for place, i in enumerate(pictures):
-            pixels = data.pixels_of(r["prompt"][0].images[i], image_size, r["id"])
-            sheet.paste(to_image(pixels, small), (x + place * small, y))
-        for grid, patch in boxes if pictures == range(1) else ():
-            draw_frame(pen, x, y, SIDE / grid, *divmod(patch, grid))
-        colour = RIGHT if r["correct"] else WRONG
-        write_lines(pen, (x, y + SIDE), texts[k], font, colour)
+    framed = [boxes if asked == range(1) else () for boxes, asked in zip(framed, shown)]
+    answers = [draw_answer(*answer, image_size, width) for answer in zip(results, shown, framed)]
+    about = f"{ABOUT} {FRAMES if any(framed) else ''}"
+    head = written([about], columns * (width + GAP) - GAP, "black")
+    rows = [stack(answers[k : k + columns], GAP) for k in range(0, len(answers), columns)]
+    return ImageOps.expand(stack([head, *rows], GAP, down=True), GAP // 2, "white")
+
+
+def draw_answer(result: dict, shown: range, framed, image_size: int, width: int) -> Image.Image:
+    """The pictures of an example that a turn asks about, and below them what was said."""
+    images, side = result["prompt"][0].images, min(SIDE, width // max(1, len(shown)))
+    pixels = [data.pixels_of(images[i], image_size, result["id"]) for i in shown]
+    top = Image.new("RGB", (width, SIDE), "white")
+    top.paste(stack([to_image(picture, side) for picture in pixels]))
+    for grid, patch in framed:
+        (row, column), cell = divmod(patch, grid), side / grid
+        box = (column * cell + 1, row * cell + 1, (column + 1) * cell - 2, (row + 1) * cell - 2)
+        ImageDraw.Draw(top).rectangle(box, outline="white", width=2)
+    said = [result["question"], result["given"][:LONGEST] or "(nothing)"]
+    said += [] if result["correct"] else [f"[{result['answer'][:LONGEST]}]"]
+    return stack([top, written(said, width, RIGHT if result["correct"] else WRONG)], down=True)
+
+
+def stack(pictures: list[Image.Image], gap: int = 0, down: bool = False) -> Image.Image:
+    """Pictures side by side, or one below the other, on white."""
+    lengths = [picture.size[down] + gap for picture in pictures]
+    broadest = max([picture.size[not down] for picture in pictures], default=0)
+    size = sum(lengths), broadest
+    sheet = Image.new("RGB", size[::-1] if down else size, "white")
+    for picture, start in zip(pictures, accumulate(lengths, initial=0)):
+        sheet.paste(picture, (0, start) if down else (start, 0))
     return sheet
+
+
+def written(texts: list[str], width: int, colour) -> Image.Image:
+    """Texts below each other, their lines at most `width` pixels wide."""
+    font = ImageFont.load_default(LETTERS)
+    lines = [line for text in texts for line in wrapped(text, font, width)]
+    image = Image.new("RGB", (width, LINE * len(lines)), "white")
+    for k, line in enumerate(lines):
+        ImageDraw.Draw(image).text((0, LINE * k), line, font=font, fill=colour)
+    return image
 
 
 def wrapped(text: str, font, width: int) -> list[str]:
     """Its lines, each at most so many pixels wide."""
     fits = lambda n: all(font.getlength(line) <= width for line in textwrap.wrap(text, n))
     return textwrap.wrap(text, next((n for n in range(len(text), 1, -1) if fits(n)), 1))
-
-
-def write_lines(pen, corner: tuple[int, int], lines: list[str], font, colour) -> None:
-    for k, line in enumerate(lines):
-        pen.text((corner[0], corner[1] + LINE * k), line, font=font, fill=colour)
-
-
-def draw_frame(pen, x: int, y: int, cell: float, row: int, column: int) -> None:
-    u, v = x + cell * column, y + cell * row
-    pen.rectangle((u + 1, v + 1, u + cell - 2, v + cell - 2), outline="white", width=2)
 
 
 def to_image(pixels: torch.Tensor, side: int) -> Image.Image:
@@ -200,9 +208,3 @@ def pictures_asked_about(example: data.Example, turn: int) -> range:
     last = max((t for t, n in enumerate(counts) if n), default=0)
     first = sum(counts[:last])
     return range(first, first + counts[last])
-
-
-def write_example(path: Path, image, size: int) -> None:
-    """A picture to ask about, as the model takes it."""
-    picture = to_image(data.pixels_of(image, size, ""), size)
-    write_file(path, lambda file: picture.save(file, "PNG"))

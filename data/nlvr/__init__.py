@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 from data.errors import DataError, SkippedEntries
-from data.folder import Folder, read_line, seed_of
+from data.folder import Folder, generator_of, read_entries
 from data.nlvr.phrases import NUMBER
 from data.nlvr.world import World
 from data.pictures import Crop
@@ -48,6 +48,7 @@ MISSPELT = {
     "coloured": "colored", "leat": "least",
 }  # fmt: skip
 FIELDS = ("sentence", "label", "identifier")
+TEXTS = f"texts {', '.join(FIELDS)}"
 # What a sentence asks, told by its words: the first of these that has one of its words. A sentence
 # with none of them says that something is there, or is everywhere: "exist".
 ASKS = {
@@ -100,25 +101,13 @@ def files_by_split(source: Path) -> dict[str, Path]:
     return by_split
 
 
-def read_lines(file: Path) -> list[str]:
-    """The lines of a split's JSON file. Raises DataError if it cannot be read."""
-    try:
-        return file.read_text(encoding="utf-8-sig").split("\n")  # not U+2028: it may be in a text
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file (check --source)") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: not readable ({error})") from None
-
-
-def read_entry(line: str, where: str) -> dict:
-    """One line of a split's JSON file, checked; its sentence in one spelling, its label in lower
-    case. Raises DataError with what is wrong."""
-    entry = read_line(line, where)
+def read_entry(entry, where: str) -> dict:
+    """One entry of a split's JSON file, checked; its sentence in one spelling, its label in lower
+    case. Raises DataError with what is wrong; entry may be one (read_entries)."""
     if isinstance(entry, DataError):
         raise entry
     if not isinstance(entry, dict) or not all(isinstance(entry.get(f), str) for f in FIELDS):
-        expected = f"an object with the texts {', '.join(FIELDS)}"
-        raise DataError(f"{where}: expected {expected}, got {line[:100]}")
+        raise DataError(f"{where}: expected an object with the {TEXTS}, got {str(entry)[:100]}")
     if entry["label"].lower() not in ("true", "false"):
         raise DataError(f"{where}: the label must be true or false, not {entry['label']!r}")
     if not re.fullmatch(r"\d+-\d+", entry["identifier"]):
@@ -148,11 +137,9 @@ def read_split(file: Path) -> dict[str, list[list[Example]]]:
     first picture there is."""
     folder, by_directory = file.parent, {}
     first_picture, prefix = pictures_of(file)
-    for number, line in enumerate(read_lines(file), 1):
-        if not line.strip():
-            continue
-        where = f"{file}: line {number}"
-        entry = read_entry(line, where)
+    for line, entry in read_entries(file, f"objects with the {TEXTS}", FIELDS[0]).items():
+        where = f"{file}: {line}"
+        entry = read_entry(entry, where)
         identifier = entry["identifier"]
         picture = first_picture.get(f"{prefix}-{identifier}")
         if picture is None:
@@ -167,8 +154,6 @@ def read_split(file: Path) -> dict[str, list[list[Example]]]:
         )
         directory = by_directory.setdefault(str(entry.get("directory", picture.parent.name)), {})
         directory.setdefault(example.group, []).append(example)
-    if not by_directory:
-        raise DataError(f"{file}: holds no example")
     return {name: list(groups.values()) for name, groups in by_directory.items()}
 
 
@@ -238,7 +223,7 @@ class NLVR(Folder):
         if self.world and (stage == "pt" or step < self.AFTER):
             return self.world.draw(stage, step, pictures, per_picture, seed)
         n_own = max(1, round(pictures * self.SHARE)) if self.world else pictures
-        orders = torch.Generator().manual_seed(seed_of(stage, seed, step, "orders"))
+        orders = generator_of(stage, seed, step, "orders")
         examples = super().draw(stage, step, n_own, per_picture, seed)
         chosen = torch.randint(len(ORDERS), (len(examples),), generator=orders).tolist()
         examples = [in_order(example, ORDERS[k]) for example, k in zip(examples, chosen)]

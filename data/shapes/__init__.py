@@ -9,16 +9,11 @@ text.py         scenes in words alone
 import torch
 
 from data.errors import DataError
-from data.families import HELD_OUT, World, layouts_in
-from data.folder import seed_of
+from data.families import HELD_OUT, World
+from data.folder import drawn_in_epochs
 from data.prompt import Example
-from data.shapes.questions import (
-    FAMILIES,
-    SceneFacts,
-    caption,
-    caption_of_places,
-    known_answers,
-)
+from data.shapes import questions
+from data.shapes.questions import FAMILIES, SceneFacts, caption, caption_of_places
 from data.shapes.scenes import CELLS, COLOUR, GRID, NAMES, SHAPE, layouts, render
 
 __all__ = ["CELLS", "GRID", "Shapes"]
@@ -26,14 +21,6 @@ __all__ = ["CELLS", "GRID", "Shapes"]
 # Stage 1 begins with captions in reading order: a model that does not know what a cell holds yet
 # learns nothing from captions that name places (docs/log.md).
 STEPS_WITHOUT_PLACES = 120
-# What training asks, in turn. Stage 2 begins with places, every second question: without that some
-# seeds never learn to find a thing by both words of its name (docs/log.md). Then twice what is
-# learned last. Val and test ask each family once.
-STEPS_OF_PLACES = 400
-FIRST_FAMILIES = tuple("place existence place counting place attribute place comparison".split())
-TRAINING_FAMILIES = tuple(
-    "existence counting attribute comparison place place spatial spatial".split()
-)
 # Relations are asked one way ("further left", never "further right") up to the first of these steps
 # of stage 2, then more and more of them both ways, from the second on all as in val and test.
 # Asked both ways from the start they are learned late, or by no run at all (docs/log.md).
@@ -53,22 +40,22 @@ class Shapes(World):
     captions and its questions, and comes to them again and again; which these are depends on its
     seed."""
 
-    facts, families, known_answers = SceneFacts, FAMILIES, staticmethod(known_answers)
+    some_layouts, known_answers = staticmethod(layouts), staticmethod(questions.known_answers)
+    facts, families = SceneFacts, FAMILIES
     answers = {"yes", "no", *"01234", *COLOUR, *SHAPE, *NAMES}
+    # Stage 2 begins with places, every second question: without that some seeds never learn to find
+    # a thing by both words of its name (docs/log.md). Then twice what is learned last.
+    first_steps = 400
+    first_families = "place existence place counting place attribute place comparison".split()
+    training_families = (
+        "existence counting attribute comparison place place spatial spatial".split()
+    )
     seed = 0  # of the run whose scenes heldout("train") asks about
 
     def __init__(self, scenes: int | None = None):
         if scenes and scenes % BLOCK:
             raise DataError(f"--scenes {scenes}: must be a multiple of {BLOCK}")
         self.n_blocks = scenes and scenes // BLOCK
-
-    def families_of(self, stage: str, step: int) -> tuple[str, ...]:
-        if stage == "pt":
-            return ()
-        return FIRST_FAMILIES if step < STEPS_OF_PLACES else TRAINING_FAMILIES
-
-    def new_layouts(self, split, S, g):
-        return layouts_in(split, S, g, layouts)
 
     def render(self, layout, g):
         return render(layout, g)[:, None]
@@ -82,14 +69,9 @@ class Shapes(World):
         if pictures % BLOCK:
             advice = f"set --pictures and --pt-pictures to multiples of {BLOCK}"
             raise DataError(f"--scenes: a step has {pictures} pictures; {advice}")
-        n, examples = pictures // BLOCK, []
-        for i in range(step * n, (step + 1) * n):  # blocks, in a random order of each epoch
-            order = torch.Generator().manual_seed(
-                seed_of(stage, seed, i // self.n_blocks, "blocks")
-            )
-            block = torch.randperm(self.n_blocks, generator=order)[i % self.n_blocks].item()
-            examples += self._examples(stage, step, per_picture, BLOCK, seed, block, "block")
-        return examples
+        blocks = drawn_in_epochs(self.n_blocks, step, pictures // BLOCK, stage, seed, "blocks")
+        args = stage, step, per_picture, BLOCK, seed
+        return [e for block in blocks for e in self._examples(*args, block, "block")]
 
     def _examples(self, stage: str, step: int, per_picture: int, S: int, *key) -> list[Example]:
         """About S training scenes drawn for the key: a caption each, every second of which names
@@ -115,4 +97,4 @@ class Shapes(World):
         drawn = [self.drawn("train", BLOCK, self.seed, block, "block") for block in blocks]
         facts, pictures = zip(*drawn)
         layout = torch.cat([f.layout for f in facts])[:HELD_OUT]
-        return SceneFacts.of(layout, facts[0].generator), torch.cat(pictures)[:HELD_OUT]
+        return SceneFacts(layout, facts[0].generator), torch.cat(pictures)[:HELD_OUT]

@@ -9,8 +9,6 @@ pictures.
 Shapes:  S pairs   CELLS = 16 cells in reading order   KINDS = 24 kinds (colour x shape)
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -48,21 +46,19 @@ def pairs(split: str, S: int, g: torch.Generator) -> Tensor:
     return torch.cat(kept)[:S]
 
 
-@dataclass
 class PairFacts(Facts):
     """The same of S pairs, layout int64 [S, 2, CELLS]; count is of both pictures together."""
 
-    there: Tensor  # bool [S, 2, KINDS]: in each picture
-    items: Tensor  # int64 [S, 2, ITEMS]: how many kinds, objects of a colour, objects of a shape
+    names = NAMES
 
-    @classmethod
-    def of(cls, layout: Tensor, generator: torch.Generator) -> "PairFacts":
-        first, second = (SceneFacts.of(picture, generator) for picture in layout.unbind(1))
+    def __init__(self, layout: Tensor, generator: torch.Generator):
+        first, second = (SceneFacts(picture, generator) for picture in layout.unbind(1))
+        self.there = contents(layout)  # bool [S, 2, KINDS]: in each picture
+        # int64 [S, 2, ITEMS]: how many of each kind, objects of a colour, objects of a shape
         items = [torch.cat([f.count, f.of_colour, f.of_shape], 1) for f in (first, second)]
-        possible = first.possible | second.possible
-        items = torch.stack(items, 1)
-        count = first.count + second.count
-        return cls(generator, layout, NAMES, count, possible, contents(layout), items)
+        self.items = torch.stack(items, 1)
+        count, possible = first.count + second.count, first.possible | second.possible
+        super().__init__(layout, generator, count, possible)
 
     def one_and_other(self, values: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Of values [S, 2, X], those of the picture that is asked about, and of the other one."""
@@ -112,7 +108,7 @@ def counting(facts: PairFacts) -> list[QA]:
     """shapes' question about one of the pictures."""
     second = facts.coin()
     asked, _ = facts.one_and_other(facts.layout, second)
-    answered = counting_in_one(SceneFacts.of(asked, facts.generator))
+    answered = counting_in_one(SceneFacts(asked, facts.generator))
     return [
         (question.replace("?", f" in the {WHICH[s]} picture?"), answer)
         for (question, answer), s in zip(answered, second.tolist())
@@ -120,13 +116,6 @@ def counting(facts: PairFacts) -> list[QA]:
 
 
 FAMILIES = {f.__name__: f for f in (which, existence, both, more, counting)}
-# What training asks, in turn. As shapes begins with places, stage 2 begins with the picture that a
-# thing is in, every second question; then twice what is learned last. Without that beginning, or
-# without captions of pairs, mma learns slowly or not to tell the pictures apart (docs/log.md). Val
-# and test ask each family once.
-STEPS_OF_WHICH = 400
-FIRST_FAMILIES = ("which", "existence", "which", "counting", "which", "both", "which", "more")
-TRAINING_FAMILIES = (*FAMILIES, "more", "counting")
 
 
 def known_answers(question: str):
@@ -154,11 +143,11 @@ class Pairs(World):
     facts, families, known_answers = PairFacts, FAMILIES, staticmethod(known_answers)
     answers = {"yes", "no", *"0123", *WHICH}
     one = Shapes()
-
-    def families_of(self, stage: str, step: int) -> tuple[str, ...]:
-        if stage == "pt":
-            return ()
-        return FIRST_FAMILIES if step < STEPS_OF_WHICH else TRAINING_FAMILIES
+    # As shapes begins with places, stage 2 begins with the picture that a thing is in, every second
+    # question; then twice what is learned last. Without that beginning, or without captions of
+    # pairs, mma learns slowly or not to tell the pictures apart (docs/log.md).
+    first_steps, training_families = 400, (*FAMILIES, "more", "counting")
+    first_families = "which existence which counting which both which more".split()
 
     def new_layouts(self, split, S, g):
         return pairs(split, S, g)

@@ -11,7 +11,6 @@ Shapes:  S scenes   CELLS = 16 cells in reading order   KINDS = 24 kinds (colour
 """
 
 import re
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,28 +35,21 @@ def caption_of_places(cells: list[int], g: torch.Generator) -> str:
     return " ".join(words)
 
 
-@dataclass
 class SceneFacts(Facts):
-    """The same of colours, shapes and places."""
+    """What is true of scenes, layout int64 [S, CELLS]: see scenes.layouts."""
 
-    table: Tensor  # count as [S, colours, shapes]
-    of_colour: Tensor  # int64 [S, colours]: objects of each colour
-    of_shape: Tensor  # int64 [S, shapes]
-    row: Tensor  # int64 [S, KINDS]: the row of a kind that stands once, from 0
-    column: Tensor  # the same of its column
-    both_ways: float = 1.0  # share of the relations that are asked either way; others one way
+    names = NAMES
+    both_ways = 1.0  # share of the relations that are asked either way; others one way
 
-    @classmethod
-    def of(cls, layout: Tensor, generator: torch.Generator) -> "SceneFacts":
-        """layout: int64 [S, CELLS], see scenes.layouts."""
-        S = len(layout)
-        stands = layout[:, :, None] == torch.arange(KINDS)  # [S, CELLS, KINDS]
+    def __init__(self, layout: Tensor, generator: torch.Generator):
+        stands = layout[:, :, None] == torch.arange(KINDS)  # bool [S, CELLS, KINDS]
         count = stands.sum(1)
-        table = count.view(S, len(COLOUR), len(SHAPE))
-        of_colour, of_shape = table.sum(2), table.sum(1)
+        self.table = count.view(-1, len(COLOUR), len(SHAPE))
+        self.of_colour, self.of_shape = self.table.sum(2), self.table.sum(1)  # objects of each
+        # Where a kind that stands once stands, int64 [S, KINDS], from 0
         cell = torch.where(stands, torch.arange(CELLS)[:, None], 0).sum(1)
-        counted = generator, layout, NAMES, count, possible(table)
-        return cls(*counted, table, of_colour, of_shape, cell // GRID, cell % GRID)
+        self.row, self.column = cell // GRID, cell % GRID
+        super().__init__(layout, generator, count, possible(self.table))
 
 
 def attribute(facts: SceneFacts) -> list[QA]:
@@ -110,8 +102,8 @@ def place(facts: SceneFacts) -> list[QA]:
 
 
 def spatial(facts: SceneFacts) -> list[QA]:
-    """Which of two objects, each the only one of its kind, is further to one side. One way: "further
-    left" and "higher up" alone."""
+    """Which of two objects, each the only one of its kind, is further to one side. Asked one way:
+    "further left" and "higher up" alone."""
     once, vertical = facts.count == 1, facts.coin()
     left_of, above = (
         once[:, :, None] & once[:, None, :] & (place[:, :, None] < place[:, None, :])
@@ -120,9 +112,8 @@ def spatial(facts: SceneFacts) -> list[QA]:
     # All in one row: then they are not all in one column, and the other way round
     vertical ^= ~torch.where(vertical, above.any((1, 2)), left_of.any((1, 2)))
     pair = facts.pick(torch.where(vertical[:, None, None], above, left_of).flatten(1))
-    asked = []
-    last = facts.coin(facts.both_ways / 2)
-    for pair_index, last, down, turned in rows(pair, last, vertical, facts.coin()):
+    columns, asked = (pair, facts.coin(facts.both_ways / 2), vertical, facts.coin()), []
+    for pair_index, last, down, turned in rows(*columns):
         first, second = (NAMES[kind] for kind in divmod(pair_index, KINDS))
         a, b = (second, first) if turned else (first, second)
         question = f"which is {RELATIONS[down][last]}, the {a} or the {b}?"

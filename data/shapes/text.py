@@ -17,14 +17,8 @@ import torch
 
 from data.families import EMPTY
 from data.prompt import IMAGE_TOKEN, Example
-from data.shapes import FIRST_FAMILIES, QUESTIONS, STEPS_OF_PLACES, Shapes, share_both_ways
+from data.shapes import QUESTIONS, Shapes, share_both_ways
 from data.shapes.scenes import GRID, NAMES
-
-FAMILIES_OF_STAGE_1 = (*FIRST_FAMILIES, "spatial", "counting")
-# Found before that of the pictures, and kept
-FAMILIES_OF_STAGE_2 = tuple(
-    "existence counting counting attribute comparison place spatial spatial".split()
-)
 
 
 def objects(cells: list[int]) -> list[tuple[str, str]]:
@@ -56,15 +50,19 @@ def look_ups(cells: list[int], asked: list, n: int, g: torch.Generator) -> list[
 class ShapesText(Shapes):
     """The interface of data.Folder; the pictures of a step are scenes."""
 
+    families_of_stage_1 = (*Shapes.first_families, "spatial", "counting")
+    # Found before that of the pictures, and kept
+    training_families = (
+        "existence counting counting attribute comparison place spatial spatial".split()
+    )
+
     def texts(self):
         yield from super().texts()
         facts, _ = self.drawn("train", 200, 0)
         yield from map(scene_text, facts.layout.tolist())
 
-    def families_of(self, stage: str, step: int) -> tuple[str, ...]:
-        if stage == "pt":
-            return FAMILIES_OF_STAGE_1
-        return FIRST_FAMILIES if step < STEPS_OF_PLACES else FAMILIES_OF_STAGE_2
+    def families_of(self, stage: str, step: int) -> list[str]:
+        return self.families_of_stage_1 if stage == "pt" else super().families_of(stage, step)
 
     def draw(self, stage: str, step: int, pictures: int, per_picture: int, seed: int):
         facts, _ = self.drawn("train", pictures, "text", stage, seed, step)

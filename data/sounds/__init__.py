@@ -9,52 +9,37 @@ All rules are the same for every pitch and instrument.
 Shapes:  S sounds   BEATS = 8   KINDS = 12
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from data import audio, families
-from data.families import EMPTY, QA, World, existence, layouts_in, possible, rows
+from data.families import EMPTY, QA, World, existence, possible, rows
 from data.prompt import Example
-from data.sounds.notes import (
-    BEATS,
-    BLOCK,
-    INSTRUMENT,
-    KINDS,
-    LOUDNESS,
-    NAMES,
-    PITCH,
-    layouts,
-    pictures_of,
-    render,
-)
+from data.sounds import notes
+from data.sounds.notes import BEATS, BLOCK, INSTRUMENT, KINDS, LOUDNESS, NAMES, PITCH, pictures_of
 
 
-def caption(notes: list[int]) -> str:
+def caption(beats: list[int]) -> str:
     """Every beat in order."""
-    return " ".join("rest" if n == EMPTY else f"{LOUDNESS[n % 2]} {NAMES[n // 2]}" for n in notes)
+    return " ".join("rest" if n == EMPTY else f"{LOUDNESS[n % 2]} {NAMES[n // 2]}" for n in beats)
 
 
-@dataclass
 class SoundFacts(families.Facts):
-    """The same of loudness and time. All but `once` are of kinds that are heard once, and mean
-    nothing of the others."""
+    """The same of loudness and time, layout int64 [S, BEATS]: see notes.layouts. All but `once` are
+    of kinds that are heard once, and mean nothing of the others."""
 
-    once: Tensor  # bool [S, KINDS]: is heard once
-    late: Tensor  # bool [S, KINDS]: in the second half
-    loud: Tensor  # bool [S, KINDS]
-    beside: Tensor  # int64 [S, 2, KINDS]: the kind of the note before it, and after it, or EMPTY
+    names = NAMES
 
-    @classmethod
-    def of(cls, layout: Tensor, generator: torch.Generator) -> "SoundFacts":
-        """layout: int64 [S, BEATS], see layouts."""
+    def __init__(self, layout: Tensor, generator: torch.Generator):
         kind = torch.where(layout == EMPTY, EMPTY, layout // 2)
-        heard = kind[:, :, None] == torch.arange(KINDS)  # [S, BEATS, KINDS]
+        heard = kind[:, :, None] == torch.arange(KINDS)  # bool [S, BEATS, KINDS]
         count = heard.sum(1)
         of_two_words = possible(count.view(-1, len(PITCH), len(INSTRUMENT)))
-        loud = (heard & (layout % 2 == 1)[:, :, None]).any(1)
+        super().__init__(layout, generator, count, of_two_words)
+        self.once = count == 1  # bool [S, KINDS], as the next two: in the second half; loud
+        self.late = heard[:, BEATS // 2 :].any(1)
+        self.loud = (heard & (layout % 2 == 1)[:, :, None]).any(1)
         rests_last = (kind == EMPTY).int().argsort(dim=1, stable=True)
         around = F.pad(kind.gather(1, rests_last), (1, 1), value=EMPTY)  # [S, 1 + BEATS + 1]
         note = around[:, 1:-1, None] == torch.arange(KINDS)
@@ -62,8 +47,8 @@ class SoundFacts(families.Facts):
             torch.where(note, kinds[:, :, None] - EMPTY, 0).sum(1) + EMPTY
             for kinds in (around[:, :-2], around[:, 2:])
         ]
-        facts = count == 1, heard[:, BEATS // 2 :].any(1), loud, torch.stack(beside, 1)
-        return cls(generator, layout, NAMES, count, of_two_words, *facts)
+        # int64 [S, 2, KINDS]: the kind of the note before it, and after it, or EMPTY
+        self.beside = torch.stack(beside, 1)
 
 
 def counting(facts: SoundFacts) -> list[QA]:
@@ -105,8 +90,6 @@ def louder(facts: SoundFacts) -> list[QA]:
 
 HALF = ("first", "second")
 FAMILIES = {f.__name__: f for f in (existence, counting, half, louder, order)}
-# What training asks, in turn: twice what is learned last. Val and test ask each family once.
-TRAINING_FAMILIES = (*FAMILIES, "order")
 QUESTIONS = len(FAMILIES)  # about each sound of val and test
 
 
@@ -126,14 +109,10 @@ class Sounds(World):
     """The world as a data set."""
 
     key = ("sounds",)
-    facts, families, known_answers = SoundFacts, FAMILIES, staticmethod(known_answers)
+    some_layouts, known_answers = staticmethod(notes.layouts), staticmethod(known_answers)
+    facts, families = SoundFacts, FAMILIES
     answers = {"yes", "no", *"012", *HALF, *NAMES}
-
-    def families_of(self, stage: str, step: int) -> tuple[str, ...]:
-        return TRAINING_FAMILIES if stage == "sft" else ()
-
-    def new_layouts(self, split, S, g):
-        return layouts_in(split, S, g, layouts)
+    training_families = (*FAMILIES, "order")  # twice what is learned last
 
     def render(self, layout, g):
         """Nothing yet: a thousand sounds take seconds, so only what is asked about is played."""
@@ -159,5 +138,5 @@ class Sounds(World):
         """Write the first test sound as a WAV file; returns its caption."""
         facts, _ = self.held_out("test")
         self.questions(facts, QUESTIONS)  # drawn before the sounds are, as in heldout
-        audio.write(file, render(facts.layout[:BLOCK], facts.generator)[0])
+        audio.write(file, notes.render(facts.layout[:BLOCK], facts.generator)[0])
         return caption(facts.layout[0].tolist())

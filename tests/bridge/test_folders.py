@@ -40,28 +40,19 @@ def long_rope(short: object, long: object) -> dict:
 
 
 DAMAGED = [
-    ({"hidden_size": "32"}, "'hidden_size' expected int, got str"),
-    ({"num_hidden_layers": None}, "'num_hidden_layers' expected int"),
-    ({"num_attention_heads": 4.0}, "'num_attention_heads' expected int"),
-    ({"num_key_value_heads": True}, "'num_key_value_heads'"),
-    ({"rms_norm_eps": "1e-5"}, "'rms_norm_eps' expected float"),
-    ({"tie_word_embeddings": "false"}, "'tie_word_embeddings' expected bool"),
-    ({"model_type": "mistral", "sliding_window": "64"}, "'sliding_window'"),
+    ({"hidden_size": "32"}, "'hidden_size' expected int, got str"),  # by transformers
     ({"rope_scaling": "yarn"}, "yarn"),
     ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu' can be loaded"),
     ({"attention_bias": True}, "attention_bias is True"),
     ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
     ({"model_type": "no such"}, "no such"),
-    ({"model_type": None}, "model type"),
     ({"layer_types": ["full_attention", "linear_attention"]}, "'linear_attention'.* cannot be"),
     (rope("dynamic", factor=2.0), "positions of the kind .*dynamic.* cannot be loaded"),
     (rope("longrope", short_factor=[1.0] * 4, long_factor=[2.0] * 4), "cannot be loaded"),
     (rope("default", partial_rotary_factor=0.5), "positions of the kind .*0.5"),
     (rope("llama3"), "factor"),
-    (rope("yarn"), "factor"),
     # one factor would be spread over all frequencies, without a word
     (long_rope([2.0], [1.0] * 4), "short_factor field must have length 4, got 1"),
-    (long_rope([1.0] * 4, [1.0] * 5), "long_factor field must have length 4, got 5"),
     (long_rope([1.0] * 4, [1.0, 0, 1.0, 1.0]), "gives no frequencies"),
 ]
 
@@ -80,7 +71,6 @@ def test_a_setting_that_cannot_be_used_is_named(tmp_path, change, says):
 @pytest.mark.parametrize("change,says", [
     ({"hidden_size": "32"}, "'hidden_size'"), ({"hidden_act": "gelu"}, "only 'gelu_pytorch_tanh'"),
     ({"model_type": "siglip2_vision_model"}, "model_type"), ({"num_channels": 1}, "num_channels"),
-    ({"model_type": "siglip", "vision_config": []}, "'vision_config'"),
 ])  # fmt: skip
 def test_a_setting_of_an_encoder_that_cannot_be_used_is_named(tmp_path, change, says):
     written(tmp_path, SIGLIP)
@@ -90,7 +80,7 @@ def test_a_setting_of_an_encoder_that_cannot_be_used_is_named(tmp_path, change, 
         vision_sizes(tmp_path)
 
 
-@pytest.mark.parametrize("text,says", [("[]", "."), ("{", "JSON"), (None, "no such file")])
+@pytest.mark.parametrize("text,says", [("{", "JSON"), (None, "no such file")])
 def test_a_broken_config_is_not_called_a_broken_tokenizer(tmp_path, text, says):
     file = tmp_path / "config.json"
     file.mkdir() if text is None else file.write_text(text)
@@ -98,8 +88,6 @@ def test_a_broken_config_is_not_called_a_broken_tokenizer(tmp_path, text, says):
     for read in (vision_sizes, decoder_sizes, read_tokenizer):
         with pytest.raises(DataError, match=f"config.json: .*{says}"):
             read(tmp_path)
-        with pytest.raises(DataError, match="config.json/config.json: no such file"):
-            read(file)
 
 
 def test_missing_packages_are_named(vision, saved, monkeypatch):
@@ -131,58 +119,34 @@ EIGHT_BITS = torch.zeros(48, 32).to(torch.float8_e4m3fn)
 
 
 @pytest.mark.parametrize("kind,change,says", [
-    ("llama", dict(model__layers__1__mlp__up_proj__weight=None), "blocks.1.up.* .48, 32. is miss"),
-    (
-        "llama", dict(model__layers__1__mlp__side__weight=(2,)),
-        "model.layers.1.mlp.side.weight .2. in model.safetensors is not expected",
-    ),
-    ("llama", dict(model__layers__7__mlp__up_proj__weight=(48, 32)), "layers.7.* is not expected"),
-    ("llama", dict(norm__weight=(32,)), "norm.weight .32. in model.safetensors is not expected"),
-    (
-        "llama", dict(model__norm__weight=(33,)),
-        "model.norm.weight: norm.weight would be .33., not .32.",
-    ),
-    ("llama", dict(model__norm__weight=()), "norm.weight would be .., not .32."),
-    (
-        "llama", dict(model__embed_tokens__weight=torch.zeros(9, 32, dtype=torch.int8)),
-        "1 tensors do not fit: model.embed_tokens.weight in .* is quantised .int8., which is not",
-    ),
-    (
-        "llama", dict(model__layers__0__mlp__up_proj__weight=EIGHT_BITS),
-        "1 tensors do not fit: model.layers.0.mlp.up_proj.* is quantised .float8_e4m3fn.",
-    ),
-    (
-        "phi3", dict(model__layers__0__mlp__gate_up_proj__weight=(95, 32)),
-        "layers.0.mlp.gate_up_proj.weight: blocks.0.up.weight would be .47, 32., not .48, 32.",
-    ),
-    ("phi3", dict(model__layers__0__mlp__gate_up_proj__weight=()), "would be .., not .48, 32."),
+    ("llama", dict(layers__1__mlp__up_proj=None), 'Missing key.* "blocks.1.up.weight"'),
+    ("llama", dict(layers__1__mlp__side=(2,)), 'Unexpected key.* "model.layers.1.mlp.side.weight"'),
+    ("llama", dict(layers__7__mlp__up_proj=(48, 32)), 'Unexpected key.* "blocks.7.up.weight"'),
+    ("llama", dict(norm=(33,)), "size mismatch for norm.weight"),
+    ("llama", dict(norm=()), "size mismatch for norm.weight"),
+    ("llama", dict(embed_tokens=torch.zeros(9, 32, dtype=torch.int8)), "embed.* quantised .*int8"),
+    ("llama", dict(layers__0__mlp__up_proj=EIGHT_BITS), "up_proj.* is quantised .*float8_e4m3fn"),
+    ("phi3", dict(layers__0__mlp__gate_up_proj=(95, 32)), "gate_up_proj.weight .95, 32. does not"),
+    ("phi3", dict(layers__0__mlp__gate_up_proj=()), "gate_up_proj.weight .. does not fit"),
+    ("siglip", dict(encoder__layers__0__self_attn__q_proj=(4, 32)), "mismatch .*blocks.0.q.weight"),
+    ("siglip", dict(encoder__layers__0__self_attn__v_proj=None), 'Missing .*blocks.0.v.weight"'),
+    ("siglip", dict(embeddings__patch_embedding=()), "mismatch for encoder.patch.weight"),
 ])  # fmt: skip
-def test_every_tensor_of_a_decoder_is_accounted_for(vision, saved, kind, change, says):
-    with pytest.raises(DataError, match=says):
-        load(vision[0], changed(saved(kind)[0], **change))
+def test_every_tensor_is_accounted_for(vision, saved, tmp_path, kind, change, says):
+    eyes = shutil.copytree(vision[0], tmp_path / "vision")
+    folder = eyes if kind == "siglip" else saved(kind)[0]
+    names = safetensors.load_file(folder / "model.safetensors")
+    root = "model__" if kind != "siglip" else "vision_model__" * ("vision_model." in min(names))
+    changed(folder, **{f"{root}{name}__weight": new for name, new in change.items()})
+    with pytest.raises(DataError, match=says) as error:
+        load(eyes, folder if kind != "siglip" else saved("llama")[0])
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("change,says", [
-    ({"encoder__layers__0__self_attn__q_proj__weight": (4, 32)}, "qkv.weight would be .68, 32."),
-    ({"encoder__layers__0__self_attn__q_proj__weight": (32,)}, "qkv.weight would be .32., not .96"),
-    ({"encoder__layers__0__self_attn__q_proj__weight": (32, 9)}, "would be .32, 9., not .96"),
-    ({"encoder__layers__0__self_attn__v_proj__bias": None}, "qkv.bias would be .64., not .96."),
-    ({"embeddings__patch_embedding__weight": ()}, "patch.weight would be .., not .32, 192."),
-])  # fmt: skip
-def test_every_tensor_of_an_encoder_is_accounted_for(vision, saved, tmp_path, change, says):
-    """q, k and v become one parameter."""
-    folder = shutil.copytree(vision[0], tmp_path / "vision")
-    names = safetensors.load_file(folder / "model.safetensors").keys()
-    root = "vision_model__" * any(name.startswith("vision_model.") for name in names)
-    change = {root + name: new for name, new in change.items()}
-    with pytest.raises(DataError, match=says):
-        load(changed(folder, **change), saved("llama")[0])
-
-
-@pytest.mark.parametrize("change,says", [
-    ({"model_type": "qwen2"}, "blocks.0.attention.k.bias .16. is missing"),
-    ({"model_type": "qwen3", "head_dim": 8}, "blocks.0.attention.k.norm.weight .8. is missing"),
-    ({"head_dim": 16}, "attention.q.weight would be .32, 32., not .64, 32."),
+    ({"model_type": "qwen2"}, 'Missing .*"blocks.0.attention.q.bias"'),
+    ({"model_type": "qwen3", "head_dim": 8}, 'Missing .*"blocks.0.attention.q.norm.weight"'),
+    ({"head_dim": 16}, "size mismatch for blocks.0.attention.q.weight"),
 ])  # fmt: skip
 def test_settings_of_another_model_are_noticed_by_its_tensors(vision, saved, change, says):
     folder, _ = saved("llama")
@@ -241,24 +205,20 @@ def test_a_head_of_its_own_is_used_where_the_settings_tie_it(vision, saved):
 
 
 def test_two_copies_of_the_weights(vision, saved):
-    """model.safetensors is the one that transformers reads; of other names there may be one."""
+    """model.safetensors is the one that transformers reads; in it there may be one."""
     folder, theirs = saved("llama")
     changed(folder, "consolidated.safetensors", model__norm__weight=(32,))
-    model = load(vision[0], folder)
-    assert torch.equal(model.norm.weight, theirs.model.norm.weight)
-    (folder / "model.safetensors").rename(folder / "copy.safetensors")
-    says = "stands in consolidated.safetensors and in copy.safetensors: two copies of the weights"
-    with pytest.raises(DataError, match=says):
+    assert torch.equal(load(vision[0], folder).norm.weight, theirs.model.norm.weight)
+    changed(folder, norm__weight=(32,))
+    with pytest.raises(DataError, match="norm.weight .32. is there twice"):
         load(vision[0], folder)
 
 
-def test_damaged_folders_are_named(vision, saved, tmp_path):
-    with pytest.raises(DataError, match="config.json: no such file"):
-        load(vision[0], tmp_path)
+def test_damaged_folders_are_named(vision, saved):
     folder, _ = saved("llama")
     (folder / "model.safetensors").write_bytes(b"no")
     with pytest.raises(DataError, match="model.safetensors: not readable"):
         load(vision[0], folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(DataError, match="no .*safetensors"):
+    with pytest.raises(DataError, match="no model.safetensors"):
         load(vision[0], folder)

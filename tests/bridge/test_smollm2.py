@@ -58,16 +58,6 @@ def test_what_has_to_be_installed_is_named(monkeypatch, tmp_path, capsys):
         smollm2.main([str(tmp_path / "folder")])
 
 
-def test_a_folder_that_cannot_be_or_holds_other_weights_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(smollm2, "gguf_folder", lambda: tmp_path)
-    (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match="error: .*config.json cannot be written"):
-        smollm2.main([str(tmp_path / "file")])
-    (tmp_path / "model-00001-of-00002.safetensors").touch()
-    with pytest.raises(SystemExit, match="holds other weights, model-00001-of-00002.safetensors"):
-        smollm2.main([str(tmp_path)])
-
-
 @pytest.fixture(scope="module")
 def smol(vision, tmp_path_factory):
     """(our model, our tokenizer, their model, their tokenizer)."""

@@ -155,7 +155,8 @@ def changed(old, new):
     (changed('"0-0"', '"0"'), r"line 1: the identifier must be like 72-0, not '0'"),
     (changed('"0-0"', '"999-0"'), r"line 1: no picture train-999-0-K.png below .*images"),
     (changed("There are 0 Black squares", " "), r"line 1: the sentence is empty"),
-    (lambda lines: [], r"train.json: holds no example"),
+    (lambda lines: [], r"train.json: not readable as JSON"),
+    (lambda lines: ["{}"], r"train.json: expected a list of objects with the texts"),
 ])  # fmt: skip
 def test_what_is_wrong_in_a_file_is_named(nlvr, damage, message):
     file = nlvr / "train" / "train.json"
@@ -300,7 +301,7 @@ def test_weights_are_tested_where_only_an_official_split_is_there(nlvr, tmp_path
     (elsewhere / "train" / "images").mkdir(parents=True)  # a clone without its pictures
     (elsewhere / "train" / "train.json").write_text("{}")
     evaluation.main([*here, "--split", "test-P"])
-    with pytest.raises(SystemExit, match="train.json: line 1: expected an object"):
+    with pytest.raises(SystemExit, match="train.json: expected a list of objects"):
         evaluation.main([*here, "--split", "val"])
     shutil.rmtree(elsewhere / "train")
     with pytest.raises(SystemExit, match="train.json: no such file"):

@@ -7,9 +7,10 @@ import torch
 
 from data.errors import DataError
 from data.families import EMPTY, layouts_in
-from data.shapes import STEPS_WITHOUT_PLACES, Shapes
+from data.shapes import BOTH_WAYS_FROM, ONE_WAY_UNTIL, STEPS_WITHOUT_PLACES, Shapes
 from data.shapes.questions import FAMILIES, SceneFacts, caption_of_places
 from data.shapes.scenes import CELLS, COLOUR, GRID, PALETTE, SHAPE, layouts, render
+from data.shapes.text import ShapesText
 
 
 def oracle(cells, question):
@@ -53,7 +54,7 @@ def oracle(cells, question):
 
 def asked_of(S: int, per_scene: int, names=()):
     g = torch.Generator().manual_seed(3)
-    facts = SceneFacts.of(layouts_in("train", S, g, layouts), g)
+    facts = SceneFacts(layouts_in("train", S, g, layouts), g)
     return zip(facts.layout.tolist(), Shapes().questions(facts, per_scene, names))
 
 
@@ -112,6 +113,20 @@ def test_places_come_into_every_second_caption_after_the_first_steps():
 
     assert with_places(STEPS_WITHOUT_PLACES - 1) == [False] * 4
     assert with_places(STEPS_WITHOUT_PLACES) == [False, True] * 2
+
+
+@pytest.mark.parametrize("world", [Shapes, ShapesText])
+def test_relations_are_asked_one_way_first(world):
+    """Then, half-way, a quarter of them the other way; in the end half, as in val and test."""
+
+    def other_way(stage: str, step: int) -> float:
+        turns = [turn for e in world().draw(stage, step, 120, 8, 0) for turn in e.turns]
+        asked = [way for q, _ in turns for way in re.findall("left|higher|right|lower", q)]
+        return sum(way in ("right", "lower") for way in asked) / max(1, len(asked))
+
+    assert other_way("pt", 3) == other_way("sft", ONE_WAY_UNTIL) == 0
+    assert 0.15 < other_way("sft", (ONE_WAY_UNTIL + BOTH_WAYS_FROM) // 2) < 0.35
+    assert 0.4 < other_way("sft", BOTH_WAYS_FROM) < 0.6
 
 
 def test_the_shapes_look_different():

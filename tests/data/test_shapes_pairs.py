@@ -40,7 +40,7 @@ def oracle(pair, question):
 
 def asked_about(S: int, per_pair: int, seed: int = 0):
     g = torch.Generator().manual_seed(seed)
-    facts = PairFacts.of(pairs("train", S, g), g)
+    facts = PairFacts(pairs("train", S, g), g)
     return zip(facts.layout.tolist(), Pairs().questions(facts, per_pair))
 
 
@@ -77,7 +77,7 @@ def test_training_begins_with_the_picture_that_a_thing_is_in():
 
 def test_captions_say_which_picture_has_what_the_other_has_not():
     g = torch.Generator().manual_seed(3)
-    facts, orders = PairFacts.of(pairs("train", 200, g), g), Counter()
+    facts, orders = PairFacts(pairs("train", 200, g), g), Counter()
     for pair, said in zip(facts.layout.tolist(), captions(facts)):
         first, second = ({NAMES[k] for k in cells if k != EMPTY} for cells in pair)
         words = said.split()

@@ -19,15 +19,15 @@ from helpers import ROOT
 
 import data
 from data import DataError, families
-from data.__main__ import main as show
+from data import __main__ as shown
 from data.families import SPLITS, split_of
 from data.nlvr.world import World as TowersAndItems
 from data.shapes import Shapes
 from data.shapes.pairs import Pairs
 from data.shapes.text import ShapesText
 from data.sounds import Sounds
-from engine.batches import not_asked
 from engine.options import RECIPES
+from engine.plan import not_asked
 from mma import Role, attention_mask, leaks
 
 IN_FAMILIES = {
@@ -132,7 +132,7 @@ def test_splits_are_disjoint_and_held_out_scenes_are_of_theirs(make):
 def questions_of(world, S: int, per_scene: int, seed: int = 0):
     """Layouts of training, and what is asked about each."""
     g = torch.Generator().manual_seed(seed)
-    facts = world.facts.of(world.new_layouts("train", S, g), g)
+    facts = world.facts(world.new_layouts("train", S, g), g)
     return facts.layout.tolist(), world.questions(facts, per_scene)
 
 
@@ -183,7 +183,7 @@ def test_every_answer_is_exact(name, oracle):
 
 @in_families
 def test_the_question_alone_tells_little(make):
-    for family, (ceiling, chance) in make().question_only(5000).items():
+    for family, (ceiling, chance) in shown.question_only(make(), 5000).items():
         assert ceiling < chance + 0.03, family
 
 
@@ -261,11 +261,11 @@ assert "shapes" in worlds() and not worlds() & {"sounds", "nlvr", "llava", "easy
 
 @pytest.mark.parametrize("name", [*IN_FAMILIES, "nlvr"])
 def test_a_world_is_shown(name, monkeypatch, capsys, tmp_path):
-    few, files = families.World.question_only, []
-    monkeypatch.setattr(families.World, "question_only", lambda self: few(self, 400))
+    few, files = shown.question_only, []
+    monkeypatch.setattr(shown, "question_only", lambda world: few(world, 400))
     for option in ["--png"] * (name != "shapes-text") + ["--wav"] * (name == "sounds"):
         files += [option, str(tmp_path / f"x.{option[2:]}")]
-    show([name, *files])
+    shown.main([name, *files])
     out = capsys.readouterr().out
     assert "<image>" not in out and "examples a second" in out
     assert re.search(r"^  .* -> [a-z0-9 ]+$", out, re.M)
@@ -274,5 +274,5 @@ def test_a_world_is_shown(name, monkeypatch, capsys, tmp_path):
     other = ("--png", "shows no picture") if name == "shapes-text" else ("--wav", "sounds")
     if name != "sounds":
         with pytest.raises(SystemExit):
-            show([name, other[0], "x"])
+            shown.main([name, other[0], "x"])
         assert other[1] in capsys.readouterr().err

@@ -80,6 +80,18 @@ def unpack(row, layers=L, heads=H):
     return mask, weights
 
 
+def assert_stands_alone(page, template, most: int):
+    """The page needs no network, is small enough, and whole."""
+    text, frame = page.read_text(encoding="utf-8"), explore.page_of(template, None)
+    assert len(text.encode()) < most and not re.search(r"https?:", text)
+    assert not re.search(r"(src|href)\s*=\s*(?![\"']data:)", text)
+    calls = (
+        r"url\(|@import|\bimport\b|fetch\(|XMLHttpRequest|WebSocket|<link rel=.stylesheet|\beval\b"
+    )
+    assert not re.search(calls, frame) and "{{" not in frame.replace("${{", "")
+    assert text.count("<script") == text.count("</script") == 2
+
+
 def rows_of(content):
     """(example, turn, number of the run, row) of everything on the page."""
     return [

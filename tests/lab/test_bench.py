@@ -10,7 +10,8 @@ import torch
 
 import train
 from data import DataError
-from lab import bench, publish, size, timing
+from lab import bench, publish, size
+from lab.experiments import Experiment
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,7 @@ def no_clock(monkeypatch):
             call()
         return {name: 1.0 + k for k, name in enumerate(arms)}
 
-    monkeypatch.setattr(timing, "turns", turns)
+    monkeypatch.setattr(bench, "turns", turns)
     return types.SimpleNamespace(repeats=1, seeds=1)
 
 
@@ -34,30 +35,30 @@ def losses(monkeypatch):
     def step(loss_of, batches, mask, *rest):
         found.append((mask, train.forward_backward(loss_of, batches, mask, *rest)))
 
-    monkeypatch.setattr(timing, "forward_backward", step)
+    monkeypatch.setattr(bench, "forward_backward", step)
     return found
 
 
 def test_turns_are_taken_and_the_warm_up_does_not_count(monkeypatch):
     monkeypatch.undo()
     calls, clock = [], iter(range(0, 10**6, 1))
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
 
     def b():
         calls.append("b")
         for _ in range(len(calls)):
             next(clock)
 
-    times = timing.turns({"a": lambda: calls.append("a"), "b": b}, 3, 1)
+    times = bench.turns({"a": lambda: calls.append("a"), "b": b}, 3, 1)
     assert calls == ["a", "b", "b", "a"] * 2 and times == {"a": 1, "b": 7}
 
 
 def test_a_timed_step_is_one_of_train():
     """Forward and backward pass, then the update; the encoder stays."""
-    config = timing.tiny()
-    model, batch = timing.trained(config), timing.random_batch(config, [(3, 4)] * 2)
+    config = bench.tiny()
+    model, batch = bench.trained(config), bench.random_batch(config, 2, 1, 3, 4)
     before = [p.clone() for p in model.parameters() if p.requires_grad]
-    step = timing.training_step(model, batch)
+    step = bench.training_step(model, batch)
     for _ in range(3):
         step()
     after = [p for p in model.parameters() if p.requires_grad]
@@ -82,7 +83,7 @@ def test_the_arms_of_mask_compute_the_same(no_clock, losses, monkeypatch):
 def test_every_arm_of_the_comparison_is_timed_under_its_mask(no_clock, losses, monkeypatch):
     lines = {"causal": "--mask causal", "rave": "--mask mma --variant rave", "t": "--mask prefix"}
     few = {name: f"{line} --pictures 2 --questions 2" for name, line in lines.items()}
-    monkeypatch.setattr(bench, "lines_of", lambda name: few)
+    monkeypatch.setitem(bench.EXPERIMENTS, "shapes", Experiment(few))
     assert bench.arms(no_clock)[1:] == [
         ["causal", "1000", "1.00"], ["rave", "2000", "2.00"], ["t", "3000", "3.00"]
     ]  # fmt: skip

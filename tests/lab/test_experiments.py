@@ -18,12 +18,12 @@ def settings_of(name, *words):
     """arm -> what makes its run the run it is, seed 0."""
     args = compare.arguments([name, "--runs", "none", *words])
     planned = trials.plan(compare.comparison(args)[1], [0], args.extra, args.runs)
-    return {trial.arm: trials.identity(trial.settings) for trial in planned}
+    return {trial.arm: trial.settings for trial in planned}
 
 
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_every_line_is_one_of_its_program(name):
-    experiment, lines = experiments.EXPERIMENTS[name], experiments.lines_of(name)
+    experiment, lines = experiments.EXPERIMENTS[name], experiments.EXPERIMENTS[name].lines
     settings = settings_of(name, *(SOURCE if "eyes" not in name else []))
     assert list(settings) == list(lines)
     assert len({str(s) for s in settings.values()}) == len(lines)
@@ -50,13 +50,13 @@ def test_what_the_experiments_vary():
 
 
 def test_a_mask_and_a_method_that_a_fork_adds_are_arms(monkeypatch):
-    before = experiments.lines_of("shapes")  # a fork's own copy may have some already
+    before = experiments.arms_of_the_table()  # a fork's own copy may have some already
     for mask in EXTRA_PAIRS:
         assert mask in before or mask in experiments.NO_ARM
     monkeypatch.setitem(EXTRA_PAIRS, "mine", EXTRA_PAIRS["mma"])
     monkeypatch.setitem(VARIANTS, "method", Variant("a method"))
     added = {"mine": "--mask mine", "method": "--mask causal --variant method"}
-    assert experiments.lines_of("shapes") == {**before, **added}
+    assert experiments.arms_of_the_table() == {**before, **added}
 
 
 def test_mutual_needs_no_run_of_its_own(tokenizer):

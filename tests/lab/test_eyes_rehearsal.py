@@ -6,8 +6,8 @@ import pytest
 
 import data
 from data.shapes import Shapes
-from lab import rehearsal
-from lab.rehearsal import PROMPTS, Rehearsal, own_answers, whole_sentences
+from lab import eyes
+from lab.eyes import PROMPTS, Rehearsal, own_answers, whole_sentences
 
 
 @pytest.mark.parametrize("text,kept", [
@@ -31,11 +31,11 @@ def test_what_was_cut_ends_with_a_sentence_and_what_was_not_is_kept(monkeypatch)
     said = {"a": ("It is so. And", True), "b": ("no end", True), "c": ("no point", False)}
 
     def answers(model, tokenizer, examples, **options):
-        assert options["max_new_tokens"] == rehearsal.LONGEST
+        assert options["max_new_tokens"] == eyes.LONGEST
         given = [said[e.turns[0][0]] for e in examples]
         return [{"given": text, "unparsed": cut} for text, cut in given]
 
-    monkeypatch.setattr(rehearsal, "answer_all", answers)
+    monkeypatch.setattr(eyes, "answer_all", answers)
     dialogues = own_answers(None, None, list("abc"))
     assert [e.turns for e in dialogues] == [[("a", "It is so.")], [("c", "no point")]]
     assert all(e.images == [] for e in dialogues)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from pages import half, make_run, opened, write_playground
+from pages import assert_stands_alone, half, make_run, opened, write_playground
 
 import data
 from data import shapes
@@ -23,43 +23,22 @@ ODD = (
 ANSWER_TOKENS = 6  # what random weights say seldom ends
 
 
-# --- What the page holds
-
-
 def test_the_page_needs_nothing_else_and_two_runs_fit(playground_page):
-    text, template = (
-        playground_page.read_text("utf-8"),
-        playground.page_of(playground.TEMPLATE, None),
-    )
-    assert len(text.encode()) < 6_000_000
-    assert not re.search(r"https?:", text)
-    assert not re.search(r"(src|href)\s*=\s*(?![\"']data:)", text)
-    calls = (
-        r"url\(|@import|\bimport\b|fetch\(|XMLHttpRequest|WebSocket|<link rel=.stylesheet|\beval\b"
-    )
-    assert not re.search(calls, template) and "{{" not in template.replace("${{", "")
-    assert text.count("<script") == text.count("</script") == 2
+    assert_stands_alone(playground_page, playground.TEMPLATE, 6_000_000)
 
 
-def test_runs_that_the_page_cannot_hold(half_runs, tokenizer, llava, tmp_path, capsys):
-    other = make_run(tmp_path / "talks", tokenizer, "llava", llava)
-    variant = make_run(tmp_path / "variant", tokenizer, variant="text-first")
-    large = make_run(tmp_path / "large", tokenizer, image_size=128)
-    for some, why in (
-        ([other], "not llava"),
-        ([variant], "mirrors model.py alone, not text-first"),
-        ([large], "64 pixels, not 128"),
-        ([tmp_path / "none"], "not a finished run"),
-        ([*half_runs, half_runs[0]], "one run or two, not 3"),
-    ):
-        with pytest.raises(SystemExit) as stopped:
-            write_playground(tmp_path / "no.html", *some)
-        said = (capsys.readouterr().err or str(stopped.value)).strip()
-        assert why in said and "\n" not in said
+@pytest.mark.parametrize("options, why", [
+    (dict(name="llava"), "not llava"),
+    (dict(variant="text-first"), "mirrors model.py alone, not text-first"),
+    (dict(image_size=128), "64 pixels, not 128"),
+])  # fmt: skip
+def test_runs_that_the_page_cannot_hold(tokenizer, tmp_path, options, why):
+    run = make_run(tmp_path / "run", tokenizer, **options)
+    with pytest.raises(SystemExit, match=why):
+        write_playground(tmp_path / "no.html", run)
     assert not (tmp_path / "no.html").exists()
-
-
-# --- The mirror
+    with pytest.raises(SystemExit):
+        write_playground(tmp_path / "no.html", run, run, run)
 
 
 def questions(n: int) -> list[data.Example]:
@@ -79,15 +58,14 @@ def by_torch(run, example, kind):
     return [row.ids, row.role, row.turn], model.head(model(**batch)[0, -1]), answer
 
 
+def question_of(example) -> str:
+    return example.turns[0][0].replace(data.IMAGE_TOKEN, "")
+
+
 def by_page(browser, examples, which, kind):
     """The same of run number `which` of the page, for each example."""
-    asked = [
-        [
-            base64.b64encode(e.images[0].numpy().tobytes()).decode(),
-            e.turns[0][0].replace(data.IMAGE_TOKEN, ""),
-        ]
-        for e in examples
-    ]
+    pixels = [base64.b64encode(e.images[0].numpy().tobytes()).decode() for e in examples]
+    asked = [*zip(pixels, map(question_of, examples))]
     return browser.js(
         f"""{json.dumps(asked)}.map(([pixels, question]) => {{
           const {{model, tokenizer, grid}} = data.runs[{which}];
@@ -101,24 +79,23 @@ def by_page(browser, examples, which, kind):
 
 
 def assert_alike(browser, run, examples, which, kind):
-    for e, found in zip(examples, by_page(browser, examples, which, kind), strict=True):
+    """Returns the logits, [examples, vocabulary]."""
+    found = by_page(browser, examples, which, kind)
+    for e, (page_row, page_logits, page_answer) in zip(examples, found, strict=True):
         row, logits, answer = by_torch(run, e, kind)
-        assert found[0] == row and found[2] == answer
-        assert (torch.tensor(found[1]) - logits).abs().max() < 1e-3
+        assert page_row == row and page_answer == answer
+        assert (torch.tensor(page_logits) - logits).abs().max() < 1e-3
         assert logits.std() > 0.1
+    return torch.tensor([logits for _, logits, _ in found])
 
 
-@pytest.mark.parametrize("which, kind, n", [(0, "causal", 24), (1, "mma", 24), (1, "causal", 8)])
-def test_the_forward_pass_is_pytorchs(shown, half_runs, which, kind, n):
+def test_the_forward_pass_is_pytorchs(shown, half_runs):
     """Logits and greedy answers: of the causal run, of the mma run, and of that one with its
-    rectangle shut."""
-    assert_alike(shown, half_runs[which], questions(n), which, kind)
-
-
-def test_the_rectangle_matters(half_runs):
-    e = questions(1)[0]
-    (_, open_, _), (_, shut, _) = (by_torch(half_runs[1], e, kind) for kind in ("mma", "causal"))
-    assert (open_ - shut).abs().max() > 0.01
+    rectangle shut, which matters."""
+    causal, mma = half_runs
+    assert_alike(shown, causal, questions(24), 0, "causal")
+    opened_, shut = (assert_alike(shown, mma, questions(24), 1, kind) for kind in ("mma", "causal"))
+    assert ((opened_ - shut).abs().amax(1) > 0.01).all()
 
 
 def test_a_model_of_other_sizes(browser, tokenizer, tmp_path):
@@ -160,7 +137,7 @@ def test_every_kind_of_mask_as_a_table(shown):
 
 
 def test_the_tokenizer_is_sentencepieces(shown, tokenizer):
-    texts = [e.turns[0][0].replace(data.IMAGE_TOKEN, "") for e in Shapes().heldout("test")[:300]]
+    texts = [question_of(e) for e in Shapes().heldout("test")[:300]]
     texts += [text.strip() for text in ODD] + list(ODD)
     found = shown.js(f"{json.dumps(texts)}.map(text => data.runs[0].tokenizer.encode(text))")
     ids = [list(tokenizer.encode(text)) for text in texts]
@@ -207,12 +184,10 @@ def test_pictures_are_what_training_draws(shown):
 def test_right_answers_are_the_worlds(shown):
     """Of 600 questions; none where a question is about what is not there, or is no question of
     training."""
+    layouts, n = Shapes().layouts("val"), shapes.QUESTIONS
     asked = [
-        [e.turns[0][0].replace(data.IMAGE_TOKEN, ""), cells, e.turns[0][1]]
-        for e, cells in zip(
-            Shapes().heldout("val")[:600],
-            [cells for cells in Shapes().layouts("val")[:100] for _ in range(shapes.QUESTIONS)],
-        )
+        [question_of(e), layouts[k // n], e.turns[0][1]]
+        for k, e in enumerate(Shapes().heldout("val")[:600])
     ]
     found = shown.js(f"{json.dumps(asked)}.map(([q, cells]) => right_answer(q, cells, world))")
     assert found == [answer for *_, answer in asked]
