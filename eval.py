@@ -16,9 +16,8 @@ from pathlib import Path
 
 import data
 from data import normalise
-from engine import answering, code, wings
+from engine import code, wings
 from engine.answering import answer_loss, encode_prompts, mean_loss, row_batches, say_unread
-from engine.batches import examples_of
 from engine.checkpoint import load_model
 from engine.options import Parser, add_run_options, positive
 from engine.precision import check_device, in_tf32
@@ -130,22 +129,26 @@ def ask(model: MLLM, tokenizer: data.Tokenizer, image, questions: list[str]) -> 
 
 
 def main(argv=None) -> None:
+    from engine import asking  # training needs nothing of it
+
     args = arguments(argv)
     with one_line_errors():
         check_device(args.device)
         check_writable(args.json, args.md)
-        answering.check_asked(args)
+        asking.check_asked(args)
         results = []
         for run in args.runs:
             record = read_record(run)
             model, tokenizer = open_run(run, args.device, args.mask)
             if args.question:
                 label = f"{run}: " if len(args.runs) > 1 else ""
-                about = answering.asked_picture(args, record["args"], run)
+                about = asking.asked_picture(args, record["args"], run)
                 answers = ask(model, tokenizer, about, args.question)
                 print("\n".join(label + answer for answer in answers))
                 continue
-            source, examples, what = examples_of(record["args"], args, model.config.image_size)
+            source, examples, what = asking.examples_of(
+                record["args"], args, model.config.image_size
+            )
             answers = answer_all(model, tokenizer, examples, source.answers, args.batch_size, True)
             say_unread(answers, print)
             now = {"run": str(run), "mask": model.config.mask, "evaluated": what}

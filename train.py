@@ -22,12 +22,12 @@ import torch
 import data
 from engine import wings
 from engine.answering import answer_loss, are_free, mean_loss, say_unread
-from engine.batches import StepBatches, check_source, loader_of, measure_pixels, not_asked, plan_of
+from engine.batches import StepBatches, loader_of, measure_pixels
 from engine.checkpoint import StopRequest, fingerprint
-from engine.distributed import Distributed, full_tensor, share_gradients
-from engine.lock import run_lock
+from engine.distributed import Distributed, full_tensor, processes_of, share_gradients
 from engine.optimizers import freeze, make_optimizers, set_rates
-from engine.options import PRESETS, arguments, settings_table
+from engine.options import PRESETS, arguments
+from engine.plan import check_source, not_asked, plan_of
 from engine.precision import autocast_of, check_device, compile_blocks, scaler_of, uncompiled
 from engine.run import Run, check_out, one_line_errors
 from engine.tables import pool, table
@@ -120,10 +120,7 @@ def prepare(model: MLLM, source, whole: list[StepBatches], args, processes: Dist
     freeze(model, args.pt_freeze, "--pt-freeze", args.pt_steps)  # what is wrong fails here
     freeze(model, args.freeze, "--freeze", args.steps)
     check_source(source, whole, {"pt": args.pt_mask, "sft": args.mask}, model, args, processes.say)
-    params = sum(p.numel() for p in model.parameters())
-    processes.say(f"{args.out}: mask {args.mask}, {params:,} parameters, on {args.device}")
     processes.say(plan_of(whole, model, args))
-    processes.say(settings_table(args))
     measure_pixels(model.encoder, whole[0])
     model.checkpointing = bool(args.checkpointing)
     if args.compile:
@@ -149,7 +146,7 @@ def fit(model: MLLM, tokenizer, source, args, watch=None, schedule=schedule) -> 
     """Train a model on a data set in two stages and write the run's folder. args: as
     engine.options.arguments makes them; watch: what draws curves.png and sheet.png (lab/watch.py).
     Raises data.DataError where the data or the folder do not allow it."""
-    processes = Distributed(args.device, args.fsdp)
+    processes = processes_of(args)
     config, args.keep_best = model.config, best_by(source, args)
     whole = [StepBatches(source, tokenizer, config, stage, args) for stage in ("pt", "sft")]
     model = prepare(model, source, whole, args, processes)
@@ -205,7 +202,7 @@ def beside_true(results: list[dict]) -> list[str]:
 
 def main(argv=None) -> None:
     args = arguments(argv, __doc__)
-    with one_line_errors(args.out), run_lock(args.out):
+    with one_line_errors(args.out):
         check_out(args)
         check_device(args.device)
         variant = wings.get(args)

@@ -22,7 +22,8 @@ from statistics import fmean
 from bridge.benchmark_files import Question, read
 from data import normalise
 from data.text import LEAD, plain
-from engine.answering import check_sees, say_unread
+from engine.answering import say_unread
+from engine.asking import check_sees
 from engine.options import Parser, positive
 from engine.precision import check_device, default_device
 from engine.run import check_writable, one_line_errors, read_record

@@ -19,7 +19,6 @@ import train
 from bridge.chat import OWN, read_tokenizer
 from bridge.pretrained import PretrainedConfig, config_of, load
 from engine import wings
-from engine.lock import run_lock
 from engine.options import arguments, positive, rate
 from engine.precision import check_device
 from engine.run import check_out, one_line_errors
@@ -101,7 +100,7 @@ def model_config(args, tokenizer) -> PretrainedConfig:
 
 def main(argv=None) -> None:
     args = options(argv)
-    with one_line_errors(args.out), run_lock(args.out):
+    with one_line_errors(args.out):
         check_out(args)
         check_device(args.device)
         tokenizer = read_tokenizer(args.llm, args.template, args.system)

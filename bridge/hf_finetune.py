@@ -24,13 +24,12 @@ from bridge.hf_dialogues import Dialogues, answer_all, loss_of
 from data import DataError
 from engine import code
 from engine.answering import say_unread
-from engine.batches import describe_splits
 from engine.checkpoint import differences, settings, write_file
-from engine.lock import run_lock
+from engine.folders import describe_splits
 from engine.optimizers import freeze
 from engine.options import Parser, not_negative, options_given, positive, rate, seed
 from engine.precision import check_device, default_device, usual_format
-from engine.run import check_out, one_line_errors
+from engine.run import check_out, hold, one_line_errors
 from engine.tables import pool, table
 from eval import summarise
 
@@ -190,7 +189,7 @@ def check_ready(args) -> None:
         if not args.resume:
             raise DataError(f"{args.out} holds a run that was stopped: --resume or --overwrite")
         if differs := differences(begun_with(args), json.loads(file.read_text("utf-8"))):
-            raise DataError(f"the run in {args.out} cannot go on: {'; '.join(differs)}")
+            raise DataError(f"the run in {args.out} cannot go on: {differs}")
     if not args.resume:
         (args.out / "run.json").unlink(missing_ok=True)
         for folder in args.out.glob("checkpoint-*"):
@@ -318,9 +317,10 @@ def finetune(args) -> dict:
 
 def main(argv=None) -> None:
     args = arguments(argv)
-    with one_line_errors(), run_lock(args.out):
+    with one_line_errors():
         check_ready(args)
-        record = finetune(args)
+        with hold(args.out):
+            record = finetune(args)
         print(f"\nHeld-out answers, after {record['seconds']:.0f} seconds:")
         print(table(pool([record])))
         print(f"held-out loss {record['loss']:.3f}; the check moved pictures by "

@@ -2,7 +2,9 @@
 
 from bridge.chat import ChatTokenizer
 from bridge.pretrained import OwnEncoderMLLM, PretrainedMLLM
-from engine.wings import PRETRAINED, Variant
+from engine.wings import Variant
 
-PRETRAINED[True] = Variant("SigLIP and a decoder from folders", PretrainedMLLM, ChatTokenizer)
-PRETRAINED[False] = Variant("a decoder from a folder", OwnEncoderMLLM, ChatTokenizer)
+PRETRAINED = {  # do they have the folder's vision encoder, too?
+    True: Variant("SigLIP and a decoder from folders", PretrainedMLLM, ChatTokenizer),
+    False: Variant("a decoder from a folder", OwnEncoderMLLM, ChatTokenizer),
+}

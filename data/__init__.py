@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from data.errors import DataError, SkippedEntries, reason
 from data.folder import Folder, Wrapped, seed_of, unusable
 from data.packing import pack
-from data.pictures import Crop, can_open, picture_key, pixels_of
+from data.pictures import Crop, can_open, pixels_of
 from data.prompt import (
     ANSWER_TOKEN,
     IMAGE_TOKEN,
@@ -47,8 +47,7 @@ __all__ = [
     "ANSWER_TOKEN", "AUDIO_WORLDS", "IMAGE_TOKEN", "NAMES", "TEXT_WORLDS", "WORLDS", "Crop",
     "DataError", "DataSet", "Example", "Folder", "Row", "SkippedEntries", "Tokenizer", "Wrapped",
     "about_picture", "can_open", "collate", "encode", "load", "normalise", "options_of", "pack",
-    "picture_key", "pixels_of", "reason", "row_or_empty_prompt", "seed_of",
-    "unusable",
+    "pixels_of", "reason", "row_or_empty_prompt", "seed_of", "unusable",
 ]  # fmt: skip
 
 

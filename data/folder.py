@@ -63,6 +63,7 @@ class Folder:
     share a picture, so that a batch encodes it once."""
 
     final_split = "test"  # what train.py reports at its end
+    whole = None  # the splits before read_pictures left examples out: a run is known by them
 
     def __init__(
         self, splits: dict[str, list[list[Example]]], answers: set[str] | None = None,
@@ -82,6 +83,7 @@ class Folder:
         """Read every picture once, or, if there are more than READ_FIRST, the head of its file: a
         broken one is found now and not in an hour. Examples that show it are left out, or are an
         error (see SkippedEntries). Returns the report of what was left out; brief: in one line."""
+        self.whole = self.whole or dict(self.splits)
         examples = [e for groups in self.splits.values() for group in groups for e in group]
         n_entries = len(examples) + self.skipped.count() + self.skipped.held_out
         images = dict.fromkeys(image for example in examples for image in example.images)

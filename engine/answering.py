@@ -1,16 +1,12 @@
-"""Prompts in batches that fit the memory, the loss of held-out answers, what a question of one's
-own is about, and what is said of pictures that cannot be read."""
+"""Prompts in batches that fit the memory, the loss of held-out answers, and what is said of
+pictures that cannot be read."""
 
-import sys
 from collections.abc import Iterable, Iterator
-from functools import cache
-from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from data import WORLDS, DataError, Row, collate, encode, row_or_empty_prompt
+from data import DataError, Row, collate, encode, row_or_empty_prompt
 from engine.precision import in_tf32
 from mma import Role
 
@@ -20,8 +16,11 @@ CACHE_BYTES = 2**32
 MASK_BYTES = 4  # for each pair of tokens, while the mask is put together; measured
 
 
-def encode_prompts(prompts: list[tuple], tokenizer, config, progress: bool) -> Iterator[Row]:
-    """The row of each prompt (example, turn); its `unread` is set if a picture cannot be read."""
+def encode_prompts(
+    prompts: list[tuple], tokenizer, config, progress: bool = False
+) -> Iterator[Row]:
+    """The row of each prompt (example, turn), or of a whole dialogue, turn None; its `unread` is
+    set if a picture cannot be read."""
     for example, turn in tqdm(prompts, desc="answering", disable=not progress):
         row = encode(example, tokenizer, config.n_image_tokens, upto=turn)
         yield row_or_empty_prompt(row, tokenizer, config.image_size)
@@ -53,8 +52,7 @@ def answer_loss(model, tokenizer, examples: list, batch_size: int = 256) -> tupl
     Examples whose picture cannot be read are left out."""
     config, was_training, total, tokens = model.config, model.training, 0.0, 0
     bytes_a_token = 4 * (8 * config.d_model + 4 * config.d_ff)  # of a layer, roughly
-    rows = (encode(example, tokenizer, config.n_image_tokens) for example in examples)
-    rows = (row_or_empty_prompt(row, tokenizer, config.image_size) for row in rows)
+    rows = encode_prompts([(example, None) for example in examples], tokenizer, config)
     readable = (row for row in rows if not row.unread)
     model.eval()
     for batch_rows in row_batches(readable, 0, batch_size, bytes_a_token):
@@ -91,47 +89,3 @@ def say_unread(results: list[dict], say, strict: bool = False) -> None:
         f"{len(unread):,} of {len(results):,} questions are not answered, and count as wrong: a "
         f"picture of theirs cannot be read, such as {unread[0]['unread']}"
     )
-
-
-def check_asked(args) -> None:
-    """DataError unless --question and the file that it is about are given together, and nothing
-    that names a data set or what becomes of its answers."""
-    audio = getattr(args, "audio", None)
-    if args.image is not None and audio is not None:
-        raise DataError("--image and --audio: a question is about one of them")
-    option = "--image" if audio is None else "--audio"
-    if (args.image is None and audio is None) != (args.question is None):
-        raise DataError(f"{option} and --question belong together")
-    for name in ("data", "source", "images", "split", "json", "md"):
-        if args.question is not None and getattr(args, name, None) is not None:
-            raise DataError(f"--{name} belongs to a data set; --question is about one file")
-
-
-def check_sees(trained: dict, run: Path | str, shown: str = "pictures", advice: str = "") -> None:
-    """DataError unless a run was trained on what it is shown: "pictures" or "sounds". trained: its
-    arguments."""
-    knows = WORLDS[trained["data"]].shows or "text alone"
-    if knows != shown:
-        why = " and never saw a picture" if knows == "text alone" else ""
-        raise DataError(f"{run} was trained on {knows}{why}: {advice or f'it knows no {shown}'}")
-
-
-def asked_picture(args, trained: dict, run: Path) -> Path | Tensor:
-    """The picture that eval.py's --question is about: --image's file, or the spectrogram of
-    --audio's. trained: the arguments of the run. DataError, if the run knows the other one only, or
-    text alone."""
-    ask = {"pictures": "it with --image FILE", "sounds": "it with --audio FILE.wav"}
-    advice = ask.get(WORLDS[trained["data"]].shows, f"it in words, python -m lab.talk {run}")
-    shown = "pictures" if getattr(args, "audio", None) is None else "sounds"
-    check_sees(trained, run, shown, f"ask {advice}")
-    return args.image or picture_of(args.audio)
-
-
-@cache  # what is done to a file is said once, however many runs are asked
-def picture_of(file: Path) -> Tensor:
-    from data import audio  # a run of pictures needs nothing of it
-
-    sound, done = audio.read(file)
-    if done:
-        print(done, file=sys.stderr)
-    return audio.picture_of(sound[None])[0]

@@ -8,9 +8,7 @@ metrics.jsonl. The data order needs no state: the batch of a step is a function 
 seed).
 """
 
-import errno
 import hashlib
-import json
 import os
 import signal
 import threading
@@ -33,12 +31,12 @@ NON_IDENTITY_ARGS = (
 
 
 def write_file(path: Path, save) -> None:
-    """Write a file whole or not at all: save(file) under a temporary name, flushed to the disk,
-    then renamed over the old one."""
+    """Write a file whole or not at all: save(file), or a text, under a temporary name, flushed to
+    the disk, then renamed over the old one. DataError where the disk does not take it."""
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:
-            save(file)
+            file.write(save.encode()) if isinstance(save, str) else save(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -46,8 +44,7 @@ def write_file(path: Path, save) -> None:
         part.unlink(missing_ok=True)
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise  # not torch.save's word for a full disk
-        known = isinstance(error, OSError) and error.errno != errno.EINVAL
-        why = error.strerror if known else reason(error)
+        why = getattr(error, "strerror", None) or reason(error)
         kept = f"; {path.name} is still the one from before" if path.exists() else ""
         raise DataError(
             f"{path} could not be written: {why}{kept}. Free some space, then go on with --resume"
@@ -70,20 +67,17 @@ def load_model(file, model_class, device="cpu"):
 
 def settings(args) -> dict:
     """What makes a run the run it is, as it stands in run.json."""
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in vars(args).items()
-        if name not in NON_IDENTITY_ARGS
-    }
+    known = {name: value for name, value in vars(args).items() if name not in NON_IDENTITY_ARGS}
+    return {name: str(x) if isinstance(x, Path) else x for name, x in known.items()}
 
 
-def differences(now: dict, then: dict) -> list[str]:
-    """What to say of settings that are not what they were."""
-    return [
+def differences(now: dict, then: dict) -> str:
+    """What to say of settings that are not what they were, "" of none."""
+    return "; ".join(
         f"--{name.replace('_', '-')} is {now.get(name)!r} and was {then.get(name)!r}"
         for name in sorted({*now, *then})
         if now.get(name) != then.get(name)
-    ]
+    )
 
 
 def fingerprint(source, tokenizer: data.Tokenizer, first_rows: list[data.Row]) -> str:
@@ -117,8 +111,8 @@ def save(out: Path, **state) -> None:
 
 
 def load(out: Path, device: str, args, data_fingerprint: str) -> dict | None:
-    """The state that `save` wrote, or None if the run was stopped before its first. Refuses what is
-    not the same run."""
+    """The state that `save` wrote, or None if the run was stopped before its first. DataError for
+    what is not the same run."""
     try:
         # Of a sharded model every process reads all of it: mapped, it is in the memory once
         options = dict(map_location=device, mmap=args.fsdp)
@@ -128,23 +122,19 @@ def load(out: Path, device: str, args, data_fingerprint: str) -> dict | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # torch.load raises many kinds; each means the same to the user
-        why = reason(error)
-        raise DataError(
-            f"{out / NAME} cannot be read as a checkpoint: {why}; start again with --overwrite"
-        ) from None
-    differs = differences(settings(args), json.loads(state["settings"]))
+        why = f"{reason(error)}; start again with --overwrite"
+        raise DataError(f"{out / NAME} cannot be read as a checkpoint: {why}") from None
+    differs = differences(settings(args), state["settings"])
     if not differs and state["data"] != data_fingerprint:
-        differs = [
+        differs = (
             "the data are not those it was trained on (its texts, its pictures or their order "
-            "changed)"
-        ]
-    if differs:
-        raise DataError(
-            f"the run in {out} cannot go on: {'; '.join(differs)}. Give the options it began "
-            "with, or another --out"
         )
+        differs += "changed)"
+    if differs:
+        advice = "Give the options it began with, or another --out"
+        raise DataError(f"the run in {out} cannot go on: {differs}. {advice}")
     torch.set_rng_state(state["rng"].cpu())
-    if state["cuda_rng"] and torch.cuda.is_available():
+    if torch.cuda.is_available():
         states = state["cuda_rng"][: torch.cuda.device_count()]  # this machine may have fewer
         torch.cuda.set_rng_state_all([s.cpu() for s in states])
     return state
@@ -177,5 +167,5 @@ class StopRequest:
 def ignore_signals(worker: int) -> None:
     """For the loader's workers: Ctrl-C, or a cluster's SIGTERM, reaches them too, but it is the
     main process that decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

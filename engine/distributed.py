@@ -2,12 +2,9 @@
 
 Every process makes the same global batch of a step and keeps every N-th row of it, so that
 parameters, losses and answers are those of one process up to rounding. Process 0 alone writes. A
-process that dies ends the job: torchrun stops the others. Two ways to share:
-
-    DistributedDataParallel   every process holds the whole model; gradients are averaged
-    FSDP2 (train.py --fsdp)   every process holds a part of each parameter, gradient and optimizer
-                              state; a block's parameters are gathered while it computes. For what
-                              does not fit one GPU; a checkpoint is put together on a CPU
+process that dies ends the job: torchrun stops the others. Two ways to share: every process holds
+the whole model, and gradients are averaged (DistributedDataParallel), or a part of it
+(train.py --fsdp; engine/sharding.py).
 """
 
 import os
@@ -18,24 +15,29 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import DataError
 from engine.precision import check_device
+
+
+def processes_of(args) -> "Distributed":
+    """This process among those of the job, by the options --device and --fsdp."""
+    if not args.fsdp:
+        return Distributed(args.device)
+    from engine.sharding import Sharded  # its imports take a second
+
+    return Sharded(args.device)
 
 
 class Distributed:
     """Who we are: rank 0 .. world_size - 1. With one process every method is trivial, and nothing
     is started."""
 
-    def __init__(self, device: str, sharded: bool = False):
+    sharded = False
+
+    def __init__(self, device: str):
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
-        self.device, self.sharded = device, sharded
+        self.is_main, self.device = self.rank == 0, device
         if self.world_size == 1:
-            if sharded:
-                raise DataError(
-                    "--fsdp shares the model out among processes: torchrun --nproc_per_node=N "
-                    "train.py ... N > 1"
-                )
             return
         backend = "gloo"
         if device.startswith("cuda"):
@@ -45,19 +47,14 @@ class Distributed:
         if not dist.is_initialized():
             dist.init_process_group(backend, timeout=timedelta(minutes=10))
 
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
     def say(self, text: str) -> None:
         """Print it once, above a progress bar."""
         if self.is_main:
             tqdm.write(text)
 
     def local_shard(self, rows: list) -> list:
-        """This process's share of rows. Of a sharded model all need the same number of steps to
-        answer: there everyone takes all rows."""
-        return rows if self.sharded else rows[self.rank :: self.world_size]
+        """This process's share of rows."""
+        return rows[self.rank :: self.world_size]
 
     def gather(self, items) -> list:
         """What each process hands in, that of the first one first. All must ask. It goes over gloo,
@@ -69,8 +66,6 @@ class Distributed:
 
     def gather_shards(self, shard: list) -> list:
         """What local_shard took apart, in its order again."""
-        if self.sharded:
-            return shard
         shards = self.gather(shard)
         rows = [None] * sum(map(len, shards))
         for rank, shard in enumerate(shards):
@@ -86,8 +81,7 @@ class Distributed:
         return any(self.gather(flag))
 
     def barrier(self) -> None:
-        if self.world_size > 1:
-            dist.barrier()
+        self.gather(None)
 
     def end(self) -> None:
         if self.world_size > 1:
@@ -96,49 +90,26 @@ class Distributed:
     # --- The model
 
     def place(self, model: nn.Module) -> nn.Module:
-        """The model, on this process's device; sharded: a part of it, without its ever being there
-        as a whole."""
-        if not self.sharded:
-            return model.to(self.device)
-        from torch.distributed.fsdp import fully_shard  # these imports take a second
-
-        kind = torch.device(self.device).type
-        mesh = dist.device_mesh.init_device_mesh(kind, (self.world_size,))
-        for part in [*model.encoder.blocks, *model.blocks, model]:
-            fully_shard(part, mesh=mesh)
-        return model
+        """The model, on this process's device."""
+        return model.to(self.device)
 
     def loss_function(self, model: nn.Module):
         """model.loss, a function of a batch's keyword arguments, whose gradients are averaged over
         the processes on the way back."""
-        if self.world_size == 1 or self.sharded:
+        if self.world_size == 1:
             return model.loss
         return nn.parallel.DistributedDataParallel(Loss(model))
 
     def state(self, model: nn.Module, optimizers: list) -> dict:
-        """What a checkpoint keeps of both. Of a sharded model all processes must ask, and the first
-        one gets all of it, on its CPU."""
-        if not self.sharded:
-            states = [optimizer.state_dict() for optimizer in optimizers]
-            return {"model": model.state_dict(), "optimizers": states}
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
-
-        model.reshard()  # answering gathers what it uses
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        states = get_state_dict(model, optimizers, options=options)
-        return dict(zip(("model", "optimizers"), states))
+        """What a checkpoint keeps of both."""
+        states = [optimizer.state_dict() for optimizer in optimizers]
+        return {"model": model.state_dict(), "optimizers": states}
 
     def restore(self, state: dict, model: nn.Module, optimizers: list) -> None:
         """The inverse of state, also with another number of processes; each has all of it."""
-        if not self.sharded:
-            model.load_state_dict(state["model"])
-            for optimizer, saved in zip(optimizers, state["optimizers"]):
-                optimizer.load_state_dict(saved)
-            return
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
-
-        states = {"model_state_dict": state["model"], "optim_state_dict": state["optimizers"]}
-        set_state_dict(model, optimizers, **states, options=StateDictOptions(full_state_dict=True))
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
 
 
 class Loss(nn.Module):

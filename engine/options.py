@@ -6,7 +6,6 @@ What the command line leaves open comes from the preset and from the recipe of t
 """
 
 import argparse
-import textwrap
 from functools import partial
 from pathlib import Path
 
@@ -47,23 +46,16 @@ RECIPES = {
     "llava": NO_CAPTIONS,
     "nlvr": dict(pt_steps=60, pt_pictures=16, pictures=16, questions=4, steps=300, **BOXES),
     "nlvr+world": dict(
-        pt_steps=220,
-        pt_pictures=32,
-        pt_lr_times=2,
-        pictures=24,
-        questions=4,
-        steps=5000,
+        pt_steps=220, pt_pictures=32, pt_lr_times=2, pictures=24, questions=4, steps=5000,
         lr=0.002,  # of three, the best on val under mma and under causal (docs/results.md)
-        freeze=[],
-        **BOXES,
+        freeze=[], **BOXES,
     ),
-}
+}  # fmt: skip
 # Settings that no recipe or preset names; a variant (lab/variants.py) or another command may.
 DEFAULTS = dict(
     optimizer="muon", schedule="linear", pt_mask="causal", allow_leaks=False, vocab_size=4096,
     pt_freeze=[], freeze=["encoder"], checkpointing=False, pt_adam_lr=None, pt_lr_times=1,
 )  # fmt: skip
-WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}
 PATHS = ("source", "images", "pt_source", "pt_images")
 
 
@@ -75,16 +67,12 @@ def whole(text: str, least: int | None = None) -> int:
         raise argparse.ArgumentTypeError(f"must be a whole number, not {text}") from None
     if least is not None and number < least:
         raise argparse.ArgumentTypeError(f"must be {least} or more, not {text}")
+    if not -(2**63) <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"must have 64 bits, not {text}")
     return number
 
 
-positive, not_negative = partial(whole, least=1), partial(whole, least=0)
-
-
-def seed(text: str) -> int:
-    if not -(2**63) <= whole(text) < 2**63:
-        raise argparse.ArgumentTypeError(f"must have 64 bits, not {text}")
-    return int(text)
+positive, not_negative, seed = partial(whole, least=1), partial(whole, least=0), whole
 
 
 def rate(text: str) -> float:
@@ -124,7 +112,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_run_options(parser: Parser) -> None:
     """What commands that read finished runs have in common: the runs, the examples that are asked
-    (engine.batches.examples_of), and where."""
+    (engine.asking.examples_of), and where."""
     add = parser.add_argument
     add("-h", "--help", action="help", help="show this and exit")
     add("runs", nargs="+", type=Path, metavar="RUN", help="folder that train.py's --out named")
@@ -261,24 +249,3 @@ def fill_in(args: argparse.Namespace, preset: dict, given: set[str]) -> argparse
     label = f"{args.data}-{args.mask}{'-' + args.variant if args.variant else ''}-{args.seed}"
     args.out = args.out or Path("runs") / label
     return args
-
-
-def settings_table(args) -> str:
-    """What a run is made with, a row for where it comes from: you, the recipe of the data, the
-    preset, a variant, or the default."""
-    rows = []
-    for origin in ("you", "recipe", "preset", "variant", "default"):
-        names = [name for name, of in args.origin.items() if of == origin and name != "origin"]
-        pairs = ((name, getattr(args, name)) for name in names)
-        words = [f"{name} {shown(value)}" for name, value in pairs if value is not None]
-        if words:
-            indent = {"initial_indent": f"{origin:9}", "subsequent_indent": 9 * " "}
-            rows.append(textwrap.fill(", ".join(words), 100, **WHOLE_WORDS, **indent))
-    return "\n".join(rows)
-
-
-def shown(value) -> str:
-    """A setting's value, as a reader would write it."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return " ".join(value) or "nothing" if isinstance(value, list) else f"{value}"

@@ -1,8 +1,8 @@
 """The folder of a run: what is written into it while it trains, and how it goes on.
 
     tokenizer.model       from the beginning
-    metrics.jsonl         a line every 10 steps
-    checkpoint.pt, lock   while it is not finished
+    metrics.jsonl         a line every 10 steps; locked while the run trains
+    checkpoint.pt         while it is not finished
     model.pt, run.json    when it is finished
 
 Also the small things that commands around a run share: one-line errors, checks of folders.
@@ -24,6 +24,13 @@ from data import DataError, reason
 from engine import checkpoint, code
 from engine.distributed import Distributed
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+METRICS = "metrics.jsonl"
 TIMED = 50  # steps of stage 1, after which a run says how long it will take
 # Not all data have captions for stage 1
 STAGE_NAMES = {"pt": "stage 1", "sft": "stage 2 (questions)"}
@@ -35,42 +42,38 @@ class Run:
     def __init__(self, args, processes: Distributed, tokenizer, fingerprint: str, watch=None):
         self.args, self.processes, self.out, self.watch = args, processes, args.out, watch
         self.fingerprint, self.state = fingerprint, None
-        self.began = time.perf_counter()
+        self.began, now = time.perf_counter(), code.fingerprint(args)
         # What a checkpoint keeps of the run so far. lines: of metrics.jsonl; clock: the seconds at
         # each validation; unread: picture and why -> rows it was left out of; kept: with
         # --keep-best, of the best validation its step, value and weights; code: which made it
-        now = code.fingerprint(args)
         self.progress = {"lines": [], "clock": [], "unread": {}, "kept": {}, "code": now}
-        self.out.mkdir(parents=True, exist_ok=True)
+        self.metrics = hold(self.out)
         if args.resume:
             device = "cpu" if processes.sharded else processes.device
             self.state = checkpoint.load(self.out, device, args, fingerprint)
-        if self.state:
-            self.progress, self.began = self.state["progress"], self.began - self.state["seconds"]
-            processes.say(
-                f"going on after step {self.state['step']} of stage {self.state['stage']}"
-            )
-            if now not in self.progress["code"]:
-                processes.say("the code has changed since: run.json will name both versions")
-                self.progress["code"] += f"+{now}"
-        elif args.resume:
-            processes.say(f"no checkpoint in {self.out}: from the start")
+            self._say_where_it_goes_on(now)
         processes.barrier()  # all have read the folder: now the first process writes
         if processes.is_main:
             self._prepare_folder(tokenizer)
 
+    def _say_where_it_goes_on(self, code_now: str) -> None:
+        if not self.state:
+            self.processes.say(f"no checkpoint in {self.out}: from the start")
+            return
+        self.progress, self.began = self.state["progress"], self.began - self.state["seconds"]
+        self.processes.say("going on after step {step} of stage {stage}".format(**self.state))
+        if code_now not in self.progress["code"]:
+            self.processes.say("the code has changed since: run.json will name both versions")
+            self.progress["code"] += f"+{code_now}"
+
     def _prepare_folder(self, tokenizer) -> None:
         if not self.args.resume:  # --overwrite: until it has finished, there is no run
-            for name in ("run.json", "model.pt", checkpoint.NAME):
+            for name in ("run.json", "model.pt", checkpoint.NAME, "tokenizer.json"):
                 (self.out / name).unlink(missing_ok=True)
-        checkpoint.write_file(
-            self.out / "tokenizer.model", lambda file: file.write(tokenizer.model)
-        )
-        (self.out / "tokenizer.json").unlink(missing_ok=True)
+        checkpoint.write_file(self.out / "tokenizer.model", lambda f: f.write(tokenizer.model))
         if hasattr(tokenizer, "extras"):  # a tokenizer that came with pretrained weights
-            extras = json.dumps(tokenizer.extras()).encode()
-            checkpoint.write_file(self.out / "tokenizer.json", lambda file: file.write(extras))
-        self.metrics = open(self.out / "metrics.jsonl", "w", encoding="utf-8")
+            checkpoint.write_file(self.out / "tokenizer.json", json.dumps(tokenizer.extras()))
+        self.metrics.truncate(0)
         self.metrics.writelines(self.progress["lines"])  # what a stop left behind is written anew
 
     def to_do(self) -> list[str]:
@@ -89,14 +92,9 @@ class Run:
 
     def bar(self, first_step: int, steps: int) -> tqdm:
         """The numbers of the steps, from 0, under a progress bar."""
-        self.shown_bar = tqdm(
-            range(first_step, steps),
-            desc=STAGE_NAMES[self.stage],
-            initial=first_step,
-            total=steps,
-            mininterval=1,
-            disable=not self.processes.is_main,
-        )
+        to_do, hidden = range(first_step, steps), not self.processes.is_main
+        self.shown_bar = tqdm(to_do, STAGE_NAMES[self.stage], steps, initial=first_step,
+                              mininterval=1, disable=hidden)  # fmt: skip
         return self.shown_bar
 
     def on_device(self, batches) -> list[dict]:
@@ -104,10 +102,8 @@ class Run:
         if isinstance(batches, DataError):
             raise batches
         self.newly_unread += batches[0].pop("unread", [])
-        return [
-            {name: x.to(self.processes.device, non_blocking=True) for name, x in batch.items()}
-            for batch in batches
-        ]
+        device = self.processes.device
+        return [{k: x.to(device, non_blocking=True) for k, x in b.items()} for b in batches]
 
     # --- What a step leaves
 
@@ -121,6 +117,8 @@ class Run:
         it makes a GPU wait; always before a checkpoint is written."""
         sums = torch.stack([loss + norm for loss, norm in self.unchecked])
         bad = (~torch.isfinite(sums)).nonzero().flatten().tolist()
+        there = (file := self.out / checkpoint.NAME).exists()
+        saved = f"{file} is from before and good" if there else "no checkpoint was written yet"
         if bad:
             loss, norm = map(float, self.unchecked[bad[0]])
             first = step - len(self.unchecked) + bad[0]  # counted from 0, as batches are
@@ -128,27 +126,20 @@ class Run:
             rows = ", ".join(rows[:8]) + (", ..." if len(rows) > 8 else "")
             raise DataError(
                 f"loss {loss}, gradient norm {norm} at step {first + 1} of stage {self.stage}: "
-                f"{self._kept()}. Its rows: {rows}. A lower --lr may help"
+                f"{saved}. Its rows: {rows}. A lower --lr may help"
             )
         if scaler.is_enabled() and scaler.get_scale() < 1:  # it begins at 2**16, halved each time
             raise DataError(
                 f"float16: up to step {step} of stage {self.stage} the gradients of many steps in "
-                f"a row were not finite, and these steps were left out: {self._kept()}. Go on with "
+                f"a row were not finite, and these steps were left out: {saved}. Go on with "
                 "--precision bfloat16 or float32"
             )
         self.unchecked.clear()
         self._count_unread()
 
-    def _kept(self) -> str:
-        file = self.out / checkpoint.NAME
-        there = f"{file} is from before and good"
-        return there if file.exists() else "no checkpoint was written yet"
-
     def _count_unread(self) -> None:
         """Count the rows that were left out since the last call, in all processes, and name each
         picture that could not be read once."""
-        if not self.processes.any_rank(bool(self.newly_unread)):
-            return
         unread = self.progress["unread"]
         for why in chain(*self.processes.gather(self.newly_unread)):
             if why not in unread:
@@ -162,9 +153,10 @@ class Run:
         if val:
             line["val"] = val
             self.shown = {"val": f"{val['accuracy']:.1%}"}
-            self.shown |= {"val loss": f"{val['loss']:.3f}"} if "loss" in val else {}
-            unasked = ", ".join(val.get("not_asked", []))
-            self.shown |= {"not asked yet": unasked} if unasked else {}
+            if "loss" in val:
+                self.shown["val loss"] = f"{val['loss']:.3f}"
+            if unasked := val.get("not_asked"):
+                self.shown["not asked yet"] = ", ".join(unasked)
             self.progress["clock"].append([step, self.seconds(2)])
             self._keep_best(step, val, model)
         if self.stage == "pt" and step == TIMED:
@@ -199,19 +191,15 @@ class Run:
         weights = self.processes.state(model, optimizers)
         if self.processes.is_main:
             checkpoint.save(
-                self.out,
-                settings=json.dumps(checkpoint.settings(self.args)),
-                data=self.fingerprint,
-                stage=self.stage,
-                step=step,
-                seconds=self.seconds(),
-                progress=self.progress,
-                scaler=scaler.state_dict(),
-                **weights,
-            )
+                self.out, settings=checkpoint.settings(self.args), data=self.fingerprint,
+                stage=self.stage, step=step, seconds=self.seconds(), progress=self.progress,
+                scaler=scaler.state_dict(), **weights,
+            )  # fmt: skip
 
     def seconds(self, digits: int = 6) -> float:
         return round(time.perf_counter() - self.began, digits)
+
+    # --- Its end
 
     def save_model(self, model) -> None:
         """Write model.pt; with --keep-best, the weights of the best validation, which the model
@@ -221,41 +209,34 @@ class Run:
             model.load_state_dict(kept["weights"])
         weights = self.processes.state(model, [])["model"]
         if self.processes.is_main:
-            checkpoint.write_file(
-                self.out / "model.pt", lambda file: checkpoint.save_model(file, model, weights)
-            )
+            save = lambda file: checkpoint.save_model(file, model, weights)
+            checkpoint.write_file(self.out / "model.pt", save)
             self.params = sum(p.numel() for p in model.parameters())
 
     def finish(self, summary: dict) -> dict:
         """Write run.json, delete the checkpoint; returns the record of run.json."""
         self.metrics.close()
         args, unread, kept = self.args, self.progress["unread"], self.progress["kept"]
-        n_pictures, n_rows = len(unread), sum(unread.values())
-        if n_rows:
-            print(
-                f"{n_rows:,} rows of {n_pictures:,} unreadable pictures were left out of training"
-            )
-        options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+        pictures, rows = len(unread), sum(unread.values())
+        if rows:
+            print(f"{rows:,} rows of {pictures:,} unreadable pictures were left out of training")
+        options = dict(vars(args))
         record = {
-            "run": str(self.out),
-            **summary,
-            "params": self.params,
-            "mask": args.mask,
-            "seed": args.seed,
-            "origin": options.pop("origin", {}),  # where each of args comes from
-            "args": options,
-            "seconds": self.seconds(1),
-            "clock": self.progress["clock"],
-            "unread": {"pictures": n_pictures, "rows": n_rows},
-            "code": self.progress["code"],
+            "run": str(self.out), **summary, "params": self.params, "mask": args.mask,
+            "seed": args.seed, "origin": options.pop("origin", {}),  # where each of args comes from
+            "args": options, "seconds": self.seconds(1), "clock": self.progress["clock"],
+            "unread": {"pictures": pictures, "rows": rows}, "code": self.progress["code"],
             "torch": torch.__version__,
-        }
+        }  # fmt: skip
         if kept:  # whose weights model.pt holds
             record["kept"] = {name: kept[name] for name in ("step", "val", "by")}
-        text = (json.dumps(record, indent=1) + "\n").encode()
-        checkpoint.write_file(self.out / "run.json", lambda file: file.write(text))
+        text = json.dumps(record, indent=1, default=str) + "\n"
+        checkpoint.write_file(self.out / "run.json", text)
         (self.out / checkpoint.NAME).unlink(missing_ok=True)
-        return record
+        return json.loads(text)
+
+
+# --- What commands around a run share
 
 
 def read_record(run: Path) -> dict:
@@ -266,9 +247,8 @@ def read_record(run: Path) -> dict:
             raise ValueError
         return record
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(
-            f"{run}: not a finished run, run.json is missing; RUN is what --out of train.py named"
-        ) from None
+        why = "not a finished run, run.json is missing; RUN is what --out of train.py named"
+        raise DataError(f"{run}: {why}") from None
     except (OSError, TypeError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else "it is not what train.py writes"
         raise DataError(f"{run / 'run.json'} cannot be read: {why}") from None
@@ -287,39 +267,62 @@ def check_writable(*files: Path | None) -> None:
             raise DataError(f"{file} cannot be written: {error.strerror}") from None
 
 
+def hold(out: Path):
+    """metrics.jsonl of the folder `out`, open for appending; of several processes of one run the
+    first one locks it, until it is closed or the process ends, however it ends: one training at a
+    time in a folder. DataError if another process has it, or if it cannot be made. Whoever opens
+    and closes it in this process a second time gives up the lock."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = open(out / METRICS, "a", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"--out {out} cannot be written: {error.strerror}") from None
+    try:
+        if int(os.environ.get("RANK", 0)) > 0:
+            pass
+        elif fcntl:  # not flock: a loader's worker would hold that on after its parent was killed
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            file.seek(2**30)  # beyond what others may want to read
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except OSError:
+        advice = "wait for it, or choose another --out"
+        raise DataError(f"another process is training in {out}; {advice}") from None
+    return file
+
+
 def check_out(args) -> None:
-    """DataError if --out holds a run that would be lost, SystemExit if there is nothing to do."""
-    if (args.out / "run.json").exists() and not args.overwrite:
-        if args.resume:
-            check_finished(args)
-            print(f"{args.out} holds a finished run; there is nothing to go on with")
-            raise SystemExit(0)
-        raise DataError(f"{args.out} holds a finished run; choose another --out or say --overwrite")
-    if (args.out / checkpoint.NAME).exists() and not args.resume and not args.overwrite:
-        raise DataError(
-            f"{args.out} holds a run that was stopped; go on with it by --resume, or say "
-            "--overwrite"
-        )
-
-
-def check_finished(args) -> None:
-    """DataError if the finished run in --out is not the one that the options ask for."""
+    """DataError if --out cannot be written, is trained in, or holds a run that would be lost or,
+    with --resume, another one than is asked for; SystemExit if there is nothing to do."""
+    out, now = args.out, checkpoint.settings(args)
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise DataError(f"--out {out} cannot be written: {there} is no folder that may be")
+    if (out / METRICS).exists():
+        hold(out).close()
+    if args.overwrite:
+        return
+    if not (out / "run.json").exists():
+        if (out / checkpoint.NAME).exists() and not args.resume:
+            advice = "go on with it by --resume, or say --overwrite"
+            raise DataError(f"{out} holds a run that was stopped; {advice}")
+        return
+    if not args.resume:
+        raise DataError(f"{out} holds a finished run; choose another --out or say --overwrite")
     origins = getattr(args, "origin", {})  # other programs say nothing of these
     given = {name for name, origin in origins.items() if origin == "you"} - {"keep_best"}
-    trained, now = read_record(args.out)["args"], checkpoint.settings(args)
-    asked = {name: now[name] for name in given if name in now}
+    asked, trained = {name: now[name] for name in given if name in now}, read_record(out)["args"]
     if differs := checkpoint.differences(asked, {name: trained.get(name) for name in asked}):
-        raise DataError(
-            f"{args.out} holds a finished run, of which {'; '.join(differs)}. Give another --out "
-            "to train this one"
-        )
+        advice = "Give another --out to train this one"
+        raise DataError(f"{out} holds a finished run, of which {differs}. {advice}")
+    print(f"{out} holds a finished run; there is nothing to go on with")
+    raise SystemExit(0)
 
 
 @contextmanager
 def one_line_errors(out: Path | None = None):
     """What goes wrong for the user's data, disk, memory or keyboard ends the command with one line.
-    Ctrl-C stops all of torchrun's processes, and the first alone says so; an error may be of any
-    one of them, and each says its own."""
+    Of torchrun's processes each says its own errors; of Ctrl-C, which stops all, the first."""
     for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stdin, "surrogateescape")):
         if hasattr(stream, "reconfigure"):  # what the terminal cannot show, or sends, is no crash
             stream.reconfigure(errors=errors)
@@ -329,18 +332,16 @@ def one_line_errors(out: Path | None = None):
     except DataError as error:
         raise SystemExit(f"error: {error}") from None
     except torch.OutOfMemoryError as error:
-        raise SystemExit(
-            f"error: out of GPU memory ({reason(error)}): --accumulate 2, or more, computes a step "
-            "in parts; --checkpointing keeps less of each layer"
-        ) from None
+        advice = "--accumulate 2, or more, computes a step in parts; --checkpointing keeps less of "
+        advice += "each layer"
+        raise SystemExit(f"error: out of GPU memory ({reason(error)}): {advice}") from None
     except BrokenPipeError:  # `| head`: nobody reads the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno != errno.ENOSPC or out is None:
             raise
-        raise SystemExit(
-            f"error: {out}: no space left on the disk; free some, then go on with --resume"
-        ) from None
+        why = "no space left on the disk; free some, then go on with --resume"
+        raise SystemExit(f"error: {out}: {why}") from None
     except KeyboardInterrupt:
         saved = out is not None and (out / checkpoint.NAME).exists()
         go_on = "the same command with --resume goes on" if saved else "nothing was saved yet"

@@ -1,7 +1,7 @@
-"""Where lab/ and bridge/ register what they add: methods by name, and the pictures of a run.
+"""What lab/ and bridge/ add: methods by name, and the pictures of a run.
 
 The four files and the engine import neither. A command that is asked for a method, or that draws,
-has `load` import the module that registers it, if that is there.
+has `module` import it, if it is there.
 """
 
 from collections.abc import Callable
@@ -25,32 +25,28 @@ class Variant:
 
 
 PLAIN = Variant("the mask alone")
-VARIANTS: dict[str, Variant] = {}  # --variant NAME; lab/variants.py
-PRETRAINED: dict[bool, Variant] = {}  # runs that began with a folder's decoder, by whether they
-# have its vision encoder too; bridge/runs.py
-WATCHES: list = []  # what draws curves.png and sheet.png: lab/watch.py
+VARIANTS: dict[str, Variant] = {}  # --variant NAME; lab/variants.py adds to them
 
 
-def load(module: str) -> None:
-    """Import a module that registers something, if it is there."""
+def module(name: str):
+    """A module of lab/ or bridge/, or None where that is not there."""
     try:
-        import_module(module)
+        return import_module(name)
     except ModuleNotFoundError as error:
-        if error.name not in (module, module.partition(".")[0]):
+        if error.name not in (name, name.partition(".")[0]):
             raise  # the module is there; something that it needs is not
 
 
 def watch():
-    """What draws the pictures of a run, or None."""
-    load("lab.watch")
-    return WATCHES[-1] if WATCHES else None
+    """What draws curves.png and sheet.png of a run, or None."""
+    return module("lab.watch")
 
 
 def find(name: str | None) -> Variant:
     """The variant of that name. DataError if nobody has registered it."""
     if name is None:
         return PLAIN
-    load("lab.variants")
+    module("lab.variants")
     if name not in VARIANTS:
         raise data.DataError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
     return VARIANTS[name]
@@ -73,8 +69,7 @@ def variant_of(trained: dict) -> Variant:
         again = f"python -m bridge.hf_finetune {trained['out']} --steps 0 --data {trained['data']}"
         raise data.DataError(f"{trained['out']}: a Hugging Face model; {again} ... scores it")
     if trained.get("template"):
-        load("bridge.runs")
-        if not PRETRAINED:
+        if not (runs := module("bridge.runs")):
             raise data.DataError("a run from pretrained weights needs bridge/, which is not there")
-        return PRETRAINED[bool(trained.get("vision"))]
+        return runs.PRETRAINED[bool(trained.get("vision"))]
     return find(trained.get("variant"))

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.batches import examples_of
+from engine.asking import examples_of
 from engine.options import Parser, add_run_options, positive
 from engine.precision import check_device
 from engine.run import check_writable, one_line_errors, read_record

@@ -32,8 +32,7 @@ import torch
 from PIL import Image
 
 import data
-from engine.answering import check_asked, check_sees
-from engine.batches import examples_of
+from engine.asking import check_asked, check_sees, examples_of
 from engine.options import Parser, add_run_options, positive
 from engine.precision import check_device
 from engine.run import check_writable, one_line_errors, read_record

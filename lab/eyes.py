@@ -30,7 +30,6 @@ from bridge.decoders import decoder_sizes
 from bridge.pretrained import PretrainedConfig, load
 from engine import options as engine_options
 from engine import wings
-from engine.lock import run_lock
 from engine.options import arguments, positive, rate
 from engine.precision import check_device
 from engine.run import check_out, one_line_errors, read_record
@@ -203,7 +202,7 @@ def rehearse(source, model: MLLM, tokenizer: data.Tokenizer, args):
 
 def main(argv=None) -> None:
     args = options(argv)
-    with one_line_errors(args.out), run_lock(args.out):
+    with one_line_errors(args.out):
         check_out(args)
         check_device(args.device)
         if args.variant:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import data
-from engine.answering import asked_picture
+from engine.asking import asked_picture
 from engine.options import Parser
 from engine.precision import check_device, default_device
 from engine.run import one_line_errors, read_record

@@ -17,7 +17,6 @@ import data
 from data.errors import need
 from engine.checkpoint import write_file
 from engine.tables import parts_of
-from engine.wings import WATCHES
 
 GREY, INK = "#9a9a9a", "#222222"
 COLOURS = {"mma": "#f08c28", "causal": "#4a6fb5"}  # in all charts and figures
@@ -211,4 +210,7 @@ def pictures_asked_about(example: data.Example, turn: int) -> range:
     return range(first, first + counts[last])
 
 
-WATCHES.append(sys.modules[__name__])
+def write_example(path: Path, image, size: int) -> None:
+    """A picture to ask about, as the model takes it."""
+    picture = to_image(data.pixels_of(image, size, ""), size)
+    write_file(path, lambda file: picture.save(file, "PNG"))

@@ -10,7 +10,7 @@ from PIL import Image
 
 import data
 import eval as evaluation
-from engine.batches import examples_of
+from engine.asking import examples_of
 from engine.checkpoint import save_model
 from engine.options import arguments
 from eval import normalise, score, summarise

@@ -13,8 +13,10 @@ import data
 import engine.run
 import eval as evaluation
 import train
-from engine.batches import StepBatches, describe_splits, plan_of
+from engine.batches import StepBatches
+from engine.folders import describe_splits
 from engine.options import arguments
+from engine.plan import plan_of
 from mma import EXTRA_PAIRS, Role
 from model import MLLM, Config, DecoderBlock
 

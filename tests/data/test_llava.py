@@ -14,20 +14,30 @@ def entry(image, message, answer):
     return {"image": image, "conversations": talk}
 
 
-def test_llava(llava):
+def shown(folder, splits=SPLITS) -> dict:
+    """split -> its pictures."""
+    return {s: {path for e in folder.heldout(s) for path in e.images} for s in splits}
+
+
+def in_one_split(folder) -> int:
+    """How many pictures there are: none stands in two splits, and no split is empty."""
+    pictures = shown(folder).values()
+    assert all(pictures) and sum(map(len, pictures)) == len(set().union(*pictures))
+    return sum(map(len, pictures))
+
+
+def test_entries_are_dialogues_split_by_picture(llava):
     folder = data.load("llava", llava)
-    groups = [g for split in ("train", "val", "test") for g in folder.splits[split]]
-    assert sum(len(g) for g in groups) == 32
-    where = {}
-    for split in ("train", "val", "test"):
-        assert folder.splits[split]
-        for e in folder.heldout(split):
-            for path in e.images:
-                assert where.setdefault(path, split) == split  # no picture stands in two splits
-    two = next(e for g in groups for e in g if len(e.images) == 2)
+    examples = [e for split in SPLITS for e in folder.heldout(split)]
+    assert len(examples) == 32 and in_one_split(folder) == 30
+    two = next(e for e in examples if len(e.images) == 2)
     assert two.turns == [("<image>\n<image>\nAre these the same?", "No.")]
-    again = data.load("llava", llava)
-    assert [e.id for e in again.heldout("test")] == [e.id for e in folder.heldout("test")]
+    lines = [json.dumps(e, ensure_ascii=False) for e in json.loads(llava.read_text())]
+    llava.write_text("\r\n".join([*lines[:5], "", *lines[5:]]) + "\n", encoding="utf-8-sig")
+    assert data.load("llava", llava).splits == folder.splits  # JSON Lines
+    llava.write_text(lines[0] + "\n")
+    (group,) = data.load("llava", llava).splits["train"]
+    assert [len(example.turns) for example in group] == [2]
 
 
 def edit(change):
@@ -56,6 +66,7 @@ def replaced(file):
     (lambda f: f.write_bytes(b"\xff\xfe\x00"), "data.json: not readable as JSON"),
     (lambda f: f.write_text("[" + "9" * 5000 + "]"), "data.json: not readable as JSON"),
     (lambda f: f.unlink(), "data.json: no such file"),
+    (lambda f: f.write_text("[1, 2]"), "entry [01]: expected an object"),  # not one is good
     (replaced, "entry 4: expected an object"),
     (edit(lambda e, talk: e.pop("conversations")),
      r"entry 4 \(id '4'\): conversations must be a list"),
@@ -84,26 +95,15 @@ def test_llava_damaged(llava, damage, message):
     damage(llava)
     with pytest.raises(DataError, match=message) as strict:
         data.load("llava", llava, strict=True)
-    if "entry 4" in message:  # without --strict it is left out, and reported in the same words
+    if "entry 4" not in message:
+        with pytest.raises(DataError, match=message):
+            data.load("llava", llava)
+    else:  # without --strict it is left out, and reported in the same words
         folder = data.load("llava", llava)
         report = folder.read_pictures(32)
         head = "1 of 32 entries are damaged and left out (train.py --strict makes them an error):"
         assert report.startswith(head) and str(strict.value) in report
         assert sum(len(folder.heldout(split)) for split in SPLITS) == 31
-
-
-def test_json_lines_are_read_as_a_list(llava):
-    entries = data.load("llava", llava)
-    lines = [json.dumps(e, ensure_ascii=False) for e in json.loads(llava.read_text())]
-    llava.write_text("\r\n".join([*lines[:5], "", *lines[5:]]) + "\n", encoding="utf-8-sig")
-    assert data.load("llava", llava).splits == entries.splits
-
-
-def test_json_lines_may_be_one_line(llava):
-    first = json.loads(llava.read_text())[0]
-    llava.write_text(json.dumps(first) + "\n")
-    (group,) = data.load("llava", llava).splits["train"]
-    assert [len(example.turns) for example in group] == [2]
 
 
 @pytest.mark.parametrize("damaged", ["oops", '{"id"', "{oops}", '{"id": 1} {"id": 2}'])
@@ -120,18 +120,17 @@ def test_a_damaged_line_is_a_damaged_entry_and_blank_ones_count(llava, k, damage
     assert sum(len(folder.heldout(split)) for split in SPLITS) == 31
 
 
-def test_all_damaged_is_an_error(llava):
-    llava.write_text(json.dumps([1, 2]))
-    with pytest.raises(DataError, match="entry 1: expected an object"):
-        data.load("llava", llava)
-
-
 def test_captions_of_their_own_for_stage_1(llava, tokenizer):
-    names = [f"{i}.{'jpg' if i % 2 else 'png'}" for i in range(30)]
+    """Those of held-out pictures are not used and counted apart, which is no damage; nor are linked
+    ones, of which one is held out."""
+    folder = data.load("llava", llava)
+    held, *_ = (e.images[0].name for e in folder.heldout("test") if e.images)
+    a, b, *_ = (e.images[0].name for e in folder.heldout("train") if len(e.images) == 1)
+    names = [[f"{i}.{'jpg' if i % 2 else 'png'}"] for i in range(30)] + [[held, a], [a, b]]
     captions = llava.parent / "captions.json"
-    entries = [entry(name, "<image>", f"a caption of {i}") for i, name in enumerate(names)]
+    entries = [entry(some, "<image>" * len(some), f"a caption {some}") for some in names]
     captions.write_text(json.dumps(entries))
-    folder = data.load("llava", llava, pt_source=captions)
+    folder = data.load("llava", llava, strict=True, pt_source=captions)
     drawn = {
         stage: [e for step in range(20) for e in folder.draw(stage, step, 4, 2, 0)]
         for stage in ("pt", "sft")
@@ -139,11 +138,17 @@ def test_captions_of_their_own_for_stage_1(llava, tokenizer):
     assert all(e.turns[0][1].startswith("a caption") for e in drawn["pt"])
     others = drawn["sft"] + folder.heldout("val") + folder.heldout("test")
     assert not any(e.turns[0][1].startswith("a caption") for e in others)
-    held = {image for split in ("val", "test") for e in folder.heldout(split) for image in e.images}
-    seen = {image for e in drawn["pt"] for image in e.images}
-    assert held and seen and not held & seen and len(held) + len(seen) == 30
-    assert folder.read_pictures(32) == f"{len(held)} captions of held-out pictures are not used"
-    assert "a caption of" in " ".join(folder.texts())
+    pictures = shown(folder, (*SPLITS, "pt"))
+    assert pictures["pt"] == pictures["train"]
+    assert [len(e.images) for e in folder.heldout("pt")].count(2) == 1
+    n = len(pictures["val"] | pictures["test"]) + 1
+    assert folder.read_pictures(32) == f"{n} captions of held-out pictures are not used"
+    assert "a caption" in " ".join(folder.texts())
+    folder.skipped.by_kind["malformed"] = ["entry 3: is damaged"]
+    for brief in (False, True):
+        report = folder.read_pictures(32, brief)
+        assert report.startswith("1 of 65 entries are damaged") and ("\n" in report) != brief
+        assert report.endswith(f"{n} captions of held-out pictures are not used")
     with pytest.raises(DataError, match="no training row keeps an answer"):
         folder.drop_unusable(tokenizer, 16, 18)
     with pytest.raises(DataError, match="--pt-images belongs to --pt-source FILE"):
@@ -163,28 +168,7 @@ def test_errors_name_the_option_that_was_given(llava, tmp_path, prefix):
             data.load("llava", **{"source": llava, **paths}, strict=True)
 
 
-def test_of_linked_captions_only_those_of_held_out_pictures_are_not_used(llava):
-    """That a picture is held out is no damage: it is counted apart, also with --strict."""
-    folder = data.load("llava", llava)
-    held, *_ = (e.images[0].name for e in folder.heldout("test") if e.images)
-    a, b, c, d, *_ = (e.images[0].name for e in folder.heldout("train") if len(e.images) == 1)
-    captions = llava.parent / "captions.json"
-    shown = [[held, a], [a, b], [b, c], [d]]
-    entries = [entry(names, "<image>" * len(names), "a caption") for names in shown]
-    captions.write_text(json.dumps(entries))
-    folder = data.load("llava", llava, strict=True, pt_source=captions)
-    kept = [[path.name for path in e.images] for e in folder.heldout("pt")]
-    assert kept == [[a, b], [b, c], [d]]
-    assert folder.read_pictures(32) == "1 captions of held-out pictures are not used"
-    folder.skipped.by_kind["malformed"] = ["entry 3: is damaged"]
-    for brief in (False, True):
-        report = folder.read_pictures(32, brief)
-        assert report.startswith("1 of 37 entries are damaged")
-        assert report.endswith("1 captions of held-out pictures are not used")
-        assert ("\n" in report) != brief
-
-
-def test_the_llava_split_follows_the_names_alone(llava, tmp_path, monkeypatch):
+def test_the_split_follows_the_names_alone(llava, tmp_path, monkeypatch):
     def split(source, images=None):
         folder = data.load("llava", source, images=images)
         return {
@@ -200,12 +184,6 @@ def test_the_llava_split_follows_the_names_alone(llava, tmp_path, monkeypatch):
     assert split(other, llava.parent) == base
     monkeypatch.chdir(llava.parent)
     assert split(llava.relative_to(llava.parent)) == base
-    for i in range(15):  # the same picture by another name
-        entries.append({**entries[i], "image": f"../{llava.parent.name}/{entries[i]['image']}"})
-    llava.write_text(json.dumps(entries))
-    folder = data.load("llava", llava)
-    pictures = [{p for e in folder.heldout(s) for p in e.images} for s in SPLITS]
-    assert sum(map(len, pictures)) == len(set().union(*pictures))
 
 
 def test_copies_of_a_picture_are_in_one_split_and_counted(llava):
@@ -222,8 +200,8 @@ def test_copies_of_a_picture_are_in_one_split_and_counted(llava):
     captions = llava.parent / "captions.json"
     captions.write_text(json.dumps([entry(e["image"], "<image>", "a copy") for e in copies]))
     folder = data.load("llava", llava, pt_source=captions)
-    shown = {s: {e.images[0] for e in folder.heldout(s)} for s in (*SPLITS, "pt")}
-    content = {s: {path.read_bytes() for path in paths} for s, paths in shown.items()}
+    pictures = shown(folder, (*SPLITS, "pt"))
+    content = {s: {path.read_bytes() for path in paths} for s, paths in pictures.items()}
     assert all(content.values()) and sum(len(content[s]) for s in SPLITS) == 31
     assert not content["pt"] & (content["val"] | content["test"])
     report = folder.read_pictures(32)
@@ -231,32 +209,26 @@ def test_copies_of_a_picture_are_in_one_split_and_counted(llava):
     assert "captions of held-out pictures are not used" in report
 
 
-def test_a_large_group_of_pictures_is_trained_on(llava):
-    entries = json.loads(llava.read_text())
-    for i in range(14):  # 0.png - 1.jpg - ... - 14.png hang together
-        pair = [entries[i]["image"], entries[i + 1]["image"]]
-        entries.append(entry(pair, "<image><image>", "two"))
-    llava.write_text(json.dumps(entries))
-    folder = data.load("llava", llava)
-    n = {s: len({p for e in folder.heldout(s) for p in e.images}) for s in SPLITS}
-    assert n["train"] > 20 and 1 <= n["val"] <= 3 and 1 <= n["test"] <= 3
-
-
-@pytest.mark.parametrize("n_single", [2, 5])
-def test_no_split_is_empty_beside_a_very_large_group(tmp_path, n_single):
-    """59 entries of two pictures hang together: a tenth of all pictures is more than the rest."""
-    linked = [[f"a_{i}.png", f"a_{i + 1}.png"] for i in range(59)]
-    shown = linked + [[f"{i}.png"] for i in range(n_single)]
-    for name in {name for names in shown for name in names}:
+@pytest.mark.parametrize("n_linked, n_single, least", [
+    (59, 2, (1, 1, 1)), (59, 5, (1, 1, 4)), (14, 15, (10, 1, 1)),
+])  # fmt: skip
+def test_pictures_that_hang_together_stay_together(tmp_path, n_linked, n_single, least):
+    """A chain of entries of two pictures, and pictures alone: no split is empty, be the chain more
+    than a tenth of them or nearly all."""
+    linked = [[f"a_{i}.png", f"a_{i + 1}.png"] for i in range(n_linked)]
+    names = linked + [[f"{i}.png"] for i in range(n_single)]
+    for name in {name for some in names for name in some}:
         (tmp_path / name).touch()
-    entries = [entry(names, "<image>" * len(names), "yes") for names in shown]
+    entries = [entry(some, "<image>" * len(some), "yes") for some in names]
     (tmp_path / "data.json").write_text(json.dumps(entries))
-    splits = data.load("llava", tmp_path / "data.json").splits
-    assert [len(splits[s]) for s in ("train", "val", "test")] == [1, 1, n_single - 1]
+    folder = data.load("llava", tmp_path / "data.json")
+    assert in_one_split(folder) == n_linked + 1 + n_single
+    groups = [len(folder.splits[s]) for s in ("train", "val", "test")]
+    assert all(n >= few for n, few in zip(groups, least)) and sum(groups) == 1 + n_single
 
 
 def test_pictures_may_be_links_but_no_name_leads_out_of_the_folder(llava, tmp_path):
-    """A folder of links, as a hub's cache has them. Two names of one picture stay in one split."""
+    """A folder of links, as a hub's cache has them. Names of one picture stay in one split."""
     (links := tmp_path / "elsewhere" / "links").mkdir(parents=True)
     entries = json.loads(llava.read_text())
     for i, e in enumerate(entries[:30]):
@@ -268,24 +240,24 @@ def test_pictures_may_be_links_but_no_name_leads_out_of_the_folder(llava, tmp_pa
     entries += [entry(f"../{links.name}/0.png", "<image>", "the same picture")]
     (links / "data.json").write_text(json.dumps(entries))
     folder = data.load("llava", links / "data.json", strict=True, pt_source=llava)
-    splits = {s: {p.resolve() for e in folder.heldout(s) for p in e.images} for s in SPLITS}
-    assert all(splits.values()) and sum(map(len, splits.values())) == 30
+    pictures = {s: {p.resolve() for p in paths} for s, paths in shown(folder).items()}
+    assert all(pictures.values()) and sum(map(len, pictures.values())) == 30
     assert sum(len(folder.heldout(s)) for s in SPLITS) == 93
-    captioned = {path for e in folder.heldout("pt") for path in e.images}
-    assert captioned == splits["train"]  # the same pictures without a link
-    assert folder.read_pictures(32).endswith("captions of held-out pictures are not used")
+    # The captions show the same pictures without a link
+    assert shown(folder, ["pt"])["pt"] == pictures["train"]
 
     def names(folder):
-        return {s: {p.name for e in folder.heldout(s) for p in e.images} for s in SPLITS}
+        return {s: {p.name for p in paths} for s, paths in shown(folder).items()}
 
     before = names(folder)  # follow the links' names, not where they lie or lead
     links = links.rename(tmp_path / "links")
     assert names(data.load("llava", links / "data.json")) == before
     (links / "loop.png").symlink_to("loop.png")
-    (links / "data.json").write_text(json.dumps([entry("loop.png", "<image>", "none")]))
-    with pytest.raises(DataError, match="entry 0: .*loop.png"):
-        data.load("llava", links / "data.json")
-    for name in ("../llava/0.png", str(llava.parent / "0.png"), "all/../../llava/0.png"):
+    outside = "the picture .* is outside"
+    for name, message in (
+        ("loop.png", ".*loop.png"), ("../llava/0.png", outside),
+        (str(llava.parent / "0.png"), outside), ("all/../../llava/0.png", outside),
+    ):  # fmt: skip
         (links / "data.json").write_text(json.dumps([entry(name, "<image>", "out")]))
-        with pytest.raises(DataError, match="entry 0: the picture .* is outside"):
+        with pytest.raises(DataError, match=f"entry 0: {message}"):
             data.load("llava", links / "data.json")

@@ -9,7 +9,7 @@ from PIL import Image
 
 import data
 from data import DataError, pictures
-from data.pictures import PictureCache, open_picture, read_picture
+from data.pictures import open_picture, read_picture
 from data.shapes import Shapes
 
 
@@ -160,22 +160,15 @@ def test_pictures_of_phones_are_read_and_larger_ones_named(tmp_path):
 
 
 def test_pictures_are_kept_up_to_a_number_of_bytes(tmp_path, monkeypatch):
-    """Those that were asked for last, whatever their sizes."""
+    """Those that were asked for last; whole ones may be large, and one at a time is kept."""
+    monkeypatch.setattr(pictures, "CACHE_BYTES", 3 * 3 * 32 * 32)
+    pictures.reader.cache_clear()
     names = [tmp_path / f"{i}.png" for i in range(4)]
     for name in names:
         Image.new("RGB", (32, 32)).save(name)
-    decoded, decode, cache = [], pictures.decode_picture, PictureCache()
-
-    def spy(image, size):
-        decoded.append(names.index(image))
-        return decode(image, size)
-
-    monkeypatch.setattr(pictures, "decode_picture", spy)
-    monkeypatch.setattr(pictures, "CACHE_BYTES", 3 * 3 * 32 * 32)
     for i in (0, 1, 2, 0, 3, 0, 1):  # 3 takes the place of 1, 1 that of 2
-        cache(names[i], 32)
-    assert decoded == [0, 1, 2, 3, 1] and cache.bytes == 3 * 3 * 32 * 32
-    cache(names[0], 48)  # as large as 2.25 of the others
-    held = [pixels.nbytes for pixels in cache.pixels.values()]
-    assert held == [3 * 48 * 48] and cache.bytes == sum(held)
-    assert open_picture.cache_info().maxsize == 1  # whole pictures may be large
+        read_picture(names[i], 32)
+    kept = pictures.reader(32).cache_info()
+    assert (kept.hits, kept.misses, kept.currsize) == (2, 5, 3)
+    assert open_picture.cache_info().maxsize == 1
+    pictures.reader.cache_clear()

@@ -122,9 +122,6 @@ def test_instruments_differ_in_their_partials_and_in_how_they_end(pitch):
     assert fall["drum"] > fall["bell"] + 5 > fall["flute"] + 8 and abs(fall["horn"]) < 3
 
 
-# --- A data set
-
-
 def test_train_on_it_then_ask_about_the_sound_that_is_left(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(watch, "write_curves", lambda path, records: None)  # seconds of matplotlib
     out = tmp_path / "run"

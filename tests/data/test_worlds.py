@@ -26,8 +26,8 @@ from data.shapes import Shapes
 from data.shapes.pairs import Pairs
 from data.shapes.text import ShapesText
 from data.sounds import Sounds
-from engine.batches import not_asked
 from engine.options import RECIPES
+from engine.plan import not_asked
 from mma import Role, attention_mask, leaks
 
 IN_FAMILIES = {

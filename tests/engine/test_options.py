@@ -7,7 +7,8 @@ import pytest
 from helpers import TINY
 
 import train
-from engine.options import PRESETS, RECIPES, arguments, settings_table
+from engine.options import PRESETS, RECIPES, arguments
+from engine.plan import settings_table
 
 
 def test_what_is_left_open_comes_from_the_preset_and_the_recipe_of_the_data():

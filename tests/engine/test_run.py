@@ -12,12 +12,10 @@ from helpers import ROOT, RUN, at_steps, train_and_crash
 import data
 import train
 from data.shapes import scenes as shapes_scenes
-from engine import checkpoint, lock
-from engine.lock import run_lock
-from engine.run import one_line_errors
+from engine import checkpoint
+from engine.run import hold, one_line_errors
 
 pytestmark = pytest.mark.usefixtures("small")
-NO_WINDOWS = pytest.mark.skipif(os.name == "nt", reason="Windows deletes no open file")
 
 
 @pytest.fixture
@@ -89,57 +87,35 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_spoils_no_checkpoint(
         assert (state["stage"], state["step"]) == (stage, 2)
 
 
-# --- Who holds it
+# --- One training at a time in a folder
 
-
-def start_holder(folder, *more: str):
-    """A process that holds the folder until it reads a line; and what it says of that."""
-    program = "import os, time; from pathlib import Path; from engine.lock import run_lock\n"
-    program += f"with run_lock(Path({str(folder)!r})):\n    "
-    program += "\n    ".join([*more, "print('held', flush=True); input()"])
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    child = subprocess.Popen([sys.executable, "-c", program], **pipes)
-    return child, child.stdout.readline()
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from engine.run import hold
+file = hold(Path(sys.argv[1]))
+worker = os.fork() if hasattr(os, "fork") else -1
+if worker:
+    print(worker, flush=True)
+time.sleep(60)
+"""
 
 
 def test_two_trainings_in_one_folder(tmp_path):
-    """The second one is refused, and loses nothing of the first; a killed one holds nothing."""
-    child, said = start_holder(tmp_path)
-    assert said == "held\n"
-    with pytest.raises(SystemExit, match=f"process {child.pid} on .* is training in"):
-        train.main([*RUN, "--out", str(tmp_path)])
-    child.kill()
-    child.wait()
-    with run_lock(tmp_path):
-        pass
-    assert not list(tmp_path.iterdir())
-
-
-@NO_WINDOWS
-def test_a_lock_that_was_deleted_holds_nothing_and_is_nobodys(tmp_path, monkeypatch):
-    """The first training ends, and deletes the file, after the second has opened and before it has
-    locked it. One that was deleted by hand is not taken from its new holder."""
-    first, said = start_holder(tmp_path)
-    assert said == "held\n"
-    take = lock.take
-    with monkeypatch.context() as patch:
-        patch.setattr(lock, "take", lambda file: first.communicate("\n") and take(file))
-        with pytest.raises(data.DataError, match="has ended just now; start this one again"):
-            with run_lock(tmp_path):
-                pass
-    with run_lock(tmp_path):
-        (tmp_path / "lock").unlink()
-        (tmp_path / "lock").write_text("of another training")
-    assert (tmp_path / "lock").read_text() == "of another training"
-
-
-@NO_WINDOWS
-def test_a_worker_that_outlives_a_killed_training_does_not_hold_its_folder(tmp_path):
-    job, worker = start_holder(tmp_path, "worker = os.fork() or time.sleep(60); print(worker)")
-    job.kill()
-    job.wait()
+    """The second one is refused, and loses nothing of the first, whose end, however it comes, gives
+    the folder free; a worker that outlives it does not hold it."""
+    line = [sys.executable, "-c", HOLD, str(tmp_path)]
+    (tmp_path / "metrics.jsonl").write_text("of the first")
+    first = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    worker = int(first.stdout.readline())
+    for options in ([], ["--resume"], ["--overwrite"]):
+        with pytest.raises(SystemExit, match="another process is training in .*; wait for it"):
+            train.main([*RUN, *options, "--out", str(tmp_path)])
+    first.kill()
+    first.wait()
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["of the first"]
     try:
-        with run_lock(tmp_path):
-            assert str(os.getpid()) in (tmp_path / "lock").read_text()
+        hold(tmp_path).close()
     finally:
-        os.kill(int(worker), signal.SIGKILL)
+        if worker > 0:
+            os.kill(worker, signal.SIGKILL)
