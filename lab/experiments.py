@@ -123,7 +123,7 @@ REAL_RATES = {f"{m}@{lr:g}": f"--mask {m} --lr {lr:g} --pt-lr-times {0.0002 / lr
 EXPERIMENTS = {
     "shapes": Experiment(
         arms_of_the_table(), "--data shapes", seeds=SEEDS, first_seed=FRESH_SEED,
-        short=("causal", "mma", "prefix", "t&i"), **PAPER,
+        short=("causal", "mma", "prefix"), marks=(80, 95), **PAPER,
     ),
     "depth": Experiment(
         both_masks("n-layer", DEPTHS), "--data shapes",
