@@ -288,6 +288,11 @@ def finetune(args) -> dict:
     began = time.perf_counter()
     source = open_source(args)
     model, dialogues = prepare(args)
+    with hold(args.out):
+        return train_and_score(model, dialogues, source, args, began)
+
+
+def train_and_score(model, dialogues: Dialogues, source, args, began: float) -> dict:
     trainer = trainer_of(model, dialogues, source, args, began)
     # Captions have no question that the mask could show to a picture
     captions = args.stage == "pt"

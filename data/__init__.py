@@ -2,12 +2,12 @@
 
     errors.py       what is wrong with the user's data
     pictures.py     files and parts of files -> pixels
-    copies.py       which files hold the same picture
     audio.py        sound, WAV files -> spectrograms, which are pictures
     prompt.py       the prompt format: tokenizer, rows of tokens with roles, batches
     text.py         what is written in several ways, read as one
     packing.py      rows of different lengths, packed
     folder.py       a finite data set: splits, what cannot be used, what a step draws
+    files.py        entries of the user's JSON files; which pictures' files are copies
 
 and one file or folder for each data set, imported when it is asked for:
 

@@ -129,14 +129,6 @@ def test_evaluation_says_what_training_said(runs, tmp_path):
             assert result[key] == record[key]
 
 
-def test_easy_vqa_trains_and_evaluates(easy_vqa, tmp_path, capsys):
-    source = ["--data", "easy_vqa", "--source", str(easy_vqa)]
-    train.main([*TINY, *source, "--out", str(tmp_path / "run")])
-    evaluation.main([str(tmp_path / "run"), "--device", "cpu"])
-    out = capsys.readouterr().out
-    assert "0 training rows are longer" in out and "yes/no" in out and "color" in out
-
-
 def test_your_own_folder_trains_and_evaluates(llava, tmp_path, capsys):
     """What is damaged in it is told once, and counted when evaluating."""
     entries = json.loads(llava.read_text())

@@ -211,6 +211,8 @@ def test_packed_rows_are_full_and_rows_of_like_length_stay_as_they_are():
 
 
 def test_pictures_stay_with_their_dialogues(tokenizer, dialogues):
-    for row in first_fit([encode(e, tokenizer, 4) for e in dialogues], 60):
+    packed = first_fit([encode(e, tokenizer, 4) for e in dialogues], 60)
+    for row in packed:
         assert len(row.images) * 4 == row.role.count(Role.IMAGE)
         assert sorted(set(row.document)) == list(range(row.document[-1] + 1))
+    assert sum(row.document[-1] + 1 for row in packed) == len(dialogues) > len(packed)

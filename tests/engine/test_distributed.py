@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, lines_of, train_and_crash, weights_of
+from helpers import ROOT, lines_of, weights_of
 from PIL import Image
 
 import data
@@ -112,19 +112,6 @@ def test_two_processes_are_one_with_the_whole_model_and_with_parts_of_it(
     splits = data.load("llava", Path(mixed[mixed.index("--source") + 1])).splits
     turns = [[len(e.turns) for group in splits[s] for e in group] for s in ("val", "test")]
     assert all(set(some) == {1, 2} for some in turns)  # answers of unequal shares are put together
-
-
-def test_parts_of_a_model_need_several_processes(tmp_path):
-    with pytest.raises(SystemExit, match="torchrun --nproc_per_node=N"):
-        train.main([*RUN, "--fsdp", "--out", str(tmp_path)])
-
-
-@pytest.mark.slow
-def test_from_one_process_to_two(one, tmp_path):
-    train_and_crash(tmp_path, 8, *RUN)
-    said = finished(TWO, ["--out", tmp_path, "--resume"])
-    assert "going on after step 2 of stage sft" in said
-    assert_close(result(tmp_path), one)
 
 
 @pytest.mark.slow

@@ -83,10 +83,12 @@ def test_a_run_is_made_once_and_known_by_its_settings(call, tmp_path):
     line = "-m fake --mask mma --lr 0.004"  # the default
     assert call(line, "--seeds", "0")["arms"]["mma --lr 0.004"][0]["run"] == "another-name"
     assert folders(tmp_path) == {"another-name": 1}
+    arms = call(LINES[1], line, "--seeds", "7", "--jobs", "2")["arms"]  # two lines, one run
+    assert arms["mma"] == arms["mma --lr 0.004"]
     for other in ("--lr 0.002", "--source x.json", "--limit 7"):
         call(f"{LINES[1]} {other}", "--seeds", "0")
     call(LINES[1], "--seeds", "1")
-    assert len(folders(tmp_path)) == 5 and set(folders(tmp_path).values()) == {1}
+    assert len(folders(tmp_path)) == 6 and set(folders(tmp_path).values()) == {1}
 
 
 def test_a_run_of_other_code_is_not_taken_for_done(call, tmp_path, monkeypatch, capsys):
