@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bridge.folders import needed, one_line
 from data import IMAGE_TOKEN, DataError, Example, normalise
-from data.folder import read_entries
+from data.files import read_entries
 from data.pictures import can_open, open_picture
 
 PROMPTS = {
