@@ -7,7 +7,6 @@ others that have some is an open question. POPE: an object a line with image, te
 
 import ast
 import base64
-import json
 import re
 import string
 from collections import Counter
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from bridge.folders import needed, one_line
 from data import IMAGE_TOKEN, DataError, Example, normalise
+from data.files import read_entries
 from data.pictures import can_open, open_picture
 
 PROMPTS = {
@@ -84,23 +84,15 @@ def read_table(file: Path, separator: str) -> Iterator[tuple[str, dict]]:
 
 def read_pope(file: Path) -> Iterator[tuple[str, dict]]:
     """The same of a file of JSON lines."""
-    lines = file.read_text("utf-8-sig").split("\n")  # not at U+2028, as splitlines
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{file}: line {number}"
-        try:
-            entry = json.loads(line)
-            row = {column: entry[name] for column, name in POPE.items()}
-            right = all(isinstance(text, str) for text in row.values())
-        except (ValueError, KeyError, TypeError, RecursionError):
-            right = False
-        if not right:
-            raise DataError(
-                f"{where}: expected an object with image, text and label, all of them texts, got "
-                f"{line[:100]}"
-            )
-        yield where, row | {"index": str(number)}
+    expected = "expected an object with image, text and label, all of them texts"
+    for place, entry in read_entries(file, "questions", POPE["answer"], "FILE").items():
+        if isinstance(entry, DataError):
+            raise entry
+        known = entry if isinstance(entry, dict) else {}
+        row = {column: known.get(name) for column, name in POPE.items()}
+        if not all(isinstance(text, str) for text in row.values()):
+            raise DataError(f"{file}: {place}: {expected}, got {str(entry)[:100]}")
+        yield f"{file}: {place}", row | {"index": place}
 
 
 def options_of(row: dict) -> dict[str, str]:

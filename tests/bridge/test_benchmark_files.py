@@ -94,7 +94,7 @@ def test_damaged_files_are_named(tmp_path, row, says):
 
 @pytest.mark.parametrize("change,says", [
     ({"label": [[]]}, "line 2: expected an object"),
-    ({"label": True}, "line 2: expected an object .* all of them texts, got .*true"),
+    ({"label": True}, "line 2: expected an object .* all of them texts, got .*True"),
     ({"text": 3}, "line 2: expected an object"),
     ({"image": ["a.jpg"]}, "line 2: expected an object"),
     ({"label": " "}, "line 2: its answer is empty"),
@@ -112,10 +112,10 @@ def test_damaged_lines_of_pope_are_named(tmp_path, change, says):
 
 @pytest.mark.parametrize("name", ["d.tsv", "d.json"])
 def test_a_folder_is_no_benchmark_file(tmp_path, name):
-    with pytest.raises(DataError, match=f"{name}: not readable: .*No such file"):
+    with pytest.raises(DataError, match=f"{name}: .*[Nn]o such file"):
         read(tmp_path / name)
     (tmp_path / name).mkdir()
-    with pytest.raises(DataError, match=f"{name}: not readable: .*Is a directory"):
+    with pytest.raises(DataError, match=f"{name}: not readable.*Is a directory"):
         read(tmp_path / name)
 
 
