@@ -7,18 +7,15 @@ others that have some is an open question. POPE: an object a line with image, te
 
 import ast
 import base64
-import csv
 import json
 import re
 import string
-import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
+from bridge.folders import needed, one_line
 from data import IMAGE_TOKEN, DataError, Example, normalise
 from data.pictures import can_open, open_picture
 
@@ -48,7 +45,8 @@ def read(file: Path, images: Path | None = None) -> list[Question]:
     if images is not None and not images.is_dir():
         raise DataError(f"{images}: no such folder of pictures (check --images)")
     separator = SEPARATORS.get(file.suffix.lower())
-    rows = list(read_table(file, separator) if separator else read_pope(file))
+    with one_line(f"{file}: not readable", (OSError, ValueError)):
+        rows = list(read_table(file, separator) if separator else read_pope(file))
     if not rows:
         raise DataError(f"{file}: holds no question")
     if empty := [where for where, row in rows if not "".join(as_list(row["answer"])).strip()]:
@@ -69,44 +67,24 @@ def read(file: Path, images: Path | None = None) -> list[Question]:
     return questions
 
 
-@contextmanager
-def opened_text(file: Path) -> Iterator[TextIO]:
-    """The file, open. Raises DataError, also within the block, for what is wrong with it."""
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as text:
-            yield text
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{file}: not readable ({error.strerror})") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file}: not readable ({error})") from None
-
-
 def read_table(file: Path, separator: str) -> Iterator[tuple[str, dict]]:
-    """(where it stands, column -> text) of every row."""
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with opened_text(file) as lines:
-        rows = csv.DictReader(lines, delimiter=separator)
-        if missing := {"index", "question", "answer"} - set(rows.fieldnames or ()):
-            raise DataError(
-                f"{file}: no column {', '.join(sorted(missing))}; a table as VLMEvalKit has it was "
-                "expected"
-            )
-        for row in rows:
-            where = f"{file}: row {row['index']}"
-            yield where, {name: text_of(value) for name, value in row.items() if name}
-
-
-def text_of(cell: str | None) -> str:
-    """A cell's text; none is what pandas writes for a gap once it has made it text."""
-    return "" if cell is None or cell.strip().lower() == "nan" else cell
+    """(where it stands, column -> text) of every row. A cell of "nan" is a gap, as pandas writes
+    one that has become text."""
+    table = needed("pandas", "pandas").read_csv(
+        file, sep=separator, dtype=str, na_filter=False, index_col=False, encoding="utf-8-sig"
+    )
+    if missing := {"index", "question", "answer"} - set(table):
+        raise DataError(
+            f"{file}: no column {', '.join(sorted(missing))}; a table as VLMEvalKit has it was "
+            "expected"
+        )
+    for row in table.replace(r"(?i)^\s*nan\s*$", "", regex=True).to_dict("records"):
+        yield f"{file}: row {row['index']}", row
 
 
 def read_pope(file: Path) -> Iterator[tuple[str, dict]]:
     """The same of a file of JSON lines."""
-    with opened_text(file) as text:
-        lines = text.read().split("\n")  # not at U+2028, as splitlines
+    lines = file.read_text("utf-8-sig").split("\n")  # not at U+2028, as splitlines
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -30,8 +30,6 @@ class ChatTokenizer(Tokenizer):
     the new token <image>, the one after the decoder's last."""
 
     def __init__(self, model: bytes, **form):
-        if "start" not in form:  # written-out templates had names
-            raise ValueError("the run was made by an earlier version of bridge/: train it again")
         self.model, self.form, self.pad = model, form, 0
         self.start, self.next, self.opening, self.end, self.ends = (
             form[name] for name in ("start", "next", "opening", "end", "ends")

@@ -19,12 +19,12 @@ FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def needed(module: str, package: str):
-    """A module of a package that only pretrained weights need."""
+    """A module of a package that only pretrained weights and benchmark files need."""
     try:
         return import_module(module)
     except ImportError as error:
-        advice = f"pretrained weights need the package {package}: pip install {quote(package)}"
-        raise DataError(f"{advice} ({error})") from None
+        advice = f"need the package {package}: pip install {quote(package)} ({error})"
+        raise DataError(f"pretrained weights and benchmarks {advice}") from None
 
 
 @contextmanager
@@ -88,10 +88,10 @@ def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a folder, read one after the other, so that memory holds a model once."""
     safe_open = needed("safetensors", "safetensors").safe_open
     for file in files_of(folder):
-        with one_line(f"{file}: not readable as safetensors", Exception):
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():
-                    yield name, opened.get_tensor(name)
+        unreadable = one_line(f"{file}: not readable as safetensors", Exception)
+        with unreadable, safe_open(file, framework="pt") as opened:
+            for name in opened.keys():
+                yield name, opened.get_tensor(name)
 
 
 def values_of(folder: Path, table: dict[str, str], shapes: dict, dtype: torch.dtype) -> dict:

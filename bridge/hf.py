@@ -187,10 +187,8 @@ def check_mma(model, inputs) -> float:
     vlm, _, _ = parts(model)
     inputs, training = {k: v for k, v in inputs.items() if k != "labels"}, model.training
     ids, mask, position = map(inputs.get, ("input_ids", "attention_mask", "position_ids"))
-    call, header = (
-        roles(ids=ids, attention_mask=mask, position_ids=position, **vlm.mma),
-        vlm.mma["header"],
-    )
+    call = roles(ids=ids, attention_mask=mask, position_ids=position, **vlm.mma)
+    header = vlm.mma["header"]
     words = (call.role == QUESTION) & ~torch.isin(ids, ids.new_tensor(header))
     if not words.any():
         raise ValueError("no question after a picture in this batch: check_mma needs one")

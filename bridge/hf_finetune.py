@@ -27,8 +27,8 @@ from engine.answering import say_unread
 from engine.checkpoint import differences, settings, write_file
 from engine.folders import describe_splits
 from engine.optimizers import freeze
-from engine.options import Parser, not_negative, options_given, positive, rate, seed
-from engine.precision import check_device, default_device, usual_format
+from engine.options import OPTIONS, Parser, not_negative, options_given, positive, rate
+from engine.precision import check_device, usual_format
 from engine.run import check_out, hold, one_line_errors
 from engine.tables import pool, table
 from eval import summarise
@@ -44,7 +44,11 @@ from transformers.trainer_utils import get_last_checkpoint
 
 VISION = ("model.vision_tower", "model.visual", "model.vision_model", "model.vision_encoder")
 TRIES = 8  # steps whose rows are tried, where none of a step's can be used
-OPTIONS = "options.json"  # what a run was begun with, until it is finished
+BEGUN = "options.json"  # what a run was begun with, until it is finished
+SHARED = {  # options that are those of train.py
+    "source", "images", "strict", "accumulate", "eval-every", "save-every", "limit", "seed",
+    "resume", "overwrite", "device", "checkpointing",
+}  # fmt: skip
 
 
 def load(args):
@@ -95,7 +99,7 @@ def batch_of(items: list[int], source, dialogues: Dialogues, args) -> dict:
 
 
 class Trainer(transformers.Trainer):
-    """Evaluation is `measure()`. began: time.perf_counter() of the command's beginning."""
+    """Evaluation is `measure`. began: time.perf_counter() of the command's beginning."""
 
     def __init__(self, *args, measure, began: float, **options):
         super().__init__(*args, **options)
@@ -124,8 +128,8 @@ class Trainer(transformers.Trainer):
         self.model.load_state_dict(saved.state_dict())
 
     def evaluate(self, *_, **__):
-        summary, loss = self.measure()
-        metrics = {"eval_loss": loss, "eval_accuracy": summary["accuracy"]}
+        _, summary = self.measure(self.eval_dataset)
+        metrics = {f"eval_{name}": summary[name] for name in ("loss", "accuracy")}
         metrics["eval_seconds"] = self.seconds()
         self.log(metrics)
         told = self.callback_handler.on_evaluate  # else the last step is evaluated twice
@@ -140,9 +144,6 @@ def arguments(argv=None):
     add("-h", "--help", action="help", help="show this and exit")
     names = [name for name in data.NAMES if name not in data.TEXT_WORLDS]
     add("--data", default="llava", choices=names, metavar="NAME", help=", ".join(names))
-    add("--source", type=Path, metavar="PATH", help="llava: the JSON file")
-    add("--images", type=Path, metavar="DIR", help="llava: the folder of the pictures")
-    add("--strict", action="store_true", help="llava: a damaged entry is an error")
     add("--mask", default="mma", choices=kinds(), metavar="KIND", help=", ".join(kinds()))
     add("--lora", type=positive, metavar="R", help="train LoRA of rank R alone")
     add("--freeze", nargs="*", metavar="NAME", help="beginnings of names of parameters that stay "
@@ -152,20 +153,15 @@ def arguments(argv=None):
     add("--steps", type=not_negative, default=1000, metavar="N", help="default: 1000")
     add("--pictures", type=positive, default=8, metavar="N", help="of a step (8)")
     add("--questions", type=positive, default=1, metavar="N", help="about each of them (1)")
-    add("--accumulate", type=positive, default=1, metavar="N", help="compute a step in N parts")
     add("--lr", type=rate, metavar="LR", help="peak rate of AdamW (2e-5; with --lora 2e-4)")
     add("--max-tokens", type=positive, default=2048, metavar="N", help="longer rows are left out")
-    add("--eval-every", type=positive, default=100, metavar="N", help="steps (100)")
-    add("--save-every", type=positive, default=100, metavar="N", help="steps (100)")
     add("--val-limit", type=positive, default=100, metavar="N", help="examples of a validation")
-    add("--limit", type=positive, metavar="N", help="test examples (default: all)")
-    add("--seed", type=seed, default=0, metavar="N", help="default: 0")
     add("--out", type=Path, metavar="DIR", help="default: runs/MODEL-DATA-MASK-SEED")
-    add("--resume", action="store_true", help="go on with the run in --out")
-    add("--overwrite", action="store_true", help="replace the run in --out")
-    add("--device", default=default_device(), metavar="NAME", help="cuda, mps or cpu")
     add("--precision", choices=("float32", "bfloat16"), metavar="NAME", help="float32, bfloat16")
-    add("--checkpointing", action="store_true", help="save memory, for time")
+    for options in OPTIONS.values():
+        for name, text, kept in options:
+            if name in SHARED:
+                add(f"--{name}", help=text, **kept)
     args = parser.parse_args(argv)
     given = options_given(parser, argv)
     args.origin = {name: "you" if name in given else "default" for name in vars(args)}
@@ -184,7 +180,7 @@ def check_ready(args) -> None:
         needed(package, package)
     check_out(args)
     check_device(args.device)
-    file = args.out / OPTIONS
+    file = args.out / BEGUN
     if file.exists() and get_last_checkpoint(args.out) and not args.overwrite:
         if not args.resume:
             raise DataError(f"{args.out} holds a run that was stopped: --resume or --overwrite")
@@ -231,11 +227,12 @@ def prepare(args):
 
 
 def trainer_of(model, dialogues: Dialogues, source, args, began: float) -> Trainer:
-    validation, size = source.heldout("val", args.val_limit), args.pictures * args.questions
+    size = args.pictures * args.questions
 
-    def measure():
-        answers = answer_all(model, dialogues, validation, source.answers, size)
-        return summarise(answers), loss_of(model, dialogues, validation, size)
+    def measure(examples: list) -> tuple[list[dict], dict]:
+        results = answer_all(model, dialogues, examples, source.answers, size)
+        loss = loss_of(model, dialogues, examples, size)
+        return results, {**summarise(results), "loss": loss}
 
     collate = partial(batch_of, source=source, dialogues=dialogues, args=args)
     options = transformers.TrainingArguments(
@@ -249,7 +246,7 @@ def trainer_of(model, dialogues: Dialogues, source, args, began: float) -> Train
     )  # fmt: skip
     return Trainer(
         model, options, data_collator=collate, train_dataset=range(args.steps * args.accumulate),
-        eval_dataset=validation, measure=measure, began=began,
+        eval_dataset=source.heldout("val", args.val_limit), measure=measure, began=began,
     )  # fmt: skip
 
 
@@ -257,7 +254,7 @@ def write_text(file: Path, text: str) -> None:
     write_file(file, lambda opened: opened.write(text.encode()))
 
 
-def write_run(trainer: Trainer, summary: dict, dialogues: Dialogues, args, **more) -> dict:
+def write_run(trainer: Trainer, summary: dict, dialogues: Dialogues, args) -> dict:
     """The model, run.json and metrics.jsonl; checkpoints go. Returns the record of run.json."""
     trainer.model.save_pretrained(args.out)
     dialogues.processor.save_pretrained(args.out)
@@ -274,13 +271,13 @@ def write_run(trainer: Trainer, summary: dict, dialogues: Dialogues, args, **mor
     record = {
         "run": str(args.out), **summary,
         "params": sum(p.numel() for p in trainer.model.parameters()), "mask": args.mask,
-        "seed": args.seed, "origin": origin, "args": used, **more,
+        "seed": args.seed, "origin": origin, "args": used,
         "seconds": trainer.seconds(), "clock": trainer.clock(), "left_out": dialogues.left_out,
         "code": code.fingerprint(args), "torch": torch.__version__,
         "transformers": transformers.__version__,
     }  # fmt: skip
     write_text(args.out / "run.json", json.dumps(record, indent=1) + "\n")
-    (args.out / OPTIONS).unlink(missing_ok=True)
+    (args.out / BEGUN).unlink(missing_ok=True)
     for folder in args.out.glob("checkpoint-*"):
         shutil.rmtree(folder)
     return record
@@ -304,20 +301,23 @@ def train_and_score(model, dialogues: Dialogues, source, args, began: float) -> 
     dialogues.left_out.clear()  # the first step is counted when it is trained on
     with one_line("the first step"):
         checked = [check_mma(model, batch)]
-    if args.steps:
-        write_text(args.out / OPTIONS, json.dumps(begun_with(args)))
-        last = get_last_checkpoint(args.out) if args.resume else None
-        try:
-            trainer.train(resume_from_checkpoint=last)
-        except KeyboardInterrupt:
-            print("\nwith --resume it goes on at the last checkpoint, if there is one")
-            raise
-    checked.append(check_mma(model, batch))
-    examples, size = source.heldout(source.final_split, args.limit), args.pictures * args.questions
-    results = answer_all(model, dialogues, examples, source.answers, size)
-    say_unread(results, print)
-    loss = loss_of(model, dialogues, examples, size)
-    return write_run(trainer, summarise(results), dialogues, args, loss=loss, check=checked)
+    with hold(args.out):
+        if args.steps:
+            train(trainer, args)
+        checked.append(check_mma(model, batch))
+        results, summary = trainer.measure(source.heldout(source.final_split, args.limit))
+        say_unread(results, print)
+        return write_run(trainer, {**summary, "check": checked}, dialogues, args)
+
+
+def train(trainer: Trainer, args) -> None:
+    write_text(args.out / BEGUN, json.dumps(begun_with(args)))
+    last = get_last_checkpoint(args.out) if args.resume else None
+    try:
+        trainer.train(resume_from_checkpoint=last)
+    except KeyboardInterrupt:
+        print("\nwith --resume it goes on at the last checkpoint, if there is one")
+        raise
 
 
 def main(argv=None) -> None:

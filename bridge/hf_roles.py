@@ -8,6 +8,7 @@ that training, prompts with earlier answers and every way of decoding agree.
 Shapes:  B rows   T tokens of a call, with a cache the new ones
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -107,18 +108,17 @@ def rendered(processor, *said: str, system: str = "", **options) -> str:
     roles = ["system"] * bool(system) + ["user", "assistant"] * len(said)
     said = [system] * bool(system) + list(said)
 
-    def by_template(content) -> str:
-        chat = [{"role": role, "content": content(text)} for role, text in zip(roles, said)]
-        return processor.apply_chat_template(chat, tokenize=False, **options)
+    def parts(words: str) -> list[dict]:
+        return [{"type": "text", "text": words}]
 
-    if not hasattr(processor, "image_processor"):
-        try:
-            text = by_template(str)
-        except TypeError:  # words where parts were expected
-            text = ""
-        if all(words.strip() in text for words in said):
-            return text
-    return by_template(lambda words: [{"type": "text", "text": words}])
+    text = ""
+    for content in [parts] if hasattr(processor, "image_processor") else [str, parts]:
+        chat = [{"role": role, "content": content(words)} for role, words in zip(roles, said)]
+        with suppress(TypeError):  # words where parts were expected, or parts where words were
+            text = processor.apply_chat_template(chat, tokenize=False, **options)
+            if all(words.strip() in text for words in said):
+                break
+    return text
 
 
 def common(a, b):

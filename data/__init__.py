@@ -2,12 +2,12 @@
 
     errors.py       what is wrong with the user's data
     pictures.py     files and parts of files -> pixels
-    copies.py       which files hold the same picture
     audio.py        sound, WAV files -> spectrograms, which are pictures
     prompt.py       the prompt format: tokenizer, rows of tokens with roles, batches
     text.py         what is written in several ways, read as one
     packing.py      rows of different lengths, packed
     folder.py       a finite data set: splits, what cannot be used, what a step draws
+    files.py        entries of the user's JSON files; which pictures' files are copies
 
 and one file or folder for each data set, imported when it is asked for:
 
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from data.errors import DataError, SkippedEntries, reason
 from data.folder import Folder, Wrapped, seed_of, unusable
 from data.packing import pack
-from data.pictures import Crop, can_open, picture_key, pixels_of
+from data.pictures import Crop, can_open, pixels_of
 from data.prompt import (
     ANSWER_TOKEN,
     IMAGE_TOKEN,
@@ -47,8 +47,7 @@ __all__ = [
     "ANSWER_TOKEN", "AUDIO_WORLDS", "IMAGE_TOKEN", "NAMES", "TEXT_WORLDS", "WORLDS", "Crop",
     "DataError", "DataSet", "Example", "Folder", "Row", "SkippedEntries", "Tokenizer", "Wrapped",
     "about_picture", "can_open", "collate", "encode", "load", "normalise", "options_of", "pack",
-    "picture_key", "pixels_of", "reason", "row_or_empty_prompt", "seed_of",
-    "unusable",
+    "pixels_of", "reason", "row_or_empty_prompt", "seed_of", "unusable",
 ]  # fmt: skip
 
 

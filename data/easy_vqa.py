@@ -11,7 +11,8 @@ import zlib
 from pathlib import Path
 
 from data.errors import DataError
-from data.folder import Folder, read_entries
+from data.files import read_entries
+from data.folder import Folder
 from data.prompt import IMAGE_TOKEN, Example
 
 # The family of a question follows from its answer; any other answer is a color.

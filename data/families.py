@@ -111,7 +111,7 @@ class World:
 
     def families_of(self, stage: str, step: int) -> list[str]:
         """What a training step asks. Those that none of a run's steps asks are marked in its tables
-        (engine.batches.not_asked)."""
+        (engine.plan.not_asked)."""
         if stage == "pt":
             return []
         return self.first_families if step < self.first_steps else self.training_families

@@ -1,6 +1,5 @@
 """A finite data set: examples grouped by picture, in splits, checked before anything is trained."""
 
-import json
 import zlib
 from pathlib import Path
 
@@ -63,6 +62,7 @@ class Folder:
     share a picture, so that a batch encodes it once."""
 
     final_split = "test"  # what train.py reports at its end
+    whole = None  # the splits before read_pictures left examples out: a run is known by them
 
     def __init__(
         self, splits: dict[str, list[list[Example]]], answers: set[str] | None = None,
@@ -82,6 +82,7 @@ class Folder:
         """Read every picture once, or, if there are more than READ_FIRST, the head of its file: a
         broken one is found now and not in an hour. Examples that show it are left out, or are an
         error (see SkippedEntries). Returns the report of what was left out; brief: in one line."""
+        self.whole = self.whole or dict(self.splits)
         examples = [e for groups in self.splits.values() for group in groups for e in group]
         n_entries = len(examples) + self.skipped.count() + self.skipped.held_out
         images = dict.fromkeys(image for example in examples for image in example.images)
@@ -102,7 +103,7 @@ class Folder:
     def _copies(self) -> str:
         """What to say of held-out pictures that training shows too, under other names: the splits
         are as published."""
-        from data.copies import same_pictures  # a built-in world has no files
+        from data.files import same_pictures  # a built-in world has no files
 
         files = {}
         for split in ("train", "val", "test"):
@@ -164,44 +165,3 @@ class Folder:
     def heldout(self, split: str, limit: int | None = None) -> list[Example]:
         """The examples of a split, or the first `limit` of them."""
         return [example for group in self.splits[split] for example in group][:limit]
-
-
-def read_entries(file: Path, form: str, field: str = "", option: str = "--source") -> dict:
-    """The entries of a file of JSON, or of JSON Lines: "entry 3" or "line 4" -> what stands there,
-    or the DataError that says why the line cannot be read. form: what an entry is, for errors;
-    field: one that each has, so that a line alone is known; option: the one that named the file.
-    Raises DataError if the file cannot be read or has no entry."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        if lines := json_lines(text):
-            return {f"line {k}": read_line(line, f"{file}: line {k}") for k, line in lines}
-        entries = json.loads(text)
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file (check {option})") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not readable as JSON ({error})") from None
-    if isinstance(entries, dict) and field in entries:
-        return {"line 1": entries}
-    if not isinstance(entries, list) or not entries:
-        found = "none" if entries == [] else "something else"
-        raise DataError(f"{file}: expected a list of {form}, found {found}")
-    return {f"entry {i}": entry for i, entry in enumerate(entries)}
-
-
-def json_lines(text: str) -> list[tuple[int, str]]:
-    """The lines of JSON Lines that are not blank, each with its number; none if the text is of
-    another form. Half of them look like whole objects: some may be damaged."""
-    if text.lstrip().startswith("["):
-        return []
-    rows = [(k, row) for k, row in enumerate(text.split("\n"), 1) if row.strip()]
-    n_objects = sum(row.strip()[0] + row.strip()[-1] == "{}" for _, row in rows)
-    return rows if len(rows) > 1 and 2 * n_objects >= len(rows) else []
-
-
-def read_line(line: str, where: str):
-    """What a line of JSON Lines holds, or the DataError that says why it cannot be read."""
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        why = str(error).replace("line 1 ", "")  # Python has seen this line alone
-        return DataError(f"{where}: not readable as JSON ({why})")

@@ -5,9 +5,8 @@ Shapes:  size: side of the square picture that the model takes, in pixels
 
 import io
 import zlib
-from collections import OrderedDict
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -74,28 +73,16 @@ def scaled(image: Tensor, size: int) -> Tensor:
     return pixels.round().to(torch.uint8)
 
 
-class PictureCache:
-    """decode_picture, remembered: CACHE_BYTES of pixels at most, those asked for last."""
-
-    def __init__(self):
-        self.pixels, self.bytes = OrderedDict(), 0
-
-    def __call__(self, image: Path | bytes | Crop, size: int) -> Tensor:
-        key = image, size
-        if key in self.pixels:
-            self.pixels.move_to_end(key)
-            return self.pixels[key]
-        pixels = self.pixels[key] = decode_picture(image, size)
-        self.bytes += pixels.nbytes
-        while self.bytes > CACHE_BYTES:
-            self.bytes -= self.pixels.popitem(last=False)[1].nbytes
-        return pixels
-
-    def clear(self) -> None:
-        self.pixels, self.bytes = OrderedDict(), 0
+def read_picture(image: Path | bytes | Crop, size: int) -> Tensor:
+    """decode_picture, remembered."""
+    return reader(size)(image)
 
 
-read_picture = PictureCache()
+@lru_cache
+def reader(size: int):
+    """decode_picture for pictures of one size: CACHE_BYTES of pixels are kept, those asked for
+    last."""
+    return lru_cache(CACHE_BYTES // (3 * size**2))(partial(decode_picture, size=size))
 
 
 def decode_picture(image: Path | bytes | Crop, size: int) -> Tensor:

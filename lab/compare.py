@@ -60,19 +60,16 @@ def train_all(trials: list[Trial], jobs: int) -> dict[Path, str]:
     """Make the runs that are not there, `jobs` at a time, each after those that it begins with;
     returns folder -> why, of those that failed. Ctrl-C, or SIGTERM, lets the runs save; a second
     Ctrl-C does not."""
-    todo = [trial for trial in trials if not finished(trial.folder)]
+    todo = {trial.folder: trial for trial in trials if not finished(trial.folder)}
+    todo = [*todo.values()]
     running, failed = {}, {}  # process -> (trial, when it began)
     with StopRequest() as stop:
         try:
-            while (todo or running) and not stop.requested:
-                ready = [trial for trial in todo if all(map(finished, trial.needs))]
-                for trial in ready[: jobs - len(running)]:
-                    running[launch(trial)] = trial, time.monotonic()
-                    todo.remove(trial)
-                if not running:
-                    break  # what is left begins with runs that failed
+            start(todo, running, jobs)
+            while running and not stop.requested:
                 time.sleep(0.1)
                 failed |= take_ended(running)
+                start(todo, running, jobs)
             for process in running:
                 process.terminate()
             for process in running:
@@ -83,10 +80,18 @@ def train_all(trials: list[Trial], jobs: int) -> dict[Path, str]:
     if stop.requested:
         print("the same command goes on", file=sys.stderr)
         raise KeyboardInterrupt
-    for trial in todo:
+    for trial in todo:  # what is left begins with runs that failed
         lost = next(folder for folder in trial.needs if not finished(folder))
         failed[trial.folder] = f"it begins with {lost}, which failed"
     return failed
+
+
+def start(todo: list[Trial], running: dict, jobs: int) -> None:
+    """Start trials of `todo` that begin with nothing that is still to be made, up to `jobs`."""
+    ready = [trial for trial in todo if all(map(finished, trial.needs))]
+    for trial in ready[: jobs - len(running)]:
+        todo.remove(trial)
+        running[launch(trial)] = trial, time.monotonic()
 
 
 def take_ended(running: dict) -> dict[Path, str]:

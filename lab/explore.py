@@ -32,7 +32,7 @@ import torch
 from PIL import Image
 
 import data
-from engine.asking import asked_picture, check_asked, examples_of
+from engine.asking import check_asked, check_sees, examples_of
 from engine.options import Parser, add_run_options, positive
 from engine.precision import check_device
 from engine.run import check_writable, one_line_errors, read_record
@@ -217,19 +217,16 @@ def main(argv=None) -> None:
         check_device(args.device)
         check_writable(args.out)
         check_asked(args)
-        runs, records = [], [read_record(run) for run in args.runs]
-        for run in args.runs:
-            runs.append((run.resolve().name, *open_run(run, args.device, args.mask)))
+        records = [read_record(run)["args"] for run in args.runs]
+        runs = [(run.resolve().name, *open_run(run, args.device, args.mask)) for run in args.runs]
         if args.image:
-            if any(record_["args"]["data"] in data.AUDIO_WORLDS for record_ in records):
-                raise data.DataError("of sounds the page shows held-out ones: leave --image out")
+            for run, trained in zip(args.runs, records):
+                check_sees(trained, run, "pictures", "the page shows held-out ones without --image")
             turns = [(data.about_picture(question), "") for question in args.question]
-            for run, record_ in zip(args.runs, records):
-                asked_picture(args, record_["args"], run)
             groups = [[data.Example([args.image], [turn]) for turn in turns]]
         else:
             pictures, args.limit = args.limit, None
-            _, examples, _ = examples_of(records[0]["args"], args, runs[0][1].config.image_size)
+            _, examples, _ = examples_of(records[0], args, runs[0][1].config.image_size)
             groups = pairs(examples, pictures)
         print(write(args.out, runs, groups))
 

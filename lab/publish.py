@@ -98,7 +98,7 @@ def read_published(name: str, settings: dict) -> dict | None:
     now, then = ({n: some[n] for n in both} for some in (settings, record["settings"]))
     if differs := differences(now, then):
         raise DataError(
-            f"these runs do not belong into the published table of {name}: {'; '.join(differs)}. "
+            f"these runs do not belong into the published table of {name}: {differs}. "
             "Leave --publish out, or choose another --name"
         )
     return record

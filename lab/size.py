@@ -24,17 +24,13 @@ ARMS = {  # (what is frozen, optimizer, processes)
 }
 
 
-def paper_config() -> PretrainedConfig:
+def paper_model() -> PretrainedMLLM:
     """The sizes of bridge.finetune's preset paper, with the vocabulary of Phi-3.5-mini."""
     preset = PRESETS["paper"]
     known = {field.name for field in fields(PretrainedConfig)}
     sizes = {k: v for k, v in {**preset["own"], **preset["model"]}.items() if k in known}
-    return PretrainedConfig(vocab_size=32_064, **sizes)
-
-
-def on_meta(config: PretrainedConfig) -> PretrainedMLLM:
     with torch.device("meta"):
-        return PretrainedMLLM(config)
+        return PretrainedMLLM(PretrainedConfig(vocab_size=32_064, **sizes))
 
 
 def parameters(model) -> dict[str, int]:
@@ -43,13 +39,16 @@ def parameters(model) -> dict[str, int]:
     }
 
 
-def memory(
-    model, rows: int, T: int, frozen=("encoder",), optimizer="adamw", processes=1
-) -> dict[str, float]:
+def length(model) -> int:
+    """Tokens of a row."""
+    return 1 + model.config.n_image_tokens + QUESTION + ANSWER
+
+
+def memory(model, frozen: list[str], optimizer: str, processes: int) -> dict[str, float]:
     """GiB that a training step of train.py holds on each GPU: float32 weights, gradients and
     moments (AdamW two, Muon one), with --fsdp of several processes a part of each and what is
     gathered meanwhile; of each layer its input and of one layer everything (--checkpointing); one
-    chunk of logits. rows: of all processes, of T tokens."""
+    chunk of logits."""
     config, counts = model.config, parameters(model)
     total, of_layer = sum(counts.values()), counts["blocks"] // config.n_layer
     trained = {name: n for name, n in counts.items() if name not in frozen}
@@ -57,7 +56,7 @@ def memory(
     moments = sum(trained.values()) + sum(counts[name] for name in by_adamw)
     # several processes gather all but the layers, and two of the layers at a time
     gathered = total - counts["blocks"] - counts["encoder"] + 2 * of_layer
-    tokens, D = rows // processes * T, config.d_model
+    tokens, D = ROWS // processes * length(model), config.d_model
     held = {
         "weights": 4 * total / processes,
         "gradients": 4 * sum(trained.values()) / processes,
@@ -70,33 +69,33 @@ def memory(
     return {name: n_bytes / 2**30 for name, n_bytes in held.items()}
 
 
-def flops(model, rows: int, T: int, answers: int, frozen) -> int:
-    """Of a forward and backward pass, as torch counts them. Rows have a picture each; all of
-    attention's scores count, whatever the mask, and no second forward pass."""
-    config = model.config
+def flops(model, frozen: list[str]) -> int:
+    """Of a forward and backward pass, as torch counts them. All of attention's scores count,
+    whatever the mask, and no second forward pass."""
+    config, T = model.config, length(model)
     for name, part in model.named_children():
         part.requires_grad_(name not in frozen)
     with torch.device("meta"), FlopCounterMode(display=False) as passes:
-        images = torch.empty(rows, 3, config.image_size, config.image_size, dtype=torch.uint8)
-        words = torch.empty(rows, T - config.n_image_tokens, config.d_model)
+        images = torch.empty(ROWS, 3, config.image_size, config.image_size, dtype=torch.uint8)
+        words = torch.empty(ROWS, T - config.n_image_tokens, config.d_model)
         x = torch.cat([model.projector(model.encoder(images)), words], 1)
-        everything = torch.ones(rows, 1, T, T, dtype=torch.bool)
+        everything = torch.ones(ROWS, 1, T, T, dtype=torch.bool)
         hidden = model.decode(x, AttentionContext(everything, torch.arange(T)[None]))
-        model.head(hidden[:, -answers:]).sum().backward()
+        model.head(hidden[:, -ANSWER:]).sum().backward()
     return passes.get_total_flops()
 
 
 def size(args=None) -> list[list[str]]:
     """A column for each of ARMS."""
-    model, columns = on_meta(paper_config()), []
-    T, counts = 1 + model.config.n_image_tokens + QUESTION + ANSWER, parameters(model)
-    for frozen, optimizer, processes in ARMS.values():
+    model, columns = paper_model(), []
+    counts = parameters(model)
+    for arm in ARMS.values():
         column = {"parameters": sum(counts.values()), **counts}
         column = {name: f"{n / 1e6:,.1f} M" for name, n in column.items()}
-        held = memory(model, ROWS, T, frozen, optimizer, processes)
+        held = memory(model, *arm)
         held["memory in all"] = sum(held.values())
         column |= {f"{name}, GiB": f"{gib:.1f}" for name, gib in held.items()}
-        column["model, TFLOP"] = f"{flops(model, ROWS, T, ANSWER, frozen) / 1e12:.0f}"
+        column["model, TFLOP"] = f"{flops(model, arm[0]) / 1e12:.0f}"
         columns.append(column)
     rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
-    return [[f"{ROWS} rows of {T} tokens", *ARMS], *rows]
+    return [[f"{ROWS} rows of {length(model)} tokens", *ARMS], *rows]

@@ -114,9 +114,9 @@ def help_of(name: str, shown: bool) -> str:
 
 
 def converse(talk: Conversation, look: Callable, images: list, name: str) -> None:
-    """Read questions from the keyboard until an empty line or the end of the input. look(image,
-    audio): the picture that a file is to the model; images: what it made of the files that the
-    conversation begins with; name: of the run's data set."""
+    """Read questions from the keyboard until an empty line or the end of the input. look(free,
+    image, audio): the picture that a file is to the model; free: tokens that are left beside it.
+    images: those that the conversation begins with; name: of the run's data set."""
     shown = bool(images)
     print(help_of(name, shown))
     while True:
@@ -124,8 +124,9 @@ def converse(talk: Conversation, look: Callable, images: list, name: str) -> Non
             line = input("> ").strip()
             if not line:
                 return
-            if (command := line.split()[0]) in ("/image", "/audio") and command != line:
-                images.append(shown_file(talk, look, command, line, len(images)))
+            command, _, file = line.partition(" ")
+            if command in ("/image", "/audio") and file:
+                images.append(look(talk.free(len(images) + 1), **{command[1:]: path_of(file)}))
                 shown = True
             elif line.startswith("/") or line in ("quit", "exit"):
                 print(help_of(name, shown))
@@ -137,15 +138,6 @@ def converse(talk: Conversation, look: Callable, images: list, name: str) -> Non
             print(f"error: {error}")
             if str(error).startswith("no room for more:"):
                 return
-
-
-def shown_file(talk: Conversation, look: Callable, command: str, line: str, waiting: int):
-    """The picture of a file that is shown by a command; waiting: how many the model has not seen
-    yet."""
-    file = path_of(line.removeprefix(command).strip())
-    if talk.free(waiting + 1) < 1:
-        raise data.DataError(f"{file} is left out: the conversation cannot hold one more")
-    return look(**{command[1:]: file})
 
 
 def answer(talk: Conversation, line: str, images: list) -> None:
@@ -161,6 +153,7 @@ def answer(talk: Conversation, line: str, images: list) -> None:
 def path_of(text: str) -> Path:
     """A path as it was typed, or as a terminal pastes it: in quotes, or with backslashes before
     spaces. ~ may stand for a user's folder."""
+    text = text.strip()
     if os.path.exists(text):
         return Path(text)
     try:
@@ -194,13 +187,16 @@ def main(argv=None) -> None:
         trained = read_record(args.run)["args"]
         model, tokenizer = open_run(args.run, args.device)
 
-        def look(image=None, audio=None):
+        def look(free: int = 1, image: Path | None = None, audio: Path | None = None):
+            if free < 1:
+                why = "is left out: the conversation cannot hold one more"
+                raise data.DataError(f"{image or audio} {why}")
             asked = argparse.Namespace(image=image, audio=audio)
             picture = asked_picture(asked, trained, args.run)
             data.pixels_of(picture, model.config.image_size, "")  # a file that cannot be read
             return picture
 
-        images = [look(args.image, args.audio)] if args.image or args.audio else []
+        images = [look(image=args.image, audio=args.audio)] if args.image or args.audio else []
         converse(Conversation(model, tokenizer), look, images, trained["data"])
 
 

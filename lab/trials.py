@@ -94,7 +94,8 @@ def plan(experiment: Experiment, seeds: list[int] | None, extra: list[str], runs
     """The trials; a first seed of everything comes before the second of anything. seeds: instead of
     the experiment's; extra: options of every line but those that others begin with; runs: the
     folder of them all; any_code: runs of other code are taken for done, too."""
-    lines, numbers, first, trials = experiment.lines, experiment.seeds, experiment.first_seed, []
+    lines, numbers, first = experiment.lines, experiment.seeds, experiment.first_seed
+    trials, made = [], {}
     count = {arm: numbers if isinstance(numbers, int) else numbers.get(arm, 1) for arm in lines}
     for seed in dict.fromkeys(seeds or range(first, first + max(count.values()))):
         folders = {}
@@ -102,6 +103,8 @@ def plan(experiment: Experiment, seeds: list[int] | None, extra: list[str], runs
             if seeds or seed - first < count[arm]:
                 given = [] if arm in bases_of(lines) else extra
                 trial = trial_of(experiment, arm, seed, folders, given, runs, any_code)
+                known_by = json.dumps([trial.program, trial.settings], sort_keys=True)
+                trial.folder = made.setdefault(known_by, trial.folder)  # two lines may be one run
                 folders[arm] = trial.folder
                 trials.append(trial)
     return trials

@@ -28,7 +28,8 @@ from pathlib import Path
 import torch
 
 from data.errors import DataError, SkippedEntries
-from data.folder import Folder, generator_of, read_entries
+from data.files import read_entries
+from data.folder import Folder, generator_of
 from data.nlvr.phrases import NUMBER
 from data.nlvr.world import World
 from data.pictures import Crop

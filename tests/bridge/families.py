@@ -24,28 +24,13 @@ LLAMA3_OPENING = (
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 DATES = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
-QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 SMOL_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-
-
-def chatml_system(text: str) -> str:
-    return f"<|im_start|>system\n{text}<|im_end|>\n"
-
-
 SPEAKERS = "{% for m in messages %}{% if m.role == 'user' %}"
 FAMILIES = {
-    "smollm2": "{% if messages[0]['role'] != 'system' %}{{ '" + chatml_system(SMOL_SYSTEM) + "' }}"
+    "smollm2": "{% if messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\n" + SMOL_SYSTEM + "<|im_end|>\n' }}"
     "{% endif %}" + MESSAGES,
-    "qwen2.5": "{%- if messages[0]['role'] != 'system' %}\n    {{- '"
-    + chatml_system(QWEN_SYSTEM) + "' }}\n{%- endif %}\n"
-    "{%- for message in messages %}\n    {{- '<|im_start|>' + message.role + '\n' + "
-    "message.content + '<|im_end|>' + '\n' }}\n{%- endfor %}\n"
-    "{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\n' }}\n{%- endif %}\n",
     "qwen3": MESSAGES,
-    "llama-3": "{% set loop_messages = messages %}{% for message in loop_messages %}"
-    "{% set content = " + HEADER + " %}"
-    "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}"
-    "{% endfor %}" + LLAMA3_OPENING,
     "llama-3.1": "{{- bos_token }}{%- if messages[0]['role'] == 'system' %}"
     "{%- set system_message = messages[0]['content']|trim %}{%- set messages = messages[1:] %}"
     "{%- else %}{%- set system_message = '' %}{%- endif %}"

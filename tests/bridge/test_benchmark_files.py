@@ -26,23 +26,17 @@ SMALL = base64.b64encode(
 
 
 def test_a_picture_field_may_name_a_row(tmp_path):
-    """Also one whose picture is very small, and as pandas writes a number beside gaps."""
-    ask = {"question": "q", "answer": "x"}
-    fields = {"0": SMALL, "1": "0", "2": "0.0", "3.0": picture("red"), "4": "['3', '0']", "5": "4"}
+    """Also one whose picture is very small, and as pandas writes a number beside gaps. Base64 may
+    stand in several lines, or be a data URI."""
+    text, ask = picture("red"), {"question": "q", "answer": "x"}
+    lines = '"' + "\n".join(text[k : k + 20] for k in range(0, len(text), 20)) + '"'
+    fields = {"0": SMALL, "1": "0", "2": "0.0", "3.0": text, "4": "['3', '0']", "5": "4",
+              "6": lines, "7": f"data:image/png;base64,{text}"}  # fmt: skip
     rows = [{"index": index, **ask, "image": field} for index, field in fields.items()]
     shown = [q.example.images for q in read(tsv(tmp_path / "x.tsv", rows))]
     (small,), (red,) = shown[0], shown[3]
-    assert len(SMALL) <= 64
-    assert shown == [[small], [small], [small], [red], [red, small], [red, small]]
-
-
-def test_a_picture_field_may_be_in_lines_or_a_data_uri(tmp_path):
-    text = picture("red")
-    lines = '"' + "\n".join(text[k : k + 20] for k in range(0, len(text), 20)) + '"'
-    fields = text, lines, f"data:image/png;base64,{text}"
-    rows = [{"index": k, "question": "q", "answer": "x", "image": x} for k, x in enumerate(fields)]
-    first, *others = (q.example.images for q in read(tsv(tmp_path / "x.tsv", rows)))
-    assert others == [first, first]
+    assert len(SMALL) <= 64 and small != red
+    assert shown == [[small]] * 3 + [[red]] + [[red, small]] * 2 + [[red]] * 2
 
 
 def test_what_pandas_writes_for_a_gap_is_none(tmp_path):
@@ -77,28 +71,16 @@ def test_a_row_that_is_named_must_be_the_only_one_of_its_name(tmp_path):
         read(tsv(tmp_path / "x.tsv", rows))
 
 
+ROW = {"index": 7, "question": "q", "answer": "x"}
+
+
 @pytest.mark.parametrize("row,says", [
-    (
-        {"index": 7, "question": "q", "A": "x", "B": "y", "answer": "C", "image": "i" * 80},
-        "row 7: its answer 'C' is none of the options A",
-    ),
-    ({"index": 7, "question": "q", "answer": "x"}, "row 7: no picture"),
+    (ROW | {"A": "x", "B": "y", "answer": "C", "image": SMALL}, "answer 'C' is none of .* A, B"),
+    (ROW, "row 7: no picture"), ({"question": "q", "answer": "x"}, "no column index"),
+    *[(ROW | {"answer": said}, "row 7: its answer is empty") for said in ("", "['', ' ']", "nan")],
+    *[(ROW | {"image": x * 40}, "row 7: its image is not base64") for x in ("!!", "图片")],
     *[
-        ({"index": 7, "question": "q", "answer": answer}, "row 7: its answer is empty")
-        for answer in ("", "[]", "['', ' ']", "nan")
-    ],
-    ({"question": "q", "answer": "x"}, "no column index"),
-    (
-        {"index": 7, "question": "q", "answer": "x", "image": "!" * 80},
-        "row 7: its image is not base64",
-    ),
-    (
-        {"index": 7, "question": "q", "answer": "x", "image": "图片" * 40},
-        "row 7: its image is not base64",
-    ),
-    *[
-        ({"index": 7, "question": "q", "answer": "x", "image": text}, f"row 7.* ?{says}")
-        for text, says in (
+        (ROW | {"image": text}, f"row 7.* ?{says}") for text, says in (
             ("1241", "its image names row 1241, which is not there"),
             ("0.0", "its image names row 0.0, which is not there"),
             ("7", "by way of row 7: its image names row 7, which has no picture of its own"),
@@ -130,10 +112,10 @@ def test_damaged_lines_of_pope_are_named(tmp_path, change, says):
 
 @pytest.mark.parametrize("name", ["d.tsv", "d.json"])
 def test_a_folder_is_no_benchmark_file(tmp_path, name):
-    with pytest.raises(DataError, match=f"{name}: no such file"):
+    with pytest.raises(DataError, match=f"{name}: not readable: .*No such file"):
         read(tmp_path / name)
     (tmp_path / name).mkdir()
-    with pytest.raises(DataError, match=f"{name}: not readable .Is a directory."):
+    with pytest.raises(DataError, match=f"{name}: not readable: .*Is a directory"):
         read(tmp_path / name)
 
 

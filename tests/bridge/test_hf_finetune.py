@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def three_turns():
     return data.Example([image], turns)
 
 
-def test_labels_are_the_answers_and_nothing_else(dialogues):
+def test_labels_are_the_answers_and_prompts_hold_earlier_ones(dialogues):
     short = data.Example([], [("is blue a color?", "yes")])
     batch = dialogues.batch([three_turns(), short])
     said = [row[row != -100].tolist() for row in batch["labels"]]
@@ -58,9 +59,6 @@ def test_labels_are_the_answers_and_nothing_else(dialogues):
     assert torch.equal(batch["labels"][labelled], batch["input_ids"][labelled])
     assert batch["pixel_values"].shape == (1, 3, 64, 64)
     assert (batch["input_ids"][0] == dialogues.processor.image_token_id).sum() == 16
-
-
-def test_prompts_hold_earlier_answers(dialogues):
     row = dialogues.row(three_turns(), upto=1)
     assert row.text.endswith(
         "yes<|im_end|>\n<|im_start|>user\nmore?<|im_end|>\n<|im_start|>assistant\n"
@@ -81,6 +79,24 @@ def test_rows_that_cannot_be_used_are_counted_and_named(folder):
         "its text holds the header of an answer": 3, "more than --max-tokens 60": 1
     }  # fmt: skip
     assert len(said) == 2 and "trick" in said[0]
+
+
+def test_the_parts_of_a_step_are_the_step():
+    """And where no row of it can be used, another step's are tried."""
+    draw = lambda stage, step, *others: [3 * step + k for k in range(3)]
+    args = SimpleNamespace(steps=5, stage="sft", pictures=3, questions=1, seed=0)
+    takes = SimpleNamespace(
+        batch=lambda examples: [e for e in examples if e > 2], left_out={"x": 1}
+    )
+
+    def drawn(items, accumulate, dialogues=takes):
+        args.accumulate = accumulate
+        return hf_finetune.batch_of(items, SimpleNamespace(draw=draw), dialogues, args)
+
+    assert drawn([1], 1) == [3, 4, 5] and drawn([2], 2) == [3, 5] and drawn([3], 2) == [4]
+    assert drawn([0], 1) == [15, 16, 17]
+    with pytest.raises(data.DataError, match="no row of 8 steps can be used: x"):
+        drawn([0], 1, SimpleNamespace(batch=lambda examples: None, left_out={"x": 1}))
 
 
 def test_a_template_that_ends_no_answer_is_completed(folder):
@@ -154,37 +170,27 @@ def test_eval_names_the_command_that_scores_such_a_run(tmp_path):
         evaluation.main([str(tmp_path), "--device", "cpu"])
 
 
-def cut(folder, tmp_path, *names):
-    """A copy of a folder without some of its files."""
-    shutil.copytree(folder, tmp_path / "copy")
-    for name in names:
-        (tmp_path / "copy" / name).unlink()
-    return tmp_path / "copy"
-
-
-def text_model(folder, tmp_path):
-    config = hf.LlamaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
-    hf.LlamaForCausalLM(config).save_pretrained(tmp_path / "text")
-    return tmp_path / "text"
-
-
 BROKEN = {
-    "no folder": (lambda folder, path: path / "none", "config.json: no such file"),
-    "no weights": (lambda *at: cut(*at, "model.safetensors"), "no file named model.safetensors"),
-    "text": (text_model, "llama is no vision-language model"),
-    "no template": (lambda *at: cut(*at, "chat_template.jinja"), "has no chat template"),
+    "config.json": "config.json: no such file",
+    "model.safetensors": "no file named model.safetensors",
+    "chat_template.jinja": "has no chat template",
+    "processor_config.json": "its processor cannot be read|no processor of pictures",
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_folders_that_cannot_be_used(name, folder, tmp_path):
-    make, error = BROKEN[name]
-    with pytest.raises(SystemExit, match=f"error: .*{error}") as caught:
-        run(make(folder, tmp_path), tmp_path / "out", "--data", "shapes")
-    assert "\n" not in str(caught.value)
+    copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns(name))
+    with pytest.raises(SystemExit, match=f"error: .*{BROKEN[name]}") as caught:
+        run(copy, tmp_path / "out", "--data", "shapes", "--steps", 1)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
-def test_a_missing_package_is_asked_for(folder, tmp_path, monkeypatch):
+def test_a_text_model_and_a_missing_package_are_named(folder, tmp_path, monkeypatch):
+    config = hf.LlamaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    config.save_pretrained(tmp_path / "text")
+    with pytest.raises(SystemExit, match="llama is no vision-language model"):
+        run(tmp_path / "text", tmp_path / "out", "--data", "shapes")
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(SystemExit, match="pip install accelerate"):
         hf_finetune.main([str(folder), "--data", "shapes", "--out", str(tmp_path / "out")])

@@ -2,8 +2,6 @@
 and answers. Long-rope's original length is 32 tokens here, windows are of 7 or 8
 (decoder_kinds.py)."""
 
-import pickle
-from copy import deepcopy
 from dataclasses import asdict, replace
 
 import pytest
@@ -13,7 +11,7 @@ from decoder_kinds import DECODERS
 import data
 from bridge.pretrained import PretrainedConfig, PretrainedMLLM, load
 from engine.checkpoint import load_model, save_model
-from mma import Role, attention_mask
+from mma import Role
 
 pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
@@ -65,23 +63,6 @@ def test_the_decoder(vision, saved, kind, T):
     for row, length, answer in zip(ids, real.sum(1).tolist(), said):
         prompt = row[None, :length]
         assert theirs.generate(prompt, **greedy)[0, length:].tolist() == answer
-
-
-def test_mma_through_their_llama(vision, saved):
-    """The mask, as a 4-D mask, through transformers' own Llama: our logits."""
-    folder, theirs = saved("llama")
-    ours = load(vision[0], folder, mask="mma").eval()
-    rows = [[1] + [2] * 16 + [3] * 5 + [4] * 3, [1, 1, 1] + [2] * 16 + [3] * 3 + [4] * 2 + [0]]
-    role = torch.tensor(rows)
-    ids, images, picture = text(*role.shape), some_pictures(2), torch.arange(2)
-    mask = attention_mask("mma", role)
-    bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-    x, position = ours.embed_inputs(ids, role, images, picture), torch.arange(role.shape[1])[None]
-    expected = theirs(inputs_embeds=x, attention_mask=bias, position_ids=position).logits
-    got = ours.head(ours(ids, role, images, picture))
-    torch.testing.assert_close(got[role > 0], expected[role > 0], **CLOSE)
-    causal = ours.head(ours(ids, role, images, picture, mask="causal"))
-    assert (causal - got)[role == Role.ANSWER].abs().max() > 0.01
 
 
 # --- Long-rope is chosen by the dialogue itself
@@ -137,14 +118,6 @@ def test_a_dialogue_does_not_look_at_its_neighbours(vision, saved, kind):
     torch.testing.assert_close(states(model, [packed, shorter])[97:], alone[:20], **CLOSE)
 
 
-def test_long_rope_is_used_from_the_first_token_past_the_original_length(long_rope):
-    """The check above can fail: at 33 tokens even the early states are others than at 32."""
-    model, _ = long_rope
-    (row,) = rows_of(33)
-    cut = data.Row(row.ids[:32], row.role[:32], row.turn[:32], row.images)
-    assert (states(model, [row])[:32] - states(model, [cut])).abs().max() > 0.01
-
-
 def test_long_rope_factors_are_not_rounded_with_the_weights(long_rope):
     model, _ = long_rope
     position = torch.arange(40)[None]
@@ -191,14 +164,12 @@ def test_long_rope_answers_end(long_rope):
     model, _ = long_rope
     batch = batch_of(rows_of(28, 28, 28))
     free = model.generate(**batch, eos=-1, max_new_tokens=12)
-    assert model.generate(**batch, eos=-1, max_new_tokens=[2, 5, 12]) == [
-        free[0][:2], free[1][:5], free[2],
-    ]  # fmt: skip
-    for eos in (free[0][1], [free[0][1], free[1][7]]):  # one, or several
-        ends = eos if isinstance(eos, list) else [eos]
-        for said, full in zip(model.generate(**batch, eos=eos, max_new_tokens=12), free):
-            n = next((n for n, token in enumerate(full, 1) if token in ends), len(full))
-            assert said == full[:n]
+    said = model.generate(**batch, eos=-1, max_new_tokens=[2, 5, 12])
+    assert said == [free[0][:2], free[1][:5], free[2]]
+    ends = [free[0][1], free[1][7]]
+    for said, full in zip(model.generate(**batch, eos=ends, max_new_tokens=12), free):
+        n = next((n for n, token in enumerate(full, 1) if token in ends), len(full))
+        assert said == full[:n]
 
 
 def test_a_model_is_saved_and_read_again(long_rope, tmp_path):
@@ -214,29 +185,23 @@ def test_a_model_is_saved_and_read_again(long_rope, tmp_path):
 # --- Sizes
 
 
-def test_sizes_that_do_not_fit_are_refused():
-    sizes = dict(vocab_size=9, image_size=33, patch_size=8)
-    assert PretrainedConfig(**sizes, pool=2).n_image_tokens == 4
-    for change, says in (
-        ({"pool": 3}, "patches=4 must be a multiple of pool=3"),
-        ({"pool": 0}, "pool=0"),
-        ({"patch_size": 0}, "patch_size must be above 0, not 0"),
-        ({"image_size": 7}, "image_size must be above 0, not 0"),
-        ({"d_head": 7}, "even width of a head, not 7"),
-        ({"encoder_heads": 3}, "encoder_width=128 must be a multiple of encoder_heads=3"),
-        ({"mask": "no"}, "unknown mask 'no'"),
-    ):
-        with pytest.raises(ValueError, match=says):
-            PretrainedConfig(**{**sizes, **change})
+SIZES = dict(vocab_size=9, image_size=33, patch_size=8)
+
+
+@pytest.mark.parametrize("change,says", [
+    ({"pool": 3}, "patches=4 must be a multiple of pool=3"), ({"pool": 0}, "pool=0"),
+    ({"patch_size": 0}, "patch_size must be above 0, not 0"),
+    ({"image_size": 7}, "image_size must be above 0, not 0"),
+    ({"d_head": 7}, "even width of a head, not 7"),
+])  # fmt: skip
+def test_sizes_that_do_not_fit_are_refused(change, says):
+    with pytest.raises(ValueError, match=says):
+        PretrainedConfig(**{**SIZES, **change})
 
 
 def test_a_copy_of_a_config_has_its_derived_sizes():
-    config = PretrainedConfig(vocab_size=9, image_size=33, patch_size=8, pool=2, d_head=12)
+    config = PretrainedConfig(**SIZES, pool=2, d_head=12)
     sizes = dict(image_size=33, patches=4, grid=2, n_image_tokens=4, head_width=12)
     assert vars(config) == asdict(config) | sizes
-    pickled = pickle.loads(pickle.dumps(config))
-    for again in (replace(config), PretrainedConfig(**asdict(config)), deepcopy(config), pickled):
+    for again in (replace(config), PretrainedConfig(**asdict(config))):
         assert vars(again) == vars(config)
-    other = replace(config, image_size=65, pool=1, d_head=0)
-    sizes = dict(image_size=65, patches=8, grid=8, n_image_tokens=64, head_width=32)
-    assert vars(other) == asdict(other) | sizes

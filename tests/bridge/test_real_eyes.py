@@ -11,7 +11,7 @@ import data
 from bridge.chat import ChatTokenizer
 from bridge.pretrained import OwnEncoderMLLM
 from engine.optimizers import freeze, make_optimizers
-from eval import answer_all, open_run
+from eval import open_run
 from lab import eyes, talk, text_loss
 from mma import Role
 
@@ -109,18 +109,6 @@ def test_talk_over_the_cache_says_what_the_dialogue_read_anew_gives(run, other_e
         pending = [i for i in answer if i not in tokenizer.ends] + tokenizer.end
 
 
-def test_another_end_ends_the_answers_of_an_evaluation(run, monkeypatch):
-    model, tokenizer = open_run(run)
-    asked, limit, said = [data.Example([], [("What is red?", "x")])], dict(max_new_tokens=6), []
-    free = model.generate
-    keep = lambda *args, **options: said.extend(free(*args, **options)) or said[-1:]
-    monkeypatch.setattr(model, "generate", keep)
-    answer_all(model, tokenizer, asked, **limit)
-    tokenizer.ends += said[0][:1]
-    answer_all(model, tokenizer, asked, **limit)
-    assert len(said[0]) == 6 and said[1] == said[0][:1]
-
-
 def test_the_loss_on_plain_text_before_and_after(llm, run, capsys, tmp_path):
     (file := tmp_path / "text.txt").write_text("it is red.\n\nwhich colour is this? it is blue.\n")
     before, after = text_loss.measure([run], file.read_text(), "cpu")
@@ -158,7 +146,6 @@ def test_it_rehearses_what_it_said(llm, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("command,says", [
     (lambda llm, out: eyes.main(line_of(llm, "--fresh", "--out", out)), "--fresh belongs to runs"),
-    (lambda llm, out: eyes.main(line_of(llm, "--llm", out, "--out", out)), "no such file"),
     (lambda llm, out: eyes.main(line_of(llm, "--template", "no", "--out", out)), "cannot be read"),
     (lambda llm, out: text_loss.main([str(SEEING)]), "not a run of lab.eyes"),
     (lambda llm, out: text_loss.main([str(SEEING), "--text", out]), "cannot be read"),

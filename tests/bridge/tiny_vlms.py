@@ -1,6 +1,7 @@
 """Tiny random vision-language models of transformers' families, without network, and batches of
 dialogues whose roles are known beforehand."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -27,37 +28,23 @@ def noise(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def clip(size=28):
-    return dict(
-        model_type="clip_vision_model", **EYES, image_size=size, patch_size=14, projection_dim=32
-    )
+def eyes(model_type, size=28, **more):
+    return dict(model_type=model_type, **EYES, image_size=size, patch_size=14, **more)
 
 
 def siglip(size=28):
-    more = dict(image_size=size, patch_size=14, vision_use_head=False)
-    return dict(model_type="siglip_vision_model", **EYES, **more)
-
-
-def pixtral():
-    return dict(model_type="pixtral", **EYES, image_size=56, patch_size=14, head_dim=8)
+    return eyes("siglip_vision_model", size, vision_use_head=False)
 
 
 def text(model_type, **more):
     return dict(model_type=model_type, **TEXT_SIZES, **more)
 
 
+# k pictures as arguments of forward
+
+
 def square(side):
     return lambda k: dict(pixel_values=noise(k, 3, side, side))
-
-
-def patches(width):
-    grid = torch.tensor([[1, 4, 4]])
-    return lambda k: dict(pixel_values=noise(16 * k, width), image_grid_thw=grid.repeat(k, 1))
-
-
-def tiles(k):
-    sizes = torch.tensor([[28, 28]] * k)
-    return dict(pixel_values=noise(k, 2, 3, 28, 28), image_sizes=sizes)
 
 
 def sized(side):
@@ -65,118 +52,92 @@ def sized(side):
     return lambda k: dict(pixel_values=noise(k, 3, side, side), image_sizes=sizes(k))
 
 
-def llava(side=28):
-    c = hf.LlavaConfig(vision_config=clip(side), text_config=text("llama"), image_seq_length=4,
-                       image_token_index=PICTURE)  # fmt: skip
-    return hf.LlavaForConditionalGeneration(c), 4, square(side)
+def tiles(k):
+    sizes = torch.tensor([[28, 28]] * k)
+    return dict(pixel_values=noise(k, 2, 3, 28, 28), image_sizes=sizes)
 
 
-def vipllava():
-    c = hf.VipLlavaConfig(vision_config=clip(), text_config=text("llama"), image_seq_length=4,
-                          vision_feature_layers=[-1, -2], image_token_index=PICTURE)  # fmt: skip
-    return hf.VipLlavaForConditionalGeneration(c), 4, square(28)
+def split(k):
+    return dict(pixel_values=noise(k, 1, 3, 56, 56))
 
 
-def of_pixtral():
-    c = hf.LlavaConfig(vision_config=pixtral(), text_config=text("mistral", sliding_window=None),
-                       vision_feature_layer=-1, vision_feature_select_strategy="full",
-                       image_token_index=PICTURE)  # fmt: skip
-    return hf.LlavaForConditionalGeneration(c), 16, sized(56)
+def patches(k):
+    grid = torch.tensor([[1, 4, 4]])
+    return dict(pixel_values=noise(16 * k, 1176), image_grid_thw=grid.repeat(k, 1))
 
 
-def llava_next():
-    c = hf.LlavaNextConfig(vision_config=clip(), text_config=text("mistral", sliding_window=None),
-                           image_token_index=PICTURE, image_grid_pinpoints=[[28, 28]])  # fmt: skip
-    return hf.LlavaNextForConditionalGeneration(c), 10, tiles  # 4, 4 and the ends of two lines
-
-
-def llava_onevision():
-    c = hf.LlavaOnevisionConfig(vision_config=siglip(), text_config=text("qwen2"),
-                                image_token_index=PICTURE, video_token_index=VIDEO,
-                                image_grid_pinpoints=[[28, 28]])  # fmt: skip
-    return hf.LlavaOnevisionForConditionalGeneration(c), 10, tiles
-
-
-def idefics3(config=hf.Idefics3Config, model=hf.Idefics3ForConditionalGeneration):
-    eyes = {k: v for k, v in siglip(56).items() if k not in ("vision_use_head", "model_type")}
-    c = config(vision_config=eyes, text_config=text("llama"), image_token_id=PICTURE,
-               scale_factor=2, tie_word_embeddings=False, **SPECIAL)  # fmt: skip
-    return model(c), 4, lambda k: dict(pixel_values=noise(k, 1, 3, 56, 56))
-
-
-def smolvlm():
-    return idefics3(hf.SmolVLMConfig, hf.SmolVLMForConditionalGeneration)
-
-
-def internvl():
-    eyes = dict(**EYES, image_size=[56, 56], patch_size=[14, 14])
-    c = hf.InternVLConfig(vision_config=eyes, text_config=text("qwen2"), image_token_id=PICTURE,
-                          image_seq_length=4, tie_word_embeddings=False)  # fmt: skip
-    return hf.InternVLForConditionalGeneration(c), 4, square(56)
-
-
-def qwen(config, model, eyes, width, **rope):
+def qwen(vision: dict, **rope) -> dict:
     rope = dict(rope_type="default", mrope_section=[2, 1, 1], rope_theta=10_000.0, **rope)
-    body = dict(**TEXT_SIZES, rope_parameters=rope)
-    c = config(vision_config={**QWEN_EYES, **eyes}, text_config=body, image_token_id=PICTURE,
-               video_token_id=VIDEO, vision_start_token_id=12, vision_end_token_id=13,
-               **SPECIAL)  # fmt: skip
-    return model(c), 4, patches(width)
+    return dict(
+        vision_config={**QWEN_EYES, **vision}, text_config=dict(**TEXT_SIZES, rope_parameters=rope),
+        image_token_id=PICTURE, video_token_id=VIDEO, vision_start_token_id=12,
+        vision_end_token_id=13, **SPECIAL,
+    )  # fmt: skip
 
 
-def qwen2_vl():
-    eyes = dict(embed_dim=32, mlp_ratio=2)
-    return qwen(hf.Qwen2VLConfig, hf.Qwen2VLForConditionalGeneration, eyes, 1176)
-
-
-def qwen2_5_vl():
-    eyes = dict(intermediate_size=48, out_hidden_size=32, fullatt_block_indexes=[0], window_size=56)
-    return qwen(hf.Qwen2_5_VLConfig, hf.Qwen2_5_VLForConditionalGeneration, eyes, 1176)
-
-
-def qwen3_vl():
-    eyes = dict(intermediate_size=48, out_hidden_size=32, deepstack_visual_indexes=[0],
-                num_position_embeddings=16)  # fmt: skip
-    model = hf.Qwen3VLForConditionalGeneration
-    return qwen(hf.Qwen3VLConfig, model, eyes, 1176, mrope_interleaved=True)
-
-
-def mistral3():
-    c = hf.Mistral3Config(vision_config=pixtral(), spatial_merge_size=2, image_token_index=PICTURE,
-                          text_config=text("mistral", sliding_window=WINDOW),
-                          tie_word_embeddings=False)  # fmt: skip
-    return hf.Mistral3ForConditionalGeneration(c), 4, sized(56)
-
-
-def gemma3():
-    layers = ["sliding_attention", "full_attention"]
-    body = text("gemma3_text", sliding_window=WINDOW, layer_types=layers, query_pre_attn_scalar=8)
-    c = hf.Gemma3Config(vision_config=siglip(56), text_config=body, mm_tokens_per_image=4,
-                        boi_token_index=12, eoi_token_index=13, image_token_index=PICTURE,
-                        tie_word_embeddings=False)  # fmt: skip
-    return hf.Gemma3ForConditionalGeneration(c), 4, square(56)
-
-
-def aya_vision():
-    c = hf.AyaVisionConfig(vision_config=siglip(56), text_config=text("cohere"),
-                           downsample_factor=2, image_token_index=PICTURE,
-                           adapter_layer_norm_eps=1e-6)  # fmt: skip
-    return hf.AyaVisionForConditionalGeneration(c), 4, square(56)
-
-
-def paligemma():
-    c = hf.PaliGemmaConfig(vision_config={**siglip(), "projection_dim": 32}, projection_dim=32,
-                           text_config=text("gemma"), image_token_index=PICTURE)  # fmt: skip
-    return hf.PaliGemmaForConditionalGeneration(c), 4, square(28)
-
-
+CLIP, PIXTRAL = eyes("clip_vision_model", projection_dim=32), eyes("pixtral", 56, head_dim=8)
+MISTRAL = text("mistral", sliding_window=None)
+IDEFICS = dict(
+    vision_config=dict(**EYES, image_size=56, patch_size=14), text_config=text("llama"),
+    image_token_id=PICTURE, scale_factor=2, tie_word_embeddings=False, **SPECIAL,
+)  # fmt: skip
+QWEN = dict(intermediate_size=48, out_hidden_size=32)
+PINPOINTS = dict(image_token_index=PICTURE, image_grid_pinpoints=[[28, 28]])
+# name -> its name in transformers, its configuration, the tokens of a picture, k pictures
 FAMILIES = {
-    f.__name__.removeprefix("of_"): f
-    for f in (
-        llava, vipllava, of_pixtral, llava_next, llava_onevision, idefics3, smolvlm, internvl,
-        qwen2_vl, qwen2_5_vl, qwen3_vl, mistral3, gemma3, aya_vision,
-    )
+    "llava": ("Llava", dict(
+        vision_config=CLIP, text_config=text("llama"), image_seq_length=4,
+        image_token_index=PICTURE,
+    ), 4, square(28)),
+    "vipllava": ("VipLlava", dict(
+        vision_config=CLIP, text_config=text("llama"), image_seq_length=4,
+        vision_feature_layers=[-1, -2], image_token_index=PICTURE,
+    ), 4, square(28)),
+    "pixtral": ("Llava", dict(
+        vision_config=PIXTRAL, text_config=MISTRAL, vision_feature_layer=-1,
+        vision_feature_select_strategy="full", image_token_index=PICTURE,
+    ), 16, sized(56)),
+    # 4, 4 and the ends of two lines
+    "llava_next": ("LlavaNext", dict(vision_config=CLIP, text_config=MISTRAL, **PINPOINTS),
+                   10, tiles),
+    "llava_onevision": ("LlavaOnevision", dict(
+        vision_config=siglip(), text_config=text("qwen2"), video_token_index=VIDEO, **PINPOINTS,
+    ), 10, tiles),
+    "idefics3": ("Idefics3", IDEFICS, 4, split),
+    "smolvlm": ("SmolVLM", IDEFICS, 4, split),
+    "internvl": ("InternVL", dict(
+        vision_config=dict(**EYES, image_size=[56, 56], patch_size=[14, 14]),
+        text_config=text("qwen2"), image_token_id=PICTURE, image_seq_length=4,
+        tie_word_embeddings=False,
+    ), 4, square(56)),
+    "qwen2_vl": ("Qwen2VL", qwen(dict(embed_dim=32, mlp_ratio=2)), 4, patches),
+    "qwen2_5_vl": ("Qwen2_5_VL", qwen(dict(
+        **QWEN, fullatt_block_indexes=[0], window_size=56,
+    )), 4, patches),
+    "qwen3_vl": ("Qwen3VL", qwen(dict(
+        **QWEN, deepstack_visual_indexes=[0], num_position_embeddings=16,
+    ), mrope_interleaved=True), 4, patches),
+    "mistral3": ("Mistral3", dict(
+        vision_config=PIXTRAL, spatial_merge_size=2, image_token_index=PICTURE,
+        text_config=text("mistral", sliding_window=WINDOW), tie_word_embeddings=False,
+    ), 4, sized(56)),
+    "gemma3": ("Gemma3", dict(
+        vision_config=siglip(56), mm_tokens_per_image=4, boi_token_index=12, eoi_token_index=13,
+        text_config=text(
+            "gemma3_text", sliding_window=WINDOW, query_pre_attn_scalar=8,
+            layer_types=["sliding_attention", "full_attention"],
+        ),
+        image_token_index=PICTURE, tie_word_embeddings=False,
+    ), 4, square(56)),
+    "aya_vision": ("AyaVision", dict(
+        vision_config=siglip(56), text_config=text("cohere"), downsample_factor=2,
+        image_token_index=PICTURE, adapter_layer_norm_eps=1e-6,
+    ), 4, square(56)),
 }  # fmt: skip
+PALIGEMMA = ("PaliGemma", dict(
+    vision_config={**siglip(), "projection_dim": 32}, projection_dim=32, text_config=text("gemma"),
+    image_token_index=PICTURE,
+), 4, square(28))  # fmt: skip
 
 
 @dataclass
@@ -198,7 +159,9 @@ class Tiny:
 
 def build(family: str) -> Tiny:
     torch.manual_seed(0)
-    model, n, pictures = {**FAMILIES, "paligemma": paligemma}[family]()
+    name, settings, n, pictures = {**FAMILIES, "paligemma": PALIGEMMA}[family]
+    config = getattr(hf, f"{name}Config")(**deepcopy(settings))
+    model = getattr(hf, f"{name}ForConditionalGeneration")(config)
     model.generation_config.pad_token_id = 0
     model.generation_config.eos_token_id = EOS
     return Tiny(family, model.eval(), n, pictures)

@@ -8,8 +8,6 @@ import torch
 
 from data import DataError, audio
 
-WIDTHS = (1, 2, 3, 4)
-
 
 def tone(hertz: float, rate: int = 8000, seconds: float = 2) -> torch.Tensor:
     t = torch.arange(round(rate * seconds), dtype=torch.float64) / rate
@@ -19,20 +17,16 @@ def tone(hertz: float, rate: int = 8000, seconds: float = 2) -> torch.Tensor:
 def save(path, channels: list[torch.Tensor], width: int = 2, rate: int = 8000):
     """A WAV file, a sample at a time, by the standard library's words for PCM."""
     top, frames = 2 ** (8 * width - 1) - 1, bytearray()
-    for values in zip(*(channel.tolist() for channel in channels)):
-        for value in values:
-            number = round(value * top)
-            if width == 1:
-                frames += struct.pack("<B", number + 128)
-            else:
-                frames += number.to_bytes(width, "little", signed=True)
+    for value in torch.stack(channels, 1).flatten().tolist():
+        number = round(value * top)
+        frames += (number + 128 * (width == 1)).to_bytes(width, "little", signed=width > 1)
     with wave.open(str(path), "wb") as file:
         file.setparams((len(channels), width, rate, 0, "NONE", ""))
         file.writeframes(bytes(frames))
     return path
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
 def test_every_width_is_read_mono_and_stereo(tmp_path, width):
     wanted = tone(440)
     for channels in ([wanted], [wanted * 2, wanted * 0], [wanted] * 3):
@@ -42,12 +36,6 @@ def test_every_width_is_read_mono_and_stereo(tmp_path, width):
     extremes = torch.tensor([1.0, -1.0, 0.0] * 4)
     sound, _ = audio.read(save(tmp_path / "x.wav", [extremes], width))
     assert (sound[:12] - extremes).abs().max() < 1.1 / 2 ** (8 * width - 1)
-
-
-def test_what_is_written_is_read_again(tmp_path):
-    sound = tone(300).float()
-    audio.write(tmp_path / "x.wav", sound)
-    assert (audio.read(tmp_path / "x.wav")[0] - sound).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("rate", [4000, 11025, 16000, 44100, 48000])
@@ -76,34 +64,27 @@ def extensible(plain: bytes, kind: bytes) -> bytes:
     return b"RIFF" + struct.pack("<I", len(rest)) + rest
 
 
-def a_file(path, name: str):
-    """A file that cannot be read, by what is wrong with it."""
-    good = save(path, [tone(440, seconds=0.1)]).read_bytes()
-    floats = good[:20] + struct.pack("<H", 3) + good[22:]
-    slow = good[:24] + struct.pack("<I", 7) + good[28:]
-    contents = {
-        "text": b"this is no sound", "empty": b"", "half a header": good[:30], "floats": floats,
-        "no sound": good[:40] + bytes(4), "7 samples a second": slow,
-        "fast": good[:24] + b"\xff" * 4 + good[28:],
-        "40 bits": good[:34] + struct.pack("<H", 40) + good[36:], "zeros": bytes(100),
-        "extensible floats": extensible(good, audio.PCM.replace(b"\1", b"\3")),
-    }  # fmt: skip
-    path.write_bytes(contents[name])
-    return path
+GOOD = b"RIFF\x24\x06\0\0WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 16000, 2, 16)
+GOOD += b"data" + struct.pack("<I", 1600) + bytes(1600)
 
 
-@pytest.mark.parametrize("name,says", [
-    ("text", "not a readable WAV"), ("empty", "it ends too early"), ("zeros", r"WAV file .\w"),
-    ("half a header", "it ends too early"), ("floats", "save it as plain 16-bit PCM"),
-    ("extensible floats", "save it as plain 16-bit PCM"), ("no sound", "no sound in it"),
-    ("7 samples a second", "7 samples a second"), ("fast", "1000 to 768000 are read"),
-    ("40 bits", "40 bits a sample"),
+@pytest.mark.parametrize("content,says", [
+    (b"this is no sound", "not a readable WAV"), (b"", "it ends too early"),
+    (bytes(100), r"WAV file .\w"), (GOOD[:30], "it ends too early"),
+    (GOOD[:20] + b"\3\0" + GOOD[22:], "save it as plain 16-bit PCM"),  # floats
+    (extensible(GOOD, audio.PCM.replace(b"\1", b"\3")), "save it as plain 16-bit PCM"),
+    (GOOD[:40] + bytes(4), "no sound in it"),
+    (GOOD[:24] + struct.pack("<I", 7) + GOOD[28:], "7 samples a second"),
+    (GOOD[:24] + b"\xff" * 4 + GOOD[28:], "1000 to 768000 are read"),
+    (GOOD[:34] + struct.pack("<H", 40) + GOOD[36:], "40 bits a sample"),
 ])  # fmt: skip
-def test_what_cannot_be_read_is_one_error_that_names_the_file(tmp_path, name, says):
-    file = a_file(tmp_path / "x.wav", name)
-    with pytest.raises(DataError, match=says) as error:
-        audio.read(file)
-    assert str(error.value).startswith(f"{file}: ") and "\n" not in str(error.value)
+def test_what_cannot_be_read_is_one_error_that_names_the_file(tmp_path, content, says):
+    file = tmp_path / "x.wav"
+    file.write_bytes(content)
+    for path, message in ((file, says), (tmp_path, "Is a directory.$"), (file.parent / "y", "no")):
+        with pytest.raises(DataError, match=message) as error:
+            audio.read(path)
+        assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("width", [2, 3])
@@ -114,13 +95,6 @@ def test_an_extensible_header_of_pcm_is_read_as_the_plain_one(tmp_path, width):
     file.write_bytes(extensible(file.read_bytes(), audio.PCM))
     sound, done = audio.read(file)
     assert torch.equal(sound, plain) and done == ""
-
-
-def test_no_file_and_a_folder(tmp_path):
-    with pytest.raises(DataError, match=r"none.wav: no such file"):
-        audio.read(tmp_path / "none.wav")
-    with pytest.raises(DataError, match="not a readable WAV file .Is a directory.$"):
-        audio.read(tmp_path)
 
 
 def test_a_file_that_breaks_off_is_read_as_far_as_it_goes(tmp_path):

@@ -14,96 +14,83 @@ def entry(image, message, answer):
     return {"image": image, "conversations": talk}
 
 
-def test_llava(llava):
+def shown(folder, splits=SPLITS) -> dict:
+    """split -> its pictures."""
+    return {s: {path for e in folder.heldout(s) for path in e.images} for s in splits}
+
+
+def in_one_split(folder) -> int:
+    """How many pictures there are: none stands in two splits, and no split is empty."""
+    pictures = shown(folder).values()
+    assert all(pictures) and sum(map(len, pictures)) == len(set().union(*pictures))
+    return sum(map(len, pictures))
+
+
+def test_entries_are_dialogues_split_by_picture(llava):
     folder = data.load("llava", llava)
-    groups = [g for split in ("train", "val", "test") for g in folder.splits[split]]
-    assert sum(len(g) for g in groups) == 32
-    where = {}
-    for split in ("train", "val", "test"):
-        assert folder.splits[split]
-        for e in folder.heldout(split):
-            for path in e.images:
-                assert where.setdefault(path, split) == split  # no picture stands in two splits
-    two = next(e for g in groups for e in g if len(e.images) == 2)
+    examples = [e for split in SPLITS for e in folder.heldout(split)]
+    assert len(examples) == 32 and in_one_split(folder) == 30
+    two = next(e for e in examples if len(e.images) == 2)
     assert two.turns == [("<image>\n<image>\nAre these the same?", "No.")]
-    again = data.load("llava", llava)
-    assert [e.id for e in again.heldout("test")] == [e.id for e in folder.heldout("test")]
-
-
-def edit(change):
-    """change(entry 4, its messages), then write the file again."""
-
-    def damage(file):
-        entries = json.loads(file.read_text())
-        change(entries[4], entries[4]["conversations"])
-        file.write_text(json.dumps(entries))
-
-    return damage
-
-
-def replaced(file):
-    entries = json.loads(file.read_text())
-    entries[4] = 3
-    file.write_text(json.dumps(entries))
-
-
-@pytest.mark.parametrize("damage,message", [
-    (lambda f: f.write_text("{"), "data.json: not readable as JSON"),
-    (lambda f: f.write_text("[]"), r"data.json: expected a list .*conversations.*, found none"),
-    (lambda f: f.write_text("{}"), "data.json: expected a list .*, found something else"),
-    (lambda f: f.write_text('{"id": 1, "image":\n["a.jpg"'), "not readable as JSON .*line 2"),
-    (lambda f: f.write_text('{"data": [\n{"id": 1},\n{"id": 2}\n]}'), "found something else"),
-    (lambda f: f.write_bytes(b"\xff\xfe\x00"), "data.json: not readable as JSON"),
-    (lambda f: f.write_text("[" + "9" * 5000 + "]"), "data.json: not readable as JSON"),
-    (lambda f: f.unlink(), "data.json: no such file"),
-    (replaced, "entry 4: expected an object"),
-    (edit(lambda e, talk: e.pop("conversations")),
-     r"entry 4 \(id '4'\): conversations must be a list"),
-    (edit(lambda e, talk: talk.pop()), "entry 4 .*conversations must be"),
-    (edit(lambda e, talk: talk.reverse()), "entry 4 .*message 0 should be from 'human'"),
-    (edit(lambda e, talk: talk[1].pop("value")), "entry 4 .*message 1 must be"),
-    (edit(lambda e, talk: talk[0].update({"from": ["human"]})),
-     "entry 4 .*message 0 should be from"),
-    (edit(lambda e, talk: talk[0].update(value="<image>\ud83d")), "entry 4 .*surrogate"),
-    (edit(lambda e, talk: talk[3].update(value=" \n")),
-     r"entry 4 \(id '4'\): message 3: the answer is empty"),
-    (edit(lambda e, talk: talk.insert(0, {"from": "system", "value": "You are a cat."})),
-     "entry 4 .*message 0 is from 'system': take it out, it is not used"),
-    (edit(lambda e, talk: talk[1].update(value="<image>")), "entry 4 .*an answer cannot hold"),
-    (edit(lambda e, talk: e.pop("image")), "entry 4 .*1 <image> in the messages, but 0 pictures"),
-    (edit(lambda e, talk: e.update(image="missing.png")),
-     "entry 4 .*no such picture .*missing.png"),
-    (edit(lambda e, talk: e.update(image="../../etc/passwd")), "entry 4 .*outside .*set --images"),
-    (edit(lambda e, talk: e.update(image=[3])), "entry 4 .*image must be a file name"),
-    (edit(lambda e, talk: e.update(image=0)), "entry 4 .*image must be a file name"),
-    (edit(lambda e, talk: e.update(image="a\0.png")), "entry 4 .*cannot be a file's name"),
-    (edit(lambda e, talk: e.update(image="x" * 300)),
-     "entry 4 .*(cannot be a file's name|no such picture)"),
-])  # fmt: skip
-def test_llava_damaged(llava, damage, message):
-    damage(llava)
-    with pytest.raises(DataError, match=message) as strict:
-        data.load("llava", llava, strict=True)
-    if "entry 4" in message:  # without --strict it is left out, and reported in the same words
-        folder = data.load("llava", llava)
-        report = folder.read_pictures(32)
-        head = "1 of 32 entries are damaged and left out (train.py --strict makes them an error):"
-        assert report.startswith(head) and str(strict.value) in report
-        assert sum(len(folder.heldout(split)) for split in SPLITS) == 31
-
-
-def test_json_lines_are_read_as_a_list(llava):
-    entries = data.load("llava", llava)
     lines = [json.dumps(e, ensure_ascii=False) for e in json.loads(llava.read_text())]
     llava.write_text("\r\n".join([*lines[:5], "", *lines[5:]]) + "\n", encoding="utf-8-sig")
-    assert data.load("llava", llava).splits == entries.splits
-
-
-def test_json_lines_may_be_one_line(llava):
-    first = json.loads(llava.read_text())[0]
-    llava.write_text(json.dumps(first) + "\n")
+    assert data.load("llava", llava).splits == folder.splits  # JSON Lines
+    llava.write_text(lines[0] + "\n")
     (group,) = data.load("llava", llava).splits["train"]
     assert [len(example.turns) for example in group] == [2]
+
+
+@pytest.mark.parametrize("content,message", [
+    (b"{", "not readable as JSON"), (b"[]", "expected a list .*conversations.*, found none"),
+    (b"{}", "expected a list .*, found something else"),
+    (b'{"data": [\n{"id": 1},\n{"id": 2}\n]}', "expected a list .*, found something else"),
+    (b'{"id": 1, "image":\n["a.jpg"', "not readable as JSON .*line 2"),
+    (b"\xff\xfe\x00", "not readable as JSON"),
+    (b"[" + 5000 * b"9" + b"]", "not readable as JSON"), (None, "no such file"),
+    (b"[1, 2]", "entry [01]: expected an object"),  # not one is good
+])  # fmt: skip
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_damaged_file_is_named(tmp_path, content, message, strict):
+    file = tmp_path / "data.json"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DataError, match=f"data.json: {message}"):
+        data.load("llava", file, strict=strict)
+
+
+@pytest.mark.parametrize("change,message", [
+    (lambda e, talk: 3, "expected an object"),
+    (lambda e, talk: e.pop("conversations") and None, r"\(id '4'\): conversations must be a list"),
+    (lambda e, talk: talk.pop() and None, "conversations must be"),
+    (lambda e, talk: talk.reverse(), "message 0 should be from 'human'"),
+    (lambda e, talk: talk[1].pop("value") and None, "message 1 must be"),
+    (lambda e, talk: talk[0].update({"from": ["human"]}), "message 0 should be from"),
+    (lambda e, talk: talk[0].update(value="<image>\ud83d"), "surrogate"),
+    (lambda e, talk: talk[3].update(value=" \n"), r"message 3: the answer is empty"),
+    (lambda e, talk: talk.insert(0, {"from": "system", "value": "You are a cat."}),
+     "message 0 is from 'system': take it out, it is not used"),
+    (lambda e, talk: talk[1].update(value="<image>"), "an answer cannot hold"),
+    (lambda e, talk: e.pop("image") and None, "1 <image> in the messages, but 0 pictures"),
+    (lambda e, talk: e.update(image="missing.png"), "no such picture .*missing.png"),
+    (lambda e, talk: e.update(image="../../etc/passwd"), "outside .*set --images"),
+    (lambda e, talk: e.update(image=[3]), "image must be a file name"),
+    (lambda e, talk: e.update(image=0), "image must be a file name"),
+    (lambda e, talk: e.update(image="a\0.png"), "cannot be a file's name"),
+    (lambda e, talk: e.update(image="x" * 300), "(cannot be a file's name|no such picture)"),
+])  # fmt: skip
+def test_a_damaged_entry_is_an_error_or_left_out_and_reported_in_the_same_words(
+    llava, change, message
+):
+    entries = json.loads(llava.read_text())
+    entries[4] = change(entries[4], entries[4]["conversations"]) or entries[4]
+    llava.write_text(json.dumps(entries))
+    with pytest.raises(DataError, match=f"data.json: entry 4.*{message}") as strict:
+        data.load("llava", llava, strict=True)
+    folder = data.load("llava", llava)
+    head = "1 of 32 entries are damaged and left out (train.py --strict makes them an error):"
+    report = folder.read_pictures(32)
+    assert report.startswith(head) and str(strict.value) in report
+    assert sum(len(folder.heldout(split)) for split in SPLITS) == 31
 
 
 @pytest.mark.parametrize("damaged", ["oops", '{"id"', "{oops}", '{"id": 1} {"id": 2}'])
@@ -120,18 +107,18 @@ def test_a_damaged_line_is_a_damaged_entry_and_blank_ones_count(llava, k, damage
     assert sum(len(folder.heldout(split)) for split in SPLITS) == 31
 
 
-def test_all_damaged_is_an_error(llava):
-    llava.write_text(json.dumps([1, 2]))
-    with pytest.raises(DataError, match="entry 1: expected an object"):
-        data.load("llava", llava)
-
-
 def test_captions_of_their_own_for_stage_1(llava, tokenizer):
-    names = [f"{i}.{'jpg' if i % 2 else 'png'}" for i in range(30)]
+    """Those of held-out pictures are not used and counted apart, which is no damage; nor are linked
+    ones, of which one is held out."""
+    folder = data.load("llava", llava)
+    held, *_ = (e.images[0].name for e in folder.heldout("test") if e.images)
+    a, b, *_ = (e.images[0].name for e in folder.heldout("train") if len(e.images) == 1)
+    names = [[f"{i}.{'jpg' if i % 2 else 'png'}"] for i in range(30)] + [[held, a], [a, b]]
     captions = llava.parent / "captions.json"
-    entries = [entry(name, "<image>", f"a caption of {i}") for i, name in enumerate(names)]
+    entries = [entry(some, "<image>" * len(some), f"a caption {some}") for some in names]
+    entries[-1]["conversations"][0]["value"] += " word" * 200
     captions.write_text(json.dumps(entries))
-    folder = data.load("llava", llava, pt_source=captions)
+    folder = data.load("llava", llava, strict=True, pt_source=captions)
     drawn = {
         stage: [e for step in range(20) for e in folder.draw(stage, step, 4, 2, 0)]
         for stage in ("pt", "sft")
@@ -139,11 +126,18 @@ def test_captions_of_their_own_for_stage_1(llava, tokenizer):
     assert all(e.turns[0][1].startswith("a caption") for e in drawn["pt"])
     others = drawn["sft"] + folder.heldout("val") + folder.heldout("test")
     assert not any(e.turns[0][1].startswith("a caption") for e in others)
-    held = {image for split in ("val", "test") for e in folder.heldout(split) for image in e.images}
-    seen = {image for e in drawn["pt"] for image in e.images}
-    assert held and seen and not held & seen and len(held) + len(seen) == 30
-    assert folder.read_pictures(32) == f"{len(held)} captions of held-out pictures are not used"
-    assert "a caption of" in " ".join(folder.texts())
+    pictures = shown(folder, (*SPLITS, "pt"))
+    assert pictures["pt"] == pictures["train"]
+    assert [len(e.images) for e in folder.heldout("pt")].count(2) == 1
+    n = len(pictures["val"] | pictures["test"]) + 1
+    assert folder.read_pictures(32) == f"{n} captions of held-out pictures are not used"
+    assert "a caption" in " ".join(folder.texts())
+    folder.skipped.by_kind["malformed"] = ["entry 3: is damaged"]
+    for brief in (False, True):
+        report = folder.read_pictures(32, brief)
+        assert report.startswith("1 of 65 entries are damaged") and ("\n" in report) != brief
+        assert report.endswith(f"{n} captions of held-out pictures are not used")
+    assert folder.drop_unusable(tokenizer, 4, 128) == (1, 1)  # the caption behind many words
     with pytest.raises(DataError, match="no training row keeps an answer"):
         folder.drop_unusable(tokenizer, 16, 18)
     with pytest.raises(DataError, match="--pt-images belongs to --pt-source FILE"):
@@ -163,28 +157,7 @@ def test_errors_name_the_option_that_was_given(llava, tmp_path, prefix):
             data.load("llava", **{"source": llava, **paths}, strict=True)
 
 
-def test_of_linked_captions_only_those_of_held_out_pictures_are_not_used(llava):
-    """That a picture is held out is no damage: it is counted apart, also with --strict."""
-    folder = data.load("llava", llava)
-    held, *_ = (e.images[0].name for e in folder.heldout("test") if e.images)
-    a, b, c, d, *_ = (e.images[0].name for e in folder.heldout("train") if len(e.images) == 1)
-    captions = llava.parent / "captions.json"
-    shown = [[held, a], [a, b], [b, c], [d]]
-    entries = [entry(names, "<image>" * len(names), "a caption") for names in shown]
-    captions.write_text(json.dumps(entries))
-    folder = data.load("llava", llava, strict=True, pt_source=captions)
-    kept = [[path.name for path in e.images] for e in folder.heldout("pt")]
-    assert kept == [[a, b], [b, c], [d]]
-    assert folder.read_pictures(32) == "1 captions of held-out pictures are not used"
-    folder.skipped.by_kind["malformed"] = ["entry 3: is damaged"]
-    for brief in (False, True):
-        report = folder.read_pictures(32, brief)
-        assert report.startswith("1 of 37 entries are damaged")
-        assert report.endswith("1 captions of held-out pictures are not used")
-        assert ("\n" in report) != brief
-
-
-def test_the_llava_split_follows_the_names_alone(llava, tmp_path, monkeypatch):
+def test_the_split_follows_the_names_alone(llava, tmp_path, monkeypatch):
     def split(source, images=None):
         folder = data.load("llava", source, images=images)
         return {
@@ -193,6 +166,8 @@ def test_the_llava_split_follows_the_names_alone(llava, tmp_path, monkeypatch):
         }
 
     base = split(llava)
+    # By a hash of them; it is not to change, for runs are compared on what it holds out
+    assert sorted(name for name, *_ in base["test"]) == ["11.jpg", "14.png", "27.jpg"]
     entries = json.loads(llava.read_text())
     (tmp_path / "elsewhere").mkdir()
     other = tmp_path / "elsewhere" / "other.json"
@@ -200,12 +175,6 @@ def test_the_llava_split_follows_the_names_alone(llava, tmp_path, monkeypatch):
     assert split(other, llava.parent) == base
     monkeypatch.chdir(llava.parent)
     assert split(llava.relative_to(llava.parent)) == base
-    for i in range(15):  # the same picture by another name
-        entries.append({**entries[i], "image": f"../{llava.parent.name}/{entries[i]['image']}"})
-    llava.write_text(json.dumps(entries))
-    folder = data.load("llava", llava)
-    pictures = [{p for e in folder.heldout(s) for p in e.images} for s in SPLITS]
-    assert sum(map(len, pictures)) == len(set().union(*pictures))
 
 
 def test_copies_of_a_picture_are_in_one_split_and_counted(llava):
@@ -222,8 +191,8 @@ def test_copies_of_a_picture_are_in_one_split_and_counted(llava):
     captions = llava.parent / "captions.json"
     captions.write_text(json.dumps([entry(e["image"], "<image>", "a copy") for e in copies]))
     folder = data.load("llava", llava, pt_source=captions)
-    shown = {s: {e.images[0] for e in folder.heldout(s)} for s in (*SPLITS, "pt")}
-    content = {s: {path.read_bytes() for path in paths} for s, paths in shown.items()}
+    pictures = shown(folder, (*SPLITS, "pt"))
+    content = {s: {path.read_bytes() for path in paths} for s, paths in pictures.items()}
     assert all(content.values()) and sum(len(content[s]) for s in SPLITS) == 31
     assert not content["pt"] & (content["val"] | content["test"])
     report = folder.read_pictures(32)
@@ -231,32 +200,26 @@ def test_copies_of_a_picture_are_in_one_split_and_counted(llava):
     assert "captions of held-out pictures are not used" in report
 
 
-def test_a_large_group_of_pictures_is_trained_on(llava):
-    entries = json.loads(llava.read_text())
-    for i in range(14):  # 0.png - 1.jpg - ... - 14.png hang together
-        pair = [entries[i]["image"], entries[i + 1]["image"]]
-        entries.append(entry(pair, "<image><image>", "two"))
-    llava.write_text(json.dumps(entries))
-    folder = data.load("llava", llava)
-    n = {s: len({p for e in folder.heldout(s) for p in e.images}) for s in SPLITS}
-    assert n["train"] > 20 and 1 <= n["val"] <= 3 and 1 <= n["test"] <= 3
-
-
-@pytest.mark.parametrize("n_single", [2, 5])
-def test_no_split_is_empty_beside_a_very_large_group(tmp_path, n_single):
-    """59 entries of two pictures hang together: a tenth of all pictures is more than the rest."""
-    linked = [[f"a_{i}.png", f"a_{i + 1}.png"] for i in range(59)]
-    shown = linked + [[f"{i}.png"] for i in range(n_single)]
-    for name in {name for names in shown for name in names}:
+@pytest.mark.parametrize("n_linked, n_single, least", [
+    (59, 2, (1, 1, 1)), (59, 5, (1, 1, 4)), (14, 15, (10, 1, 1)),
+])  # fmt: skip
+def test_pictures_that_hang_together_stay_together(tmp_path, n_linked, n_single, least):
+    """A chain of entries of two pictures, and pictures alone: no split is empty, be the chain more
+    than a tenth of them or nearly all."""
+    linked = [[f"a_{i}.png", f"a_{i + 1}.png"] for i in range(n_linked)]
+    names = linked + [[f"{i}.png"] for i in range(n_single)]
+    for name in {name for some in names for name in some}:
         (tmp_path / name).touch()
-    entries = [entry(names, "<image>" * len(names), "yes") for names in shown]
+    entries = [entry(some, "<image>" * len(some), "yes") for some in names]
     (tmp_path / "data.json").write_text(json.dumps(entries))
-    splits = data.load("llava", tmp_path / "data.json").splits
-    assert [len(splits[s]) for s in ("train", "val", "test")] == [1, 1, n_single - 1]
+    folder = data.load("llava", tmp_path / "data.json")
+    assert in_one_split(folder) == n_linked + 1 + n_single
+    groups = [len(folder.splits[s]) for s in ("train", "val", "test")]
+    assert all(n >= few for n, few in zip(groups, least)) and sum(groups) == 1 + n_single
 
 
 def test_pictures_may_be_links_but_no_name_leads_out_of_the_folder(llava, tmp_path):
-    """A folder of links, as a hub's cache has them. Two names of one picture stay in one split."""
+    """A folder of links, as a hub's cache has them. Names of one picture stay in one split."""
     (links := tmp_path / "elsewhere" / "links").mkdir(parents=True)
     entries = json.loads(llava.read_text())
     for i, e in enumerate(entries[:30]):
@@ -268,24 +231,25 @@ def test_pictures_may_be_links_but_no_name_leads_out_of_the_folder(llava, tmp_pa
     entries += [entry(f"../{links.name}/0.png", "<image>", "the same picture")]
     (links / "data.json").write_text(json.dumps(entries))
     folder = data.load("llava", links / "data.json", strict=True, pt_source=llava)
-    splits = {s: {p.resolve() for e in folder.heldout(s) for p in e.images} for s in SPLITS}
-    assert all(splits.values()) and sum(map(len, splits.values())) == 30
+    pictures = {s: {p.resolve() for p in paths} for s, paths in shown(folder).items()}
+    assert all(pictures.values()) and sum(map(len, pictures.values())) == 30
     assert sum(len(folder.heldout(s)) for s in SPLITS) == 93
-    captioned = {path for e in folder.heldout("pt") for path in e.images}
-    assert captioned == splits["train"]  # the same pictures without a link
-    assert folder.read_pictures(32).endswith("captions of held-out pictures are not used")
+    assert "copies" not in folder.read_pictures(32)
+    # The captions show the same pictures without a link
+    assert shown(folder, ["pt"])["pt"] == pictures["train"]
 
     def names(folder):
-        return {s: {p.name for e in folder.heldout(s) for p in e.images} for s in SPLITS}
+        return {s: {p.name for p in paths} for s, paths in shown(folder).items()}
 
     before = names(folder)  # follow the links' names, not where they lie or lead
     links = links.rename(tmp_path / "links")
     assert names(data.load("llava", links / "data.json")) == before
     (links / "loop.png").symlink_to("loop.png")
-    (links / "data.json").write_text(json.dumps([entry("loop.png", "<image>", "none")]))
-    with pytest.raises(DataError, match="entry 0: .*loop.png"):
-        data.load("llava", links / "data.json")
-    for name in ("../llava/0.png", str(llava.parent / "0.png"), "all/../../llava/0.png"):
+    outside = "the picture .* is outside"
+    for name, message in (
+        ("loop.png", ".*loop.png"), ("../llava/0.png", outside),
+        (str(llava.parent / "0.png"), outside), ("all/../../llava/0.png", outside),
+    ):  # fmt: skip
         (links / "data.json").write_text(json.dumps([entry(name, "<image>", "out")]))
-        with pytest.raises(DataError, match="entry 0: the picture .* is outside"):
+        with pytest.raises(DataError, match=f"entry 0: {message}"):
             data.load("llava", links / "data.json")

@@ -1,5 +1,6 @@
 """Pictures from files: read whole, as a viewer shows them, or named."""
 
+import io
 import struct
 import zlib
 
@@ -9,8 +10,7 @@ from PIL import Image
 
 import data
 from data import DataError, pictures
-from data.pictures import PictureCache, open_picture, read_picture
-from data.shapes import Shapes
+from data.pictures import open_picture, read_picture
 
 
 def test_the_whole_picture_is_kept(tmp_path):
@@ -32,57 +32,55 @@ def test_pictures_of_any_mode(tmp_path, mode):
     assert read_picture(name, 32).shape == (3, 32, 32)
 
 
-def test_a_picture_of_another_size_is_scaled(tmp_path):
-    example = Shapes().heldout("test", 1)[0]
-    assert data.pixels_of(example.images[0], 32, "").shape == (3, 32, 32)
-    assert data.pixels_of(example.images[0], 64, "") is example.images[0]
-
-
-@pytest.mark.parametrize("shape", [
-    (3, 32, 64), (3, 64, 32), (64, 64, 3), (1, 64, 64), (4, 64, 64), (64, 64), (1, 3, 64, 64),
-    (3,), (), (3, 0, 0),
+@pytest.mark.parametrize("shape,dtype", [
+    *[(shape, torch.uint8) for shape in (
+        (3, 32, 64), (3, 64, 32), (64, 64, 3), (1, 64, 64), (4, 64, 64), (64, 64), (1, 3, 64, 64),
+        (3,), (), (3, 0, 0),
+    )],
+    *[((3, 64, 64), dtype) for dtype in (torch.float32, torch.int64, torch.int8, torch.bool)],
 ])  # fmt: skip
-def test_a_tensor_of_another_shape_is_named(shape):
+def test_a_tensor_is_scaled_or_what_it_is_is_said(shape, dtype):
+    square = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    assert data.pixels_of(square, 64, "") is square
+    assert data.pixels_of(square, 32, "").shape == (3, 32, 32)
     for size in (32, 64):
         with pytest.raises(DataError) as found:
-            data.pixels_of(torch.zeros(shape, dtype=torch.uint8), size, "entry 3")
-        expected = f"uint8 [3, side, side], such as [3, {size}, {size}]; got uint8 {list(shape)}"
+            data.pixels_of(torch.zeros(shape, dtype=dtype), size, "entry 3")
+        got = f"{dtype} {list(shape)}".removeprefix("torch.")
+        expected = f"uint8 [3, side, side], such as [3, {size}, {size}]; got {got}"
         assert str(found.value) == f"entry 3: a tensor that is a picture must be {expected}"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.int8, torch.bool])
-def test_a_tensor_of_another_dtype_is_named(dtype):
-    name = str(dtype).removeprefix("torch.")
-    for size in (32, 64):
-        with pytest.raises(DataError, match=rf"got {name} \[3, 64, 64\]$"):
-            data.pixels_of(torch.ones(3, 64, 64, dtype=dtype), size, "")
+def saved(picture: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return file.getvalue()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\x00" * 40])
-def test_a_broken_picture_is_named(tmp_path, content):
-    (tmp_path / "x.png").write_bytes(content)
-    with pytest.raises(DataError, match=r"x.png: not a readable picture"):
-        read_picture(tmp_path / "x.png", 32)
+NOISE = saved(Image.effect_noise((64, 64), 50), "PNG")
+FLOATS, INTEGERS = (saved(Image.new(mode, (8, 8), 1), "TIFF") for mode in "FI")
 
 
-@pytest.mark.parametrize("end", [b"", 3000 * b"\xff"])
-def test_a_picture_that_ends_early_or_is_damaged_is_named(tmp_path, end):
-    Image.effect_noise((64, 64), 50).save(tmp_path / "x.png")
-    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:1500] + end)
-    with pytest.raises(DataError, match=r"x.png: not a readable picture"):
-        read_picture(tmp_path / "x.png", 32)
+@pytest.mark.parametrize("content,says", [
+    (b"", "not a readable picture"), (b"not a picture", "not a readable picture"),
+    (b"\x89PNG\r\n\x1a\n" + bytes(40), "not a readable picture"),
+    (NOISE[:1500], "not a readable picture"),
+    (NOISE[:1500] + 3000 * b"\xff", "not a readable picture"),
+    # 0 to 1 and 0 to 255 are both usual: read as the one, the other is black or white
+    (FLOATS, "its pixels are floats of unknown range.* 8 bits"),
+    (INTEGERS, "its pixels are 32-bit integers of unknown range.* 8 bits"),
+])  # fmt: skip
+def test_a_broken_picture_is_named(tmp_path, content, says):
+    file = tmp_path / "x.png"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=rf"x.png: {says}") as found:
+        read_picture(file, 32)
+    assert "\n" not in str(found.value)
+    if "range" in says:  # known from the head alone
+        with pytest.raises(DataError, match=says):
+            pictures.check_head(file)
     with pytest.raises(DataError, match=r"y.png: no such picture"):
         read_picture(tmp_path / "y.png", 32)
-
-
-@pytest.mark.parametrize("mode,numbers", [("F", "floats"), ("I", "32-bit integers")])
-def test_numbers_of_unknown_range_are_refused_before_and_in_training(tmp_path, mode, numbers):
-    """0 to 1 and 0 to 255 are both usual: read as the one, the other is black or white."""
-    Image.new(mode, (8, 8), 1).save(tmp_path / "x.tif")
-    for read in (lambda path: read_picture(path, 32), pictures.check_head):
-        with pytest.raises(DataError, match=f"x.tif: its pixels are {numbers}.* 8 bits") as found:
-            read(tmp_path / "x.tif")
-        assert "\n" not in str(found.value)
 
 
 def test_pictures_are_read_as_a_viewer_shows_them(tmp_path):
@@ -160,22 +158,15 @@ def test_pictures_of_phones_are_read_and_larger_ones_named(tmp_path):
 
 
 def test_pictures_are_kept_up_to_a_number_of_bytes(tmp_path, monkeypatch):
-    """Those that were asked for last, whatever their sizes."""
+    """Those that were asked for last; whole ones may be large, and one at a time is kept."""
+    monkeypatch.setattr(pictures, "CACHE_BYTES", 3 * 3 * 32 * 32)
+    pictures.reader.cache_clear()
     names = [tmp_path / f"{i}.png" for i in range(4)]
     for name in names:
         Image.new("RGB", (32, 32)).save(name)
-    decoded, decode, cache = [], pictures.decode_picture, PictureCache()
-
-    def spy(image, size):
-        decoded.append(names.index(image))
-        return decode(image, size)
-
-    monkeypatch.setattr(pictures, "decode_picture", spy)
-    monkeypatch.setattr(pictures, "CACHE_BYTES", 3 * 3 * 32 * 32)
     for i in (0, 1, 2, 0, 3, 0, 1):  # 3 takes the place of 1, 1 that of 2
-        cache(names[i], 32)
-    assert decoded == [0, 1, 2, 3, 1] and cache.bytes == 3 * 3 * 32 * 32
-    cache(names[0], 48)  # as large as 2.25 of the others
-    held = [pixels.nbytes for pixels in cache.pixels.values()]
-    assert held == [3 * 48 * 48] and cache.bytes == sum(held)
-    assert open_picture.cache_info().maxsize == 1  # whole pictures may be large
+        read_picture(names[i], 32)
+    kept = pictures.reader(32).cache_info()
+    assert (kept.hits, kept.misses, kept.currsize) == (2, 5, 3)
+    assert open_picture.cache_info().maxsize == 1
+    pictures.reader.cache_clear()

@@ -1,52 +1,167 @@
-"""Rows, labels and batches: what the prompt format promises."""
+"""Rows, labels and batches, whatever people write: what the prompt format promises."""
 
 import pickle
+import random
 
 import pytest
 import torch
 from helpers import LETTERS
+from hypothesis import strategies as st
 from PIL import Image
+from properties import for_all, tries
 
-from data import DataError, Example, collate, encode, pixels_of
-from data.prompt import Tokenizer
+import data
+from data import DataError, Example, Row, Tokenizer, collate, encode, pixels_of
+from data.packing import first_fit
+from lab.variants import TextFirstTokenizer
 from mma import Role
 
 LETTER = {int(role): letter for letter, role in LETTERS.items()}
+NAMES = (  # of special tokens, of bytes, of what templates have
+    "<answer>", "<pad>", "<unk>", "<s>", "</s>", "<bos>", "<eos>", "<0x41>", "<0x0A>", "<|end|>",
+    "<|user|>", "<|assistant|>", "[INST]", "[/INST]", "USER:", "ASSISTANT:", data.IMAGE_TOKEN,
+)  # fmt: skip
+PIECES = st.text(max_size=6) | st.sampled_from(
+    (*NAMES, " ", "\n", "is there a red", "色は？", "🙂")
+)
+TEXT = st.lists(PIECES, max_size=5).map("".join)
 
 
-def letters(row):
-    return "".join(LETTER[r] for r in row.role)
+def same(text: str) -> str:
+    return text.replace("\u2581", " ")  # sentencepiece's own sign for a space
+
+
+@pytest.fixture(params=[Tokenizer, TextFirstTokenizer])
+def any_tokenizer(request, tokenizer):
+    return request.param(tokenizer.model)
+
+
+def special(tokenizer) -> set[int]:
+    """What a text may never become."""
+    sp = tokenizer.sp
+    return {i for i in range(sp.get_piece_size()) if sp.is_control(i) or sp.is_unknown(i)}
+
+
+@st.composite
+def written(draw):
+    """Turns, each: the texts before, between and after its pictures; its answer. In a message
+    <image> is a picture."""
+    text = TEXT.map(lambda text: text.replace(data.IMAGE_TOKEN, " "))
+    return [
+        (draw(st.lists(text, min_size=1, max_size=3)), draw(TEXT))
+        for _ in range(draw(st.integers(1, 3)))
+    ]
+
+
+def example_of(turns) -> Example:
+    """Its pictures are numbers."""
+    messages = [(data.IMAGE_TOKEN.join(texts), answer) for texts, answer in turns]
+    return Example(list(range(sum(len(texts) - 1 for texts, _ in turns))), messages)
+
+
+@tries(60, 5000)
+def test_text_comes_back_and_never_becomes_a_special_token(tokenizer, n):
+    def check(text):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(list(ids)) == same(text)
+        assert not special(tokenizer) & set(ids)
+
+    for_all(check, n, text=TEXT)
 
 
 def test_roles_and_turns_of_a_dialogue(tokenizer):
     example = Example(["p"], [("<image>\nis there a red circle?", "yes"), ("blue?", "no")])
     row = encode(example, tokenizer, 4)
-    assert letters(row) == "tVVVVQQQQQQQAAtttAA"
+    assert "".join(LETTER[r] for r in row.role) == "tVVVVQQQQQQQAAtttAA"
     assert "".join(map(str, row.turn)) == "0" + "1" * 13 + "2" * 5
     assert row.ids[0] == tokenizer.bos and row.ids[1:5] == [tokenizer.image] * 4
     assert row.ids[11] == row.ids[16] == tokenizer.answer
     assert row.ids[13] == row.ids[18] == tokenizer.eos
-    assert tokenizer.decode(row.ids[5:11]) == "is there a red circle?"
-    assert tokenizer.decode(row.ids[12:13]) == "yes"
-    assert len(row.ids) == len(row.role) == len(row.turn)
 
 
-def test_a_prompt_is_the_row_up_to_the_answer(tokenizer):
-    example = Example(["a", "b"], [("<image>red?", "yes"), ("<image>blue?", "no"), ("is?", "yes")])
-    full = encode(example, tokenizer, 3)
-    for turn, n_images in ((0, 1), (1, 2), (2, 2)):
-        prompt = encode(example, tokenizer, 3, upto=turn)
-        n = len(prompt.ids)
-        assert prompt.ids == full.ids[:n] and prompt.role == full.role[:n]
-        assert full.role[n] == Role.ANSWER and prompt.ids[-1] == tokenizer.answer
-        assert len(prompt.images) == n_images
+@tries(40, 3000)
+def test_a_dialogue_comes_back_from_its_row(any_tokenizer, n):
+    """Texts and answers by their roles and turns; special tokens where the format puts them and
+    nowhere else. A prompt is the row up to an answer."""
+    tokenizer, never = any_tokenizer, special(any_tokenizer) - {any_tokenizer.image}
+
+    def check(turns):
+        example = example_of(turns)
+        row = encode(example, tokenizer, 2)
+        format_ids = [*tokenizer.start, *(len(turns) - 1) * tokenizer.next]
+        format_ids += len(turns) * [*tokenizer.opening, *tokenizer.end]
+        found, expected = (sorted(i for i in x if i in never) for x in (row.ids, format_ids))
+        assert found == expected
+        assert [i == tokenizer.image for i in row.ids] == [r == Role.IMAGE for r in row.role]
+        assert row.role.count(Role.IMAGE) == 2 * len(example.images)
+        tokens = list(zip(row.ids, row.role, row.turn))
+        for t, (texts, answer) in enumerate(turns, 1):
+            ids = [i for i, role, turn in tokens if turn == t and role == Role.ANSWER]
+            assert ids[-len(tokenizer.end) :] == tokenizer.end
+            assert tokenizer.decode(ids[: -len(tokenizer.end)]) == same(answer.strip())
+            asks = len(texts) > 1 and any(text.strip() for text in texts)
+            message = [i for text in texts for i in tokenizer.encode(text.strip())]
+            role = Role.QUESTION if asks else Role.TEXT
+            expected = [(i, Role.TEXT) for i in (tokenizer.next if t > 1 else [])]
+            expected += [(i, role) for i in message + tokenizer.opening]
+            outside = (Role.IMAGE, Role.ANSWER)
+            assert expected == [(i, r) for i, r, turn in tokens if turn == t and r not in outside]
+            prompt = encode(example, tokenizer, 2, upto=t - 1)
+            cut = len(prompt.ids)
+            assert tokens[:cut] == list(zip(prompt.ids, prompt.role, prompt.turn))
+            assert tokens[cut][1:] == (Role.ANSWER, t)
+            assert len(prompt.images) == prompt.role.count(Role.IMAGE) / 2
+
+    for_all(check, n, turns=written())
 
 
-def test_pictures_and_placeholders_must_agree(tokenizer):
+@tries(15, 500)
+def test_no_row_is_longer_than_it_may_be_and_no_picture_is_cut(any_tokenizer, n):
+    """Of a dialogue and of its prompts, at every number of tokens: as much as fits, or, where that
+    would cut a picture, what comes before its turn. What begins a dialogue must fit."""
+    n_start = len(any_tokenizer.start)
+
+    def check(turns, n_image_tokens):
+        example = example_of(turns)
+        for upto in (None, *range(len(turns))):
+            whole = encode(example, any_tokenizer, n_image_tokens, upto=upto)
+            says = f"with {n_start} tokens, .*; raise --max-tokens, {n_start} leaves no room"
+            with pytest.raises(DataError, match=says):
+                encode(example, any_tokenizer, n_image_tokens, n_start, upto)
+            for limit in range(n_start + 1, len(whole.ids) + 2):
+                row = encode(example, any_tokenizer, n_image_tokens, limit, upto)
+                check_row(row, whole, limit)
+                assert row.role.count(Role.IMAGE) == n_image_tokens * len(row.images)
+
+    def check_row(row, whole, limit):
+        kept = len(row.ids)
+        assert kept <= limit and row.images == whole.images[: len(row.images)]
+        parts = whole.ids[:kept], whole.role[:kept], whole.turn[:kept]
+        assert (row.ids, row.role, row.turn) == parts
+        if kept < min(limit, len(whole.ids)):  # from there on a turn is gone
+            turn = whole.turn[kept]
+            assert turn != whole.turn[kept - 1]
+            assert (int(Role.IMAGE), turn) in zip(whole.role[limit:], whole.turn[limit:])
+
+    for_all(check, n, turns=written(), n_image_tokens=st.integers(1, 5))
+
+
+def test_what_is_no_text_and_what_no_tokenizer_fits_are_clear_errors(tokenizer):
+    for text in ("what is \ud800?", b"caf\xe9".decode("utf-8", "surrogateescape")):
+        with pytest.raises(DataError, match="is not UTF-8 text"):
+            tokenizer.encode(text)
     for images, message in (([], "<image>red?"), (["a"], "red?")):
         example = Example(images, [(message, "yes")], id="x")
         with pytest.raises(DataError, match="x: . <image> in the messages, but . pictures"):
             encode(example, tokenizer, 4)
+    letters = "".join(chr(0x4E00 + i) for i in range(1500))
+    for size in (3, 1000):
+        message = f"^--vocab-size {size} is too small: this text needs 1763 or more$"
+        with pytest.raises(DataError, match=message):
+            Tokenizer.train([letters], size)
+    assert len(Tokenizer.train([letters], 1763)) == 1763
+    with pytest.raises(DataError, match="no text to train a tokenizer on"):
+        Tokenizer.train([""], 1000)
 
 
 def test_a_tokenizer_travels_and_knows_words_whole(tokenizer):
@@ -56,17 +171,23 @@ def test_a_tokenizer_travels_and_knows_words_whole(tokenizer):
     assert len(tokenizer.encode("how many purple triangles are there?")) == 7
 
 
+# --- Batches
+
+
 def test_collate_pads_on_the_right_and_reads_each_picture_once(tokenizer, tmp_path):
+    """Views of one tensor are pictures of their own: a part, the picture on its side, the next of a
+    film."""
     Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
-    tensor = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
-    asked = ("red?", "blue circle?", "is?", "?")
-    rows = [
-        encode(Example([image], [("<image>" + question, "yes")]), tokenizer, 2)
-        for image, question in zip((tmp_path / "a.png", tensor[1]) * 2, asked)
-    ]
+    film = torch.arange(2 * 3 * 16 * 16).view(2, 3, 16, 16).to(torch.uint8)
+    x = film[0]
+    shown = [tmp_path / "a.png", x, x[:, :8, :8], x.mT, film[1], x[:, 4:, 4:], film[0]]
+    asked = ("red?", "blue circle?")
+    rows = [encode(Example(shown, [("<image>" * 7 + q, "yes")]), tokenizer, 2) for q in asked]
     batch = collate(rows, tokenizer.pad, 16)
-    assert batch["image_index"].tolist() == [0, 1, 0, 1] and batch["images"].shape == (2, 3, 16, 16)
-    assert batch["images"][0, 0].min() == 255 and batch["images"].dtype == torch.uint8
+    assert batch["image_index"].tolist() == [0, 1, 2, 3, 4, 5, 1] * 2
+    assert batch["images"].dtype == torch.uint8 and batch["images"][0, 0].min() == 255
+    for seen, image in zip(batch["images"], shown):
+        assert torch.equal(seen, pixels_of(image, 16, ""))
     for b, row in enumerate(rows):
         n = len(row.ids)
         assert batch["ids"][b, :n].tolist() == row.ids
@@ -74,24 +195,24 @@ def test_collate_pads_on_the_right_and_reads_each_picture_once(tokenizer, tmp_pa
         assert (batch["role"][b, n:] == Role.PAD).all()
 
 
-def test_views_of_one_tensor_are_pictures_of_their_own(tokenizer):
-    """A part of a picture, the picture on its side, the next of a film's: all share its memory."""
-    film = torch.arange(2 * 3 * 16 * 16).view(2, 3, 16, 16).to(torch.uint8)
-    x = film[0]
-    shown = [x, x[:, :8, :8], x.mT, film[1], x[:, 4:, 4:], film[0]]
-    row = encode(Example(shown, [("<image>" * 6 + "which?", "red")]), tokenizer, 2)
-    batch = collate([row, row], tokenizer.pad, 16)
-    assert batch["image_index"].tolist() == [0, 1, 2, 3, 4, 0] * 2
-    for seen, image in zip(batch["images"], shown):
-        assert torch.equal(seen, pixels_of(image, 16, ""))
+def test_packed_rows_are_full_and_rows_of_like_length_stay_as_they_are():
+    """Questions of 5 to 60 tokens, answers of 1 to 200, a picture of 16. tests/test_properties.py:
+    packed rows teach what rows alone do."""
+    for seed in range(20):
+        r = random.Random(seed)
+        lengths = [18 + r.randint(5, 60) + r.randint(1, 200) for _ in range(64)]
+        packed = data.pack([Row([1] * T, [int(Role.TEXT)] * T, [1] * T) for T in lengths])
+        longest = max(len(row.ids) for row in packed)
+        filled = sum(len(row.ids) for row in packed)
+        assert sum(lengths) == filled >= 0.95 * len(packed) * longest
+        assert longest <= 3 * max(lengths)
+    rows = [Row([1] * n, [1] * n, [1] * n) for n in (28, 29, 30, 30)]
+    assert data.pack(rows) is rows and data.pack(rows[:1]) == rows[:1]
 
 
-def test_text_that_no_tokenizer_fits_is_one_clear_error():
-    letters = "".join(chr(0x4E00 + i) for i in range(1500))
-    for size in (3, 1000):
-        message = f"^--vocab-size {size} is too small: this text needs 1763 or more$"
-        with pytest.raises(DataError, match=message):
-            Tokenizer.train([letters], size)
-    assert len(Tokenizer.train([letters], 1763)) == 1763
-    with pytest.raises(DataError, match="no text to train a tokenizer on"):
-        Tokenizer.train([""], 1000)
+def test_pictures_stay_with_their_dialogues(tokenizer, dialogues):
+    packed = first_fit([encode(e, tokenizer, 4) for e in dialogues], 60)
+    for row in packed:
+        assert len(row.images) * 4 == row.role.count(Role.IMAGE)
+        assert sorted(set(row.document)) == list(range(row.document[-1] + 1))
+    assert sum(row.document[-1] + 1 for row in packed) == len(dialogues) > len(packed)

@@ -36,50 +36,36 @@ def test_a_scene_in_words_is_the_scene():
         assert read(scene_text(cells)) == (cells, "")
 
 
-def dialogue(example) -> tuple[list[int], list[tuple[str, str]]]:
-    """The scene, and the turns without it."""
-    assert not example.images
-    cells, first = read(example.turns[0][0])
-    return cells, [(first, example.turns[0][1]), *example.turns[1:]]
-
-
-def test_every_answer_of_a_training_step_is_exact():
-    for stage, step in (("pt", 3), ("sft", 0), ("sft", 1500)):
-        for example in ShapesText().draw(stage, step, 40, 6, 0):
-            cells, turns = dialogue(example)
-            for question, answer in turns:
-                assert not question.endswith("?") or oracle(cells, question) == answer
-
-
-def test_stage_1_looks_up_names_and_places_and_asks():
-    for example in ShapesText().draw("pt", 3, 40, 6, 0):
-        cells, turns = dialogue(example)
+@pytest.mark.parametrize("stage,step", [("pt", 3), ("sft", 0), ("sft", 1500)])
+def test_every_turn_says_what_is_so_of_a_training_scene(stage, step):
+    """Stage 1 looks up names and places, those that are there once, and asks, in turn."""
+    for example in ShapesText().draw(stage, step, 40, 6, 0):
+        cells, first = read(example.turns[0][0])
+        assert not example.images and int(split_of(torch.tensor([cells]))) in SPLITS["train"]
+        turns = [(first, example.turns[0][1]), *example.turns[1:]]
         names = [NAMES[kind] for kind in cells if kind != EMPTY]
-        once = [name for name in names if names.count(name) == 1]
         places = [turn for turn in turns if re.fullmatch("[1-4] [1-4]", turn[0])]
         things = [turn for turn in turns if turn[0] in names]
         asked = [turn for turn in turns if turn[0].endswith("?")]
-        assert len({*places}) == 6 and len({*things}) == min(6, len(once)) and len(asked) == 3
-        assert len(turns) == len(places) + len(things) + len(asked)
-        for place, answer in places:
-            assert NAMES[cells[cell(*place.split())]] == answer
-        for name, answer in things:
-            assert name in once and NAMES[cells[cell(*answer.split())]] == name
-        assert turns[:3] == [places[0], *things[:1], asked[0]][: len(turns[:3])]  # in turn
+        assert all(NAMES[cells[cell(*place.split())]] == name for place, name in places)
+        assert all(NAMES[cells[cell(*place.split())]] == name for name, place in things)
+        assert all(oracle(cells, question) == answer for question, answer in asked)
+        if stage == "sft":
+            assert asked == turns and len(asked) == 6
+            continue
+        once = [name for name in names if names.count(name) == 1]
+        assert {name for name, _ in things} <= {*once} and len({*things}) == min(6, len(once))
+        assert len({*places}) == 6 and len(asked) == 3 and len(turns) == 9 + len(things)
+        assert turns[:3] == [places[0], *things[:1], asked[0]][: len(turns[:3])]
 
 
-def test_the_splits_are_disjoint_and_ask_what_is_asked_about_the_pictures():
-    world = ShapesText()
-    for split in ("val", "test"):
-        pairs = list(zip(world.heldout(split, 120), Shapes().heldout(split, 120)))
-        assert len(pairs) == 120
-        for example, seen in pairs:
-            cells, question = read(example.turns[0][0])
-            assert not example.images and int(split_of(torch.tensor([cells]))) in SPLITS[split]
-            assert "<image>" + question == seen.turns[0][0] and example.family == seen.family
-            assert example.turns[0][1] == seen.turns[0][1] == oracle(cells, question)
-    trained = [read(e.turns[0][0])[0] for s in ("pt", "sft") for e in world.draw(s, 0, 40, 2, 1)]
-    assert {int(h) for h in split_of(torch.tensor(trained))} <= {*SPLITS["train"]}
+def test_what_is_held_out_asks_what_is_asked_about_the_pictures():
+    pairs = list(zip(ShapesText().heldout("val", 120), Shapes().heldout("val", 120), strict=True))
+    for example, seen in pairs:
+        cells, question = read(example.turns[0][0])
+        assert not example.images and int(split_of(torch.tensor([cells]))) in SPLITS["val"]
+        assert "<image>" + question == seen.turns[0][0] and example.family == seen.family
+        assert example.turns[0][1] == seen.turns[0][1] == oracle(cells, question)
 
 
 @pytest.mark.usefixtures("no_drawing")

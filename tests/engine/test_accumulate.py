@@ -8,7 +8,7 @@ import torch
 
 import data
 import train
-from data.pictures import read_picture
+from data.pictures import reader
 from engine.batches import StepBatches
 from engine.options import arguments
 from model import MLLM, Config
@@ -60,7 +60,7 @@ def test_a_step_in_parts_is_the_step(step, llava, damaged, stage):
     if damaged:  # half of the pictures cannot be read
         for file in [*llava.parent.glob("*.png")]:
             file.write_bytes(file.read_bytes()[:60])
-        read_picture.clear()
+        reader.cache_clear()
     whole, n, tokens = step(stage)
     assert n == {1} and tokens[0] > 10
     for parts in (2, 3, 5, 1000):

@@ -11,7 +11,7 @@ from helpers import TINY, Crash, at_steps, crash, lines_of, weights_of
 import data
 import eval as evaluation
 import train
-from data.pictures import read_picture
+from data.pictures import reader
 from engine.checkpoint import fingerprint
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -32,7 +32,7 @@ def cut_short(file) -> bytes:
     """Cut the file's end off: its head is whole."""
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) - 40])
-    read_picture.clear()
+    reader.cache_clear()
     with pytest.raises(data.DataError):
         data.pixels_of(file, 32, "")
     return whole
@@ -91,6 +91,7 @@ def test_a_run_whose_pictures_are_gone_ends(large, tmp_path, monkeypatch):
     away = lambda model: folder.rename(tmp_path / "away") if folder.exists() else None
     at_steps(monkeypatch, lambda step: step == 2, away)
     monkeypatch.setattr("data.pictures.CACHE_BYTES", 0)
+    reader.cache_clear()
     message = r"no such picture; nor can a picture of the next 8 steps be read"
     with pytest.raises(SystemExit, match=message):
         train.main([*options, "--pt-steps", "5", "--out", str(tmp_path / "run")])

@@ -18,14 +18,6 @@ def short_answers():
 
 
 @pytest.fixture
-def few(llava):
-    """One picture and two turns, two pictures, none."""
-    entries = [e for e in json.loads(llava.read_text()) if e["id"] in ("0", "two", "none")]
-    llava.write_text(json.dumps(entries))
-    return llava
-
-
-@pytest.fixture
 def talk(llava):
     """One dialogue of three turns, with a second picture in the last."""
     said = "<image>Which colour is this?", "Red.", "And " + "this one over there " * 9 + "?", "No."

@@ -80,7 +80,7 @@ def unpack(row, layers=L, heads=H):
     return mask, weights
 
 
-def assert_stands_alone(page, template, most: int):
+def stands_alone(page, template, most: int):
     """The page needs no network, is small enough, and whole."""
     text, frame = page.read_text(encoding="utf-8"), explore.page_of(template, None)
     assert len(text.encode()) < most and not re.search(r"https?:", text)

@@ -12,7 +12,7 @@ from PIL import Image, ImageFont
 
 import data
 from data import shapes
-from lab import curves, experiments, figures, recording, watch
+from lab import curves, experiments, recording, watch
 from mma import EXTRA_PAIRS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -38,7 +38,7 @@ def meshes(monkeypatch):
 
 def test_the_figure_shows_the_masks(tmp_path, meshes):
     """Blue is read, orange opened: patches x question, under mma alone."""
-    figures.write_figure(tmp_path / "f.png")
+    curves.write_figure(tmp_path / "f.png")
     world = shapes.Shapes()
     counted = (e for e in world.heldout("test") if e.family == "counting")
     message = next(e.turns[0][0] for e in counted if e.turns[0][1] == "2")
@@ -54,7 +54,7 @@ def test_the_figure_shows_the_masks(tmp_path, meshes):
 
 
 def test_the_masks_are_all_there(tmp_path, meshes):
-    figures.write_masks(tmp_path / "m.png")
+    curves.write_masks(tmp_path / "m.png")
     assert len(meshes) == len(EXTRA_PAIRS)
     assert {ORANGE, BLUE} <= colours_in(Image.open(tmp_path / "m.png"))
 
@@ -108,17 +108,6 @@ def test_a_family_that_was_not_asked_yet_is_said_and_dashed(tmp_path, drawn):
         assert points_of(drawn[-1])["place: 50.0 %"] == [(1, 50), (2, 50)]
 
 
-def test_the_ends_of_both_stages_are_in_the_chart(tmp_path, drawn):
-    def losses(stage, values):
-        return [{"stage": stage, "step": k, "loss": loss} for k, loss in enumerate(values, 1)]
-
-    for pt, sft in (([9, 5], [4, 0.5, 0.4, 0.3]), ([9, 1], [4, 0.5]), ([0.2, 0.1], [])):
-        watch.write_curves(tmp_path / "c.png", losses("pt", pt) + losses("sft", sft))
-        top, last = drawn[-2].get_ylim()[1], max(values[-1] for values in (pt, sft) if values)
-        assert last < top <= max(3, 1.1 * last)  # and the first steps flatten nothing
-        assert drawn[-2].get_xlim()[0] == 0 and drawn[-2].get_xlim()[1] >= max(len(pt), len(sft))
-
-
 def test_curves_have_axes_and_a_legend(tmp_path, drawn):
     runs = {"mma (2 seeds)": [{1: 0.5, 2: 0.9}, {1: 0.6, 2: 0.8}], "causal": [{1: 0.4, 2: 0.5}]}
     curves.write_curves(tmp_path / "c.png", runs)
@@ -143,6 +132,8 @@ def test_mma_is_orange_and_causal_is_blue():
             assert ("mma" in label) == (rgb == ORANGE) and ("causal" in label) == (rgb == BLUE)
     shades = curves.colours_of(["mma@2", "mma@4"])
     assert sum(shades["mma@2"]) > sum(shades["mma@4"])
+    arms = list(experiments.ARMS)
+    assert len({*curves.colours_of(arms).values()}) == len(arms)
 
 
 def test_without_matplotlib_training_goes_on(tmp_path, monkeypatch, capsys):
@@ -164,10 +155,6 @@ print([name for name in ("matplotlib", "lab.curves", "lab.results") if name in s
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_every_arm_of_a_chart_has_a_colour_of_its_own():
-    assert len({*curves.colours_of(list(experiments.ARMS)).values()}) == len(experiments.ARMS)
-
-
 def test_the_command_draws_finished_runs(tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
@@ -183,42 +170,42 @@ def test_the_command_draws_finished_runs(tmp_path, capsys):
         curves.main([str(run)])
 
 
-HEAD = watch.LINE + watch.GAP  # of a sheet: a line says what is shown
-
-
-def test_patches_are_framed():
-    example = shapes.Shapes().heldout("test", 1)[0]
-    result = {"prompt": (example, 0), "id": "", "question": "q", "given": "yes", "answer": "no"}
-    picture = watch.draw_sheet([result | {"correct": False}], 64, [[(4, 5)]])
-    # The left side of the frame around the sixth patch
-    assert picture.getpixel((6 + 40 + 2, HEAD + 40 + 20)) == (255, 255, 255)
-    text = colours_in(picture.crop((0, HEAD + 160, 160, picture.height)))
-    assert any(r > 150 and max(g, b) < 100 for r, g, b in text)  # wrong answers are red
-
-
-@pytest.mark.parametrize("question, given", [
-    ("which is further to the right, the green diamond or the purple triangle? " * 4, "yes"),
-    ("why?", "hohoho" * 30),
-])  # fmt: skip
-def test_text_of_a_sheet_stays_whole_below_its_own_picture(question, given):
-    example = shapes.Shapes().heldout("test", 1)[0]
-    result = {"prompt": (example, 0), "id": "", "question": question, "given": given,
-              "answer": "no", "correct": False}  # fmt: skip
-    last = result | {"given": "", "question": "?"}
-    font = ImageFont.load_default(watch.LETTERS)
-    lines = watch.wrapped(question, font, watch.SIDE)
-    assert " ".join(lines).split() == question.split()
-    sheet = watch.draw_sheet([result, result, *[last] * 6], 64, [[]] * 8)
-    below = sheet.crop((0, HEAD + watch.SIDE, sheet.width, HEAD + watch.SIDE + 17 * len(lines)))
-    for k in (1, 2):  # beside the first two pictures nothing is written
-        gap = below.crop((172 * k - 6, 0, 172 * k + 6, below.height))
-        assert colours_in(gap) == {(255, 255, 255)}
-    assert len(colours_in(below.crop((0, below.height - 17, 172, below.height)))) > 1
-    second_row = sheet.crop((0, sheet.height - 230, 172, sheet.height - 80))
-    assert len(colours_in(second_row)) > 10  # its picture, whole
-
-
 COLOURED = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+WHITE = (255, 255, 255)
+TOP = watch.LINE + 3 * watch.GAP // 2  # of a sheet: where its first pictures begin
+
+
+def plain(*messages, turn=0, **said):
+    """A result of eval.answer_all about plain pictures, as many as the messages show."""
+    images = [
+        torch.tensor(c, dtype=torch.uint8)[:, None, None].expand(3, 8, 8)
+        for c in COLOURED[: sum(message.count("<image>") for message in messages)]
+    ]
+    example = data.Example(images, [(message, "yes") for message in messages])
+    known = {"id": "", "question": "q", "given": "yes", "answer": "no", "correct": False}
+    return {"prompt": (example, turn), **known, **said}
+
+
+@pytest.mark.parametrize("said", [
+    {"question": "which is further to the right, the green diamond or the purple circle? " * 4},
+    {"given": "hohoho" * 20},
+])  # fmt: skip
+def test_text_of_a_sheet_stays_whole_below_its_own_picture(said):
+    """However long it is: the pictures of the next line begin below it."""
+    ((name, text),) = said.items()
+    font = ImageFont.load_default(watch.LETTERS)
+    lines = watch.wrapped(text, font, watch.SIDE)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert all(font.getlength(line) <= watch.SIDE for line in lines)
+    sheet = watch.draw_sheet([plain("<image>", **said), *[plain("<image>")] * 6], 8, [[]] * 7)
+    column = [sheet.getpixel((86, y)) for y in range(sheet.height)]
+    assert column.count(COLOURED[0]) == 2 * watch.SIDE
+    between = column[column.index(COLOURED[0]) + watch.SIDE :]
+    assert between.index(COLOURED[0]) >= watch.LINE * (len(lines) + 2)
+    beside = sheet.crop((167, watch.SIDE + 50, 177, sheet.height))  # between two answers
+    assert colours_in(beside) == {WHITE}
+    text = colours_in(sheet.crop((0, watch.SIDE + 50, 160, watch.SIDE + 100)))
+    assert any(r > 150 and max(g, b) < 100 for r, g, b in text)  # wrong answers are red
 
 
 @pytest.mark.parametrize("messages, turn, shown", [
@@ -231,33 +218,23 @@ COLOURED = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
 ])  # fmt: skip
 def test_a_sheet_shows_the_pictures_of_the_turn(messages, turn, shown):
     """And frames of the first picture only where it stands alone."""
-    images = [
-        torch.tensor(c, dtype=torch.uint8)[:, None, None].expand(3, 8, 8)
-        for c in COLOURED[: sum(message.count("<image>") for message in messages)]
-    ]
-    example = data.Example(images, [(message, "yes") for message in messages])
-    result = {"prompt": (example, turn), "id": "", "question": "", "given": "yes", "answer": "yes"}
-    picture = watch.draw_sheet([{**result, "correct": True}], 8, [[(4, 5)]])
-    middles = [picture.getpixel((6 + 160 * k + 80, HEAD + 80)) for k in range(3)]
-    blank = [(255, 255, 255)] * 3
-    assert middles == ([COLOURED[i] for i in shown] + blank)[:3]
-    frame = picture.getpixel((6 + 40 + 2, HEAD + 40 + 20)) == (255, 255, 255)
-    assert frame == (shown in ([0], []))  # without a picture all is white
+    sheet = watch.draw_sheet([plain(*messages, turn=turn)], 8, [[(4, 5)]])
+    middles = [sheet.getpixel((6 + 160 * k + 80, TOP + 80)) for k in range(3)]
+    assert middles == ([COLOURED[i] for i in shown] + [WHITE] * 3)[:3]
+    framed = sheet.getpixel((6 + 40 + 2, TOP + 40 + 20)) == WHITE  # the left side of the frame
+    assert framed == (shown in ([0], []))  # without a picture all is white
 
 
 def test_a_sheet_is_spread_over_all_answers(tmp_path, model, tokenizer, pictures, monkeypatch):
     """24 of them, evenly, each framed where the model looks; the first of their pictures is left to
     ask about. Who does not write takes part in the forward passes."""
     framed, sheets, drawn = [], [], watch.draw_sheet
-    said = {"id": "", "question": "", "given": "", "answer": "", "correct": True}
     real = recording.attended
     monkeypatch.setattr(recording, "attended", lambda *a: framed.append(a[2]) or real(*a))
     monkeypatch.setattr(watch, "draw_sheet", lambda *args: sheets.append(args) or drawn(*args))
-    results = [
-        said
-        | {"prompt": (data.Example([pictures[k % 4]] if k else [], [("<image>" * (k > 0), "")]), 0)}
-        for k in range(60)
-    ]
+    shown = [data.Example([], [("", "")])]  # the first has no picture
+    shown += [data.Example([pictures[k % 4]], [("<image>", "")]) for k in range(1, 60)]
+    results = [plain() | {"prompt": (example, 0)} for example in shown]
     for write in (False, True):
         watch.write_sheet(tmp_path, model, tokenizer, results, write)
         assert len(framed) == 24 and all(
@@ -269,5 +246,5 @@ def test_a_sheet_is_spread_over_all_answers(tmp_path, model, tokenizer, pictures
     ((some, size, frames),) = sheets
     assert len(some) == 24 and size == 16 and frames[0] == []
     assert frames[1] == real(model, tokenizer, *some[1]["prompt"])
-    shown = data.pixels_of(tmp_path / "example.png", 16, "")
-    assert torch.equal(shown, pictures[60 // 24 % 4])  # the very first answer has no picture
+    example = data.pixels_of(tmp_path / "example.png", 16, "")
+    assert torch.equal(example, pictures[60 // 24 % 4])

@@ -2,6 +2,7 @@
 refused."""
 
 import json
+import pickle
 import shutil
 
 import pytest
@@ -11,8 +12,8 @@ from helpers import Crash, at_steps, crash, weights_of
 import data
 import eval as evaluation
 import train
+from data.shapes import Shapes
 from data.shapes.questions import FAMILIES
-from engine.optimizers import freeze
 from lab import eyes, talk
 
 pytestmark = pytest.mark.usefixtures("nothing_drawn")
@@ -46,9 +47,6 @@ def equal(a: dict, b: dict) -> bool:
 
 
 DECODER = ("embed", "blocks", "norm")
-
-
-# --- The model
 
 
 @pytest.mark.parametrize("fresh", [[], ["--fresh"]])
@@ -87,25 +85,6 @@ def test_training_leaves_the_encoder_and_moves_the_rest_in_both_stages(runs, tmp
         assert command.open_run(out, "cpu", "causal")[0].config.mask == "causal"
 
 
-def test_the_same_batches_in_all_arms(runs, monkeypatch, tmp_path):
-    seen = []
-
-    def keep(model, batches, *rest):
-        seen[-1] += [batch["ids"] for step in range(len(batches)) for batch in batches[step]]
-
-    monkeypatch.setattr(train, "train_stage", keep)
-    for more in ([], ["--fresh"], ["--mask", "causal"]):
-        seen.append([])
-        out = tmp_path / "-".join(["run", *more])
-        eyes.main(line_of(runs, *more, "--out", str(out)))
-    assert len(seen[0]) == 6
-    for other in seen[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))
-
-
-# --- Going on
-
-
 def test_a_stopped_run_goes_on_to_the_same_bits(runs, tmp_path):
     line = line_of(runs, "--save-every", "1")
     eyes.main([*line, "--out", str(tmp_path / "whole")])
@@ -117,16 +96,11 @@ def test_a_stopped_run_goes_on_to_the_same_bits(runs, tmp_path):
     assert equal(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
 
 
-# --- What is refused
-
-
 def damaged(runs, tmp_path, what: str):
     """A copy of the text run that is not as it should be."""
     folder = shutil.copytree(runs / "text", tmp_path / "damaged")
     saved = torch.load(folder / "model.pt", weights_only=True)
     record = json.loads((folder / "run.json").read_text())
-    if what == "no sizes":
-        del saved["config"]
     if what == "another tokenizer":
         tokenizer = data.Tokenizer.train(["red green blue yellow"] * 20, 300)
         (folder / "tokenizer.model").write_bytes(tokenizer.model)
@@ -147,13 +121,10 @@ def damaged(runs, tmp_path, what: str):
 
 
 @pytest.mark.parametrize("option,what,says", [
-    ("--encoder", "no sizes", "model.pt cannot be read: 'config'"),
-    ("--llm", "no sizes", "model.pt cannot be read: 'config'"),
     ("--llm", "another tokenizer", "they are not of one run"),
     ("--llm", "no words", "its tokenizer has no token for"),
     ("--llm", "a variant", "only the decoder of a plain run"),
     ("--llm", "a folder", "a Hugging Face folder needs --template"),
-    ("--llm", "nowhere", "not a finished run"),
     ("--encoder", "nowhere", "not a finished run"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(runs, tmp_path, option, what, says):
@@ -171,22 +142,60 @@ def test_every_preset_asks_questions_of_every_family():
         assert {e.family for e in world.draw("sft", steps - 1, 8, 8, 0)} == {*FAMILIES}
 
 
-def test_a_decoder_of_ours_has_nothing_to_rehearse(runs, tmp_path):
+def test_sizes_are_those_of_the_runs_and_ours_know_no_dialogue(runs, capsys, tmp_path):
     with pytest.raises(SystemExit, match="--rehearse belongs to a Hugging Face folder"):
         eyes.main(line_of(runs, "--rehearse", "2", "--out", str(tmp_path / "out")))
-
-
-def test_sizes_are_those_of_the_runs(runs, capsys):
     with pytest.raises(SystemExit):
         eyes.options(line_of(runs, "--n-layer", "2"))
     said = "--n-layer cannot be given: it is that of --encoder and --llm"
     assert said in capsys.readouterr().err
 
 
-def test_what_it_learns_is_what_is_frozen_by_name(runs):
-    """--freeze and --pt-freeze say otherwise, as in train.py."""
-    args = eyes.options(line_of(runs, "--pt-freeze", "encoder", "embed"))
-    model, _ = eyes.put_together(args)
-    freeze(model, args.pt_freeze)
-    names = {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad}
-    assert names == {"projector", "blocks", "norm"} and args.freeze == ["encoder"]
+# --- Rehearsal
+
+
+@pytest.mark.parametrize("text,kept", [
+    ("It is red. It is blue! And then the", "It is red. It is blue!"),
+    ("Is it red? Yes", "Is it red?"),
+    ("1. Gold\n2. Copper\n3. Sil", ""),
+    ("Pi is 3.14 or so", ""),
+    ("Two lines.\nOf text. No", "Two lines.\nOf text."),
+    ("", ""),
+])  # fmt: skip
+def test_whole_sentences(text, kept):
+    assert eyes.whole_sentences(text) == kept
+
+
+def test_prompts_are_many_and_no_template_is_left_unfilled():
+    assert len(eyes.PROMPTS) == len(set(eyes.PROMPTS)) > 150
+    assert not [prompt for prompt in eyes.PROMPTS if "{" in prompt or prompt != prompt.strip()]
+
+
+def test_what_was_cut_ends_with_a_sentence_and_what_was_not_is_kept(monkeypatch):
+    said = {"a": ("It is so. And", True), "b": ("no end", True), "c": ("no point", False)}
+
+    def answers(model, tokenizer, examples, **options):
+        assert options["max_new_tokens"] == eyes.LONGEST
+        given = [said[e.turns[0][0]] for e in examples]
+        return [{"given": text, "unparsed": cut} for text, cut in given]
+
+    monkeypatch.setattr(eyes, "answer_all", answers)
+    dialogues = eyes.own_answers(None, None, list("abc"))
+    assert [e.turns for e in dialogues] == [[("a", "It is so.")], [("c", "no point")]]
+    assert all(e.images == [] for e in dialogues)
+
+
+def test_a_step_has_rows_more_and_is_else_what_it_was():
+    dialogues = [data.Example([], [(f"question {i}", "answer")]) for i in range(50)]
+    plain, source = Shapes(), eyes.Rehearsal(Shapes(), dialogues, 3)
+    seen = set()
+    for key in (("sft", 5, 2, 4, 0), ("sft", 6, 2, 4, 0), ("pt", 5, 8, 4, 0), ("sft", 5, 2, 4, 1)):
+        drawn = source.draw(*key)
+        assert [e.turns for e in drawn[:8]] == [e.turns for e in plain.draw(*key)]
+        assert len(drawn) == 11 and all(e in dialogues for e in drawn[8:])
+        assert drawn[8:] == source.draw(*key)[8:]
+        seen.add(tuple(e.turns[0][0] for e in drawn[8:]))
+    assert len(seen) == 4
+    again = pickle.loads(pickle.dumps(source))  # as a worker gets it
+    assert again.answers == plain.answers and again.draw(*key)[8:] == drawn[8:]
+    assert [e.id for e in again.heldout("val", 3)] == [e.id for e in plain.heldout("val", 3)]

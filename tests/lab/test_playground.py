@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from pages import assert_stands_alone, half, make_run, opened, write_playground
+from pages import half, make_run, opened, stands_alone, write_playground
 
 import data
 from data import shapes
@@ -24,7 +24,7 @@ ANSWER_TOKENS = 6  # what random weights say seldom ends
 
 
 def test_the_page_needs_nothing_else_and_two_runs_fit(playground_page):
-    assert_stands_alone(playground_page, playground.TEMPLATE, 6_000_000)
+    stands_alone(playground_page, playground.TEMPLATE, 6_000_000)
 
 
 @pytest.mark.parametrize("options, why", [

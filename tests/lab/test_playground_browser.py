@@ -230,12 +230,3 @@ def test_a_narrow_window_in_the_light_and_in_the_dark(browser, playground_page, 
     browser.click("#board button", 15)
     assert browser.js("document.activeElement.closest('#board') !== null")
     assert browser.console == []
-
-
-def test_an_error_in_the_page_would_be_seen(browser, playground_page):
-    browser.open(playground_page)
-    browser.console.clear()
-    browser.js("setTimeout(() => nothing.at.all)")
-    browser.js("new Promise(done => setTimeout(done, 50))")
-    assert browser.console
-    browser.console.clear()
