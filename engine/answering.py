@@ -80,12 +80,9 @@ def are_free(answers: list[str], known) -> bool:
 def say_unread(results: list[dict], say, strict: bool = False) -> None:
     """Say how many of eval.answer_all's results have no answer, because a picture cannot be read.
     strict: raise DataError instead."""
-    unread = [r for r in results if r["unread"]]
-    if not unread:
+    if not (unread := [r for r in results if r["unread"]]):
         return
     if strict:
         raise DataError(f"{unread[0]['id']}: {unread[0]['unread']}".removeprefix(": "))
-    say(
-        f"{len(unread):,} of {len(results):,} questions are not answered, and count as wrong: a "
-        f"picture of theirs cannot be read, such as {unread[0]['unread']}"
-    )
+    say(f"{len(unread):,} of {len(results):,} questions are not answered, and count as wrong: a "
+        f"picture of theirs cannot be read, such as {unread[0]['unread']}")  # fmt: skip

@@ -50,14 +50,11 @@ class StepBatches(Dataset):
     def batches(self, step: int, pack=data.pack) -> list[dict]:
         rows = self.rows(step)
         if len(rows) < self.world_size:
-            raise data.DataError(
-                f"step {step + 1} of stage {self.stage} has {len(rows)} rows for "
-                f"{self.world_size} processes"
-            )
-        local = [
-            data.row_or_empty_prompt(row, self.tokenizer, self.config.image_size)
-            for row in rows[self.rank :: self.world_size]
-        ]
+            few = f"{len(rows)} rows for {self.world_size} processes"
+            raise data.DataError(f"step {step + 1} of stage {self.stage} has {few}")
+        local, tokenizer = rows[self.rank :: self.world_size], self.tokenizer
+        size = self.config.image_size
+        local = [data.row_or_empty_prompt(row, tokenizer, size) for row in local]
         unread = [row for row in local if row.unread]
         if unread:
             self._check_unread(step, local, unread)
@@ -91,22 +88,17 @@ class StepBatches(Dataset):
         steps = range(step, step + self.TRIED)
         examples = (example for s in steps for example in self.examples(s))
         if not any(data.can_open(image) for example in examples for image in example.images):
-            raise data.DataError(
-                f"{unread[0].unread}; nor can a picture of the next {self.TRIED} steps be read"
-            )
+            others = f"nor can a picture of the next {self.TRIED} steps be read"
+            raise data.DataError(f"{unread[0].unread}; {others}")
 
 
 def loader_of(batches: StepBatches, first_step: int, args) -> DataLoader:
     """The batches from first_step on, counted from 0."""
+    on_gpu, order = args.device.startswith("cuda"), range(first_step, len(batches))
     return DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(first_step, len(batches)),
-        num_workers=args.workers,
-        pin_memory=args.device.startswith("cuda"),
-        generator=torch.Generator(),
-        worker_init_fn=ignore_signals,
-    )
+        batches, batch_size=None, sampler=order, num_workers=args.workers, pin_memory=on_gpu,
+        generator=torch.Generator(), worker_init_fn=ignore_signals,
+    )  # fmt: skip
 
 
 def measure_pixels(encoder, steps: StepBatches) -> None:

@@ -37,7 +37,5 @@ def told_apart(runs: list[dict]) -> str:
     codes = {run.get("code", "unknown") for run in runs}
     if len(codes) < 2:
         return ""
-    return (
-        f"These runs were made by {len(codes)} versions of the code (`code` in run.json): what "
-        "differs may be the code's."
-    )
+    return (f"These runs were made by {len(codes)} versions of the code (`code` in run.json): what "
+            "differs may be the code's.")  # fmt: skip

@@ -30,14 +30,11 @@ def make_optimizers(model: nn.Module, args, stage: str) -> list[torch.optim.Opti
     # fused: one pass over the numbers of a parameter; a CPU has it, too
     fused = args.device.startswith(("cuda", "cpu"))
     options = dict(betas=(0.9, 0.95), weight_decay=1e-4 if adamw else 0.0, fused=fused)
-    optimizers = []
+    optimizers, dtype = [], torch.bfloat16 if args.precision == "bfloat16" else torch.float32
     if first:
         lr = args.lr * (args.pt_lr_times if stage == "pt" else 1)
-        if adamw:
-            optimizers += [torch.optim.AdamW(first, lr, **options)]
-        else:
-            dtype = torch.bfloat16 if args.precision == "bfloat16" else torch.float32
-            optimizers += [Muon(first, lr, dtype=dtype)]
+        kind, given = (torch.optim.AdamW, options) if adamw else (Muon, {"dtype": dtype})
+        optimizers += [kind(first, lr, **given)]
     if second:
         lr = args.pt_adam_lr if stage == "pt" else args.adam_lr
         optimizers += [torch.optim.AdamW(second, lr, **options)]
@@ -75,9 +72,8 @@ def freeze(model: nn.Module, parts: list[str], option: str = "--freeze", steps: 
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(parts)))
     if steps and not any(parameter.requires_grad for parameter in model.parameters()):
-        raise DataError(
-            f"{option} {' '.join(parts)} leaves no parameter to train; name fewer parts"
-        )
+        why = "leaves no parameter to train; name fewer parts"
+        raise DataError(f"{option} {' '.join(parts)} {why}")
 
 
 class Muon(torch.optim.Optimizer):
@@ -88,11 +84,8 @@ class Muon(torch.optim.Optimizer):
 
     NUMBERS_AT_ONCE = 2**26  # in a batch, so that large models' do not fill the GPU
 
-    def __init__(
-        self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0,
-        dtype: torch.dtype = torch.float32,
-    ):  # fmt: skip
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+    def __init__(self, params, lr: float, momentum: float = 0.95, dtype=torch.float32):
+        super().__init__(params, dict(lr=lr, momentum=momentum))
         self.dtype = dtype
 
     @torch.no_grad()
@@ -120,8 +113,6 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(means, gradients, 1 - momentum)
         updates = torch._foreach_lerp(gradients, means, momentum)  # Nesterov
         updates = orthogonalise(torch.stack([full_tensor(u) for u in updates]), self.dtype)
-        if group["weight_decay"]:
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
         scale = max(1, params[0].shape[0] / params[0].shape[1]) ** 0.5
         updates = [shard_like(update, p) for update, p in zip(updates, params)]
         torch._foreach_add_(params, updates, alpha=-lr * scale)

@@ -83,8 +83,8 @@ def test_generation_cached_equals_uncached_equals_one_by_one(model, batch_of, di
         batch = batch_of([dialogues[i] for i in here], upto=turn)
         together = model.generate(**batch, eos=eos, max_new_tokens=8)
         assert together == [expected[i] for i in here]
-        limits = range(len(here), 0, -1)  # each row may have one of its own
-        limited = model.generate(**batch, eos=eos, max_new_tokens=[*limits])
+        limits = [3 * k for k in reversed(range(len(here)))]  # each row may have one of its own
+        limited = model.generate(**batch, eos=eos, max_new_tokens=limits)
         assert limited == [answer[:n] for answer, n in zip(together, limits)]
 
 

@@ -54,6 +54,9 @@ def test_who_trains_what(stage, rates):
     def made(kind) -> list[set]:
         optimizers = make_optimizers(model, args, stage)
         assert [type(o) for o in optimizers] == [kind, AdamW]
+        decay = 1e-4 if kind is AdamW else 0
+        for o in (o.defaults for o in optimizers if type(o) is AdamW):
+            assert (o["betas"], o["weight_decay"]) == ((0.9, 0.95), decay)
         assert [o.param_groups[0]["lr"] for o in optimizers] == rates
         return [{trained[p] for p in o.param_groups[0]["params"]} for o in optimizers]
 
