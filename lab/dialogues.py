@@ -94,9 +94,9 @@ VARIANTS |= {
 
 
 def by_turn(run: Path, device: str, limit: int | None = None) -> dict:
-    """What a run answers to the test questions of its world, in %: asked alone, and in dialogues,
-    where earlier turns have their true answers. tokens: of the prompts of a dialogue, on average,
-    each token once, and where every question is asked alone."""
+    """What a run answers to the test questions of its world, in %: each asked alone, and turn after
+    turn of dialogues, where earlier turns have their true answers. tokens: of the prompts of a
+    dialogue, on average, each token once, and where its questions are asked alone."""
     trained = read_record(run)["args"]
     model, tokenizer = open_run(run, device)
     source = data.load(trained["data"])
@@ -114,9 +114,9 @@ def by_turn(run: Path, device: str, limit: int | None = None) -> dict:
 
     results = answer_all(model, tokenizer, dialogues, source.answers)
     asked_alone = accuracy(answer_all(model, tokenizer, alone, source.answers), 0)
-    turns = {f"turn {turn + 1}": accuracy(results, turn) for turn in range(TURNS)}
     return {
-        "run": run.name, "numbers": {"alone": asked_alone, **turns},
+        "run": run.name, "alone": asked_alone,
+        "turns": {f"turn {turn + 1}": accuracy(results, turn) for turn in range(TURNS)},
         "tokens": {"dialogue": tokens(dialogues), "alone": tokens(alone)},
     }  # fmt: skip
 
@@ -135,8 +135,8 @@ def main(argv=None) -> None:
         check_writable(args.json)
         rows = [by_turn(run, args.device, args.limit) for run in args.runs]
         for row in rows:
-            numbers = ", ".join(f"{name} {value:.1f}" for name, value in row["numbers"].items())
-            print(f"{row['run']}: {numbers}")
+            turns = ", ".join(f"{name} {value:.1f}" for name, value in row["turns"].items())
+            print(f"{row['run']}: alone {row['alone']:.1f}, {turns}")
         if args.json:
             args.json.write_text(json.dumps({"runs": rows}, indent=1) + "\n", encoding="utf-8")
 

@@ -77,6 +77,9 @@ def of_dialogues() -> dict[str, str]:
     return arms | {"mma@dialogues-first": "--mask mma --variant dialogues-first"}
 
 
+WAYS_OUT = tuple(
+    f"mma@{way} > mma@dialogues-half" for way in ("alone", "dialogues-again", "dialogues-first")
+)
 MMA = "mma > causal"
 PAPER = dict(
     claims=(MMA, "mma > dot", "dot > causal", "mma > cca", "mma > prefix", "prefix > causal",
@@ -144,7 +147,8 @@ EXPERIMENTS = {
     "dialogues": Experiment(
         of_dialogues(), "--data shapes", seeds=3, first_seed=FRESH_SEED,
         asks={"by turn": "lab.dialogues"},
-        claims=tuple(f"mma@{v} > causal@{v}" for v in ("alone", *DIALOGUES[:3])),
+        claims=(*(f"mma@{v} > causal@{v}" for v in ("alone", *DIALOGUES[:3])), *WAYS_OUT),
+        detailed=("mma@dialogues-half > causal@dialogues-half", *WAYS_OUT),
     ),
     # A second modality; several pictures a row
     "sounds": Experiment(FOUR_ARMS, "--data sounds", seeds=3, **PAPER),

@@ -18,7 +18,8 @@ from engine.tables import markdown, parts_of, spread
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = ("seed", "accuracy", "consistency", "families", "n", "unparsed", "params", "seconds", "kept",
-        "code")  # fmt: skip
+        "code", "turns", "tokens")  # fmt: skip
+PARTS = ("group", "family", "turn")  # of the accuracy, in a frame's columns
 VALIDATION, LOSS = "validation, last look", "validation loss"
 LEVEL = 0.05
 NOTE = (
@@ -56,8 +57,8 @@ def read_run(run: Path, asked: dict[str, Path], split: str = "") -> dict:
     for name, file in files.items():
         if isinstance(file, list):  # of lab.text_loss, in nats
             numbers |= {f"{name}, before": file[0]["loss"], f"{name}, after": file[-1]["loss"]}
-        elif "numbers" in (said := file["runs"][0]):  # of lab.dialogues, in %
-            numbers |= said["numbers"]
+        elif "turns" in (said := file["runs"][0]):  # of lab.dialogues
+            record |= {"turns": said["turns"], "tokens": said["tokens"]}
         else:
             numbers[name] = 100 * said["accuracy"]
     kept = {key: record[key] for key in KEYS if key in record}
@@ -103,6 +104,7 @@ def row(arm: str, run: dict, marks) -> dict:
     cells |= {at_step(mark): first_step(run["curve"], mark / 100) or math.nan for mark in marks}
     if "kept" in run:
         cells["best at step"] = run["kept"]["step"]
+    cells |= {f"turn: {turn}": value for turn, value in run.get("turns", {}).items()}
     asked = {f"asked: {name}": value for name, value in run.get("asked", {}).items()}
     return {**cells, "parameters": run["params"], **asked}
 
@@ -134,7 +136,7 @@ def main_table(runs, marks, short: bool = False) -> str:
     """Accuracy overall and by family, validation, steps to the marks. short: accuracy alone."""
     others = (VALIDATION, LOSS, *map(at_step, marks), "best at step", "parameters")
     others = () if short else others
-    columns = {"overall": "overall", **columns_of(runs, "group", "family")}
+    columns = {"overall": "overall", **columns_of(runs, *PARTS)}
     return table(runs, columns | {c: c for c in others if c in runs})
 
 
@@ -211,7 +213,7 @@ def differences(result: dict, runs) -> list[dict]:
     rows = [(claim, "overall", claim, "points") for claim in show["claims"]]
     for claim in show["detailed"]:
         a, b = claim.split(" > ")
-        for column, family in columns_of(runs, "group", "family").items():
+        for column, family in columns_of(runs, *PARTS).items():
             rows.append((claim, column, f"{claim}, {family}", "points"))
         for mark in show["marks"]:  # fewer steps, and a lower loss, are better
             says = f"{a} is at {mark:g} % on validation after fewer steps than {b}"
