@@ -108,14 +108,15 @@ def test_two_trainings_in_one_folder(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("of the first")
     first = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     worker = int(first.stdout.readline())
-    for options in ([], ["--resume"], ["--overwrite"]):
-        with pytest.raises(SystemExit, match="another process is training in .*; wait for it"):
-            train.main([*RUN, *options, "--out", str(tmp_path)])
-    first.kill()
-    first.wait()
-    assert [file.read_text() for file in tmp_path.iterdir()] == ["of the first"]
     try:
+        for options in ([], ["--resume"], ["--overwrite"]):
+            with pytest.raises(SystemExit, match="another process is training in .*; wait for it"):
+                train.main([*RUN, *options, "--out", str(tmp_path)])
+        first.kill()
+        first.wait()
+        assert [file.read_text() for file in tmp_path.iterdir()] == ["of the first"]
         hold(tmp_path).close()
     finally:
+        first.kill()
         if worker > 0:
             os.kill(worker, signal.SIGKILL)
