@@ -1,4 +1,5 @@
-"""Talk to a run: answers are streamed, and what was said stays in the KV cache.
+"""Talk to a run: answers are streamed, and what was said stays in the KV cache. A run that learned
+from single questions is asked each one alone, with the pictures that were shown last.
 
     python -m lab.talk RUN --image FILE
     python -m lab.talk RUN --audio FILE.wav     a run that was trained on sounds
@@ -32,11 +33,12 @@ END = "an empty line or Ctrl-D ends."
 class Conversation:
     """One dialogue. The mask is the run's: the rows of a picture read the question of their own
     turn, all else is causal; so the keys and values of earlier turns never change, and only what is
-    new is computed. room: tokens of the whole dialogue, pictures included."""
+    new is computed. room: tokens of the whole dialogue, pictures included. alone: every question
+    begins anew, with the pictures that were shown last."""
 
-    def __init__(self, model: MLLM, tokenizer: data.Tokenizer, room: int = 2048):
-        self.model, self.tokenizer, self.room = model, tokenizer, room
-        self.cache = KVCache(model, 1, room)
+    def __init__(self, model: MLLM, tokenizer: data.Tokenizer, room=2048, alone=False):
+        self.model, self.tokenizer, self.room, self.alone = model, tokenizer, room, alone
+        self.cache, self.shown = KVCache(model, 1, room), []
         self.T, self.position, self.turn = 0, 0, 0
         self.pending: list[int] = []  # of the last answer, what the model has not read yet
 
@@ -51,6 +53,9 @@ class Conversation:
         """The answer, piece by piece. message: with data.IMAGE_TOKEN where a picture stands. Raises
         DataError if the message is too long, and "no room for more" if any would be."""
         tokenizer, config = self.tokenizer, self.model.config
+        if self.alone and not images:
+            message, images = data.IMAGE_TOKEN * len(self.shown) + message, self.shown
+        self.shown = list(images)
         asked, new = data.Example(list(images), [(message, "")]), data.Row()
         row = data.encode(asked, tokenizer, config.n_image_tokens, upto=0)
         if self.turn:
@@ -70,7 +75,7 @@ class Conversation:
                 f"the message is too long: {len(new.ids)} tokens, and its words may have about "
                 f"{free}; ask in fewer words"
             )
-        self.turn += 1
+        self.turn += not self.alone
         return self._stream(data.collate([new], tokenizer.pad, config.image_size), max_new_tokens)
 
     def _stream(self, batch: dict, max_new_tokens: int) -> Iterator[str]:
@@ -86,6 +91,8 @@ class Conversation:
                 shown = text
         if (text := tokenizer.decode(said)) != shown:
             yield text[len(shown) :]
+        if self.alone:
+            return
         self.T += batch["ids"].shape[1] + len(said) - 1
         self.position = int(context.position[0, -1]) + len(said)
         unread = [] if said[-1] in tokenizer.ends else said[-1:]
@@ -100,6 +107,13 @@ class Conversation:
         context.cache = self.cache
         context.column = self.T + torch.arange(t, device=role.device)[None]
         return context
+
+
+def learned_alone(trained: dict) -> bool:
+    """Did a run, of these arguments, learn from single questions about pictures alone? It answers a
+    second question best as if it were the first (docs/results.md)."""
+    dialogues = trained["data"] in ("llava", *data.TEXT_WORLDS) or trained.get("llm")
+    return not dialogues and "dialogues" not in (trained["variant"] or "")
 
 
 def help_of(name: str, shown: bool) -> str:
@@ -197,7 +211,8 @@ def main(argv=None) -> None:
             return picture
 
         images = [look(image=args.image, audio=args.audio)] if args.image or args.audio else []
-        converse(Conversation(model, tokenizer), look, images, trained["data"])
+        talk = Conversation(model, tokenizer, alone=learned_alone(trained))
+        converse(talk, look, images, trained["data"])
 
 
 if __name__ == "__main__":

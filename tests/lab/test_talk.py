@@ -11,6 +11,7 @@ from PIL import Image as Picture
 import data
 import train
 from data import IMAGE_TOKEN, Row, audio
+from engine.options import arguments
 from lab import talk
 from lab.talk import Conversation
 from lab.variants import ConcentricMLLM, TextFirstTokenizer
@@ -55,6 +56,26 @@ def test_history_in_the_cache_is_history_read_again(
         whole.add(answer + ([] if ended else [tokenizer.eos]), Role.ANSWER, turn)
     with pytest.raises(data.DataError, match="no room for more"):
         Conversation(model, tokenizer, room=12).ask(asked[0][0], asked[0][1])
+
+
+def test_asked_alone_a_second_question_is_a_first_one(model, tokenizer, pictures):
+    first, second, shown = "is there a red circle?", "how many circles?", list(pictures[:2])
+
+    def answers(alone, *asked):
+        talk = Conversation(model, tokenizer, alone=alone)
+        return ["".join(talk.ask(message, images, 6)) for message, images in asked]
+
+    two, asked = 2 * IMAGE_TOKEN, [(2 * IMAGE_TOKEN + first, shown), (second, [])]
+    anew = answers(False, asked[0]) + answers(False, (two + second, shown))
+    assert answers(True, *asked) == anew != answers(False, *asked)
+
+
+@pytest.mark.parametrize("line, alone", [
+    ("", True), ("--data nlvr", True), ("--data llava", False), ("--data shapes-text", False),
+    ("--variant dialogues-half", False), ("--variant cca", True),
+])  # fmt: skip
+def test_runs_that_learned_from_dialogues_go_on(line, alone):
+    assert talk.learned_alone(vars(arguments(line.split()))) == alone
 
 
 @pytest.fixture(scope="module")
