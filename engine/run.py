@@ -73,7 +73,8 @@ class Run:
         checkpoint.write_file(self.out / "tokenizer.model", lambda f: f.write(tokenizer.model))
         if hasattr(tokenizer, "extras"):  # a tokenizer that came with pretrained weights
             checkpoint.write_file(self.out / "tokenizer.json", json.dumps(tokenizer.extras()))
-        self.metrics.truncate(0)
+        if os.fstat(self.metrics.fileno()).st_size:
+            self.metrics.truncate(0)
         self.metrics.writelines(self.progress["lines"])  # what a stop left behind is written anew
 
     def to_do(self) -> list[str]:
@@ -166,7 +167,6 @@ class Run:
             return
         self.progress["lines"].append(json.dumps(line) + "\n")
         self.metrics.write(self.progress["lines"][-1])
-        self.metrics.flush()
         if draw and self.watch:
             lines = list(map(json.loads, self.progress["lines"]))
             self.watch.write_curves(self.out / "curves.png", lines)
@@ -268,21 +268,21 @@ def check_writable(*files: Path | None) -> None:
 
 
 def hold(out: Path):
-    """metrics.jsonl of the folder `out`, open for appending; of several processes of one run the
-    first one locks it, until it is closed or the process ends, however it ends: one training at a
-    time in a folder. DataError if another process has it, or if it cannot be made. Whoever opens
-    and closes it in this process a second time gives up the lock."""
+    """metrics.jsonl of the folder `out`, open for appending. Of several processes of one run the
+    first locks it until it is closed, here or by another opening of it in this process, or the
+    process ends: one training at a time. DataError if another has it, or it cannot be made."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = open(out / METRICS, "a", encoding="utf-8")
+        file = open(out / METRICS, "a", buffering=1, encoding="utf-8")  # line by line
     except OSError as error:
         raise DataError(f"--out {out} cannot be written: {error.strerror}") from None
     try:
-        if int(os.environ.get("RANK", 0)) > 0:
-            pass
-        elif fcntl:  # not flock: a loader's worker would hold that on after its parent was killed
+        first = int(os.environ.get("RANK", 0)) == 0
+        if (
+            first and fcntl
+        ):  # not flock: a loader's worker would hold that on after its parent was killed
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
+        elif first:
             file.seek(2**30)  # beyond what others may want to read
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     except OSError:

@@ -29,9 +29,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from engine import options, wings
+from engine import wings
 from engine.batches import StepBatches
 from engine.optimizers import freeze, make_optimizers
+from engine.options import PRESETS, Parser, positive
+from engine.options import arguments as arguments_of_train
 from engine.precision import autocast_of, scaler_of
 from engine.run import one_line_errors, read_record
 from engine.tables import spread
@@ -44,7 +46,7 @@ from train import clip_and_step, forward_backward
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-USUAL = options.arguments(["--preset", "tiny", "--device", DEVICE])  # what train.py would do here
+USUAL = arguments_of_train(["--preset", "tiny", "--device", DEVICE])  # what train.py would do here
 ORDINARY = 1000  # the step that is timed: the first ones ask mostly for places, in short rows
 
 # --- Taking turns
@@ -80,7 +82,7 @@ def training_step(model, batch: dict, args=USUAL) -> Callable:
 
 
 def tiny(vocab: int = 600, **sizes) -> Config:
-    return Config(vocab_size=vocab, **{**options.PRESETS["tiny"]["model"], **sizes})
+    return Config(vocab_size=vocab, **{**PRESETS["tiny"]["model"], **sizes})
 
 
 def trained(config: Config, model_class=MLLM) -> MLLM:
@@ -242,8 +244,8 @@ def note(topic: str, repeats: int) -> str:
 
 
 def arguments(argv=None):
-    parser = options.Parser(__doc__)
-    add, positive = parser.add_argument, options.positive
+    parser = Parser(__doc__)
+    add = parser.add_argument
     add("-h", "--help", action="help", help="show this and exit")
     add("topic", choices=TOPICS, metavar="TOPIC", help=", ".join(TOPICS))
     add("--repeats", type=positive, default=9, metavar="N", help="timed calls of an arm (9)")
