@@ -91,6 +91,7 @@ BUDGET_ARMS = {f"{m}@{x}": f"--mask {m} --steps {n}"
                for m in ("mma", "causal") for x, n in BUDGETS.items()}  # fmt: skip
 AT_A_BUDGET = tuple(f"mma@{x} > causal@{x}" for x in BUDGETS)
 DEPTHS, SCENES, RATES = (2, 3, 4, 6), (2000, 8000), (0.002, 0.004, 0.008)
+NLVR_RATES = (0.001, *RATES)
 FRESH_SEED = 10  # the first that no recipe was searched for with (docs/protocol.md)
 DEV = dict(asks={"dev": "eval --split dev"}, split="dev")  # read once a finished run
 
@@ -163,7 +164,7 @@ EXPERIMENTS = {
         TWO_ARMS, "--data nlvr+world", seeds=2, claims=(MMA,), detailed=(MMA,), **DEV
     ),
     # Chosen on val: dev is not read
-    "nlvr+world-rates": Experiment(both_masks("lr", RATES), "--data nlvr+world"),
+    "nlvr+world-rates": Experiment(both_masks("lr", NLVR_RATES), "--data nlvr+world"),
     "eyes": Experiment(
         TEXT | EYES | FRESH, seeds=5, **EYES_CLAIMS,
         asks={"text scenes afterwards": "eval --data shapes-text"},
