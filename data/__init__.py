@@ -1,12 +1,14 @@
 """From pictures and dialogues to batches. One file for each step:
 
     errors.py       what is wrong with the user's data
-    pictures.py     files and parts of files -> pixels
+    pixels.py       a picture as a tensor, a file or a part of a file -> pixels
+    pictures.py     the files of pictures
     audio.py        sound, WAV files -> spectrograms, which are pictures
     prompt.py       the prompt format: tokenizer, rows of tokens with roles, batches
     text.py         what is written in several ways, read as one
     packing.py      rows of different lengths, packed
-    folder.py       a finite data set: splits, what cannot be used, what a step draws
+    draws.py        random numbers by a key: what a step draws
+    folder.py       a finite data set: splits, what cannot be used
     files.py        entries of the user's JSON files; which pictures' files are copies
 
 and one file or folder for each data set, imported when it is asked for:
@@ -26,10 +28,10 @@ name once it stands in WORLDS. `python -m data NAME` shows a built-in world.
 import pkgutil
 from dataclasses import dataclass
 
-from data.errors import DataError, SkippedEntries, reason
-from data.folder import Folder, Wrapped, seed_of, unusable
+from data.draws import Wrapped, seed_of
+from data.errors import DataError, reason
 from data.packing import pack
-from data.pictures import Crop, can_open, pixels_of
+from data.pixels import Crop, pixels_of
 from data.prompt import (
     ANSWER_TOKEN,
     IMAGE_TOKEN,
@@ -40,14 +42,15 @@ from data.prompt import (
     collate,
     encode,
     row_or_empty_prompt,
+    unusable,
 )
 from data.text import normalise
 
 __all__ = [
     "ANSWER_TOKEN", "AUDIO_WORLDS", "IMAGE_TOKEN", "NAMES", "TEXT_WORLDS", "WORLDS", "Crop",
-    "DataError", "DataSet", "Example", "Folder", "Row", "SkippedEntries", "Tokenizer", "Wrapped",
-    "about_picture", "can_open", "collate", "encode", "load", "normalise", "options_of", "pack",
-    "pixels_of", "reason", "row_or_empty_prompt", "seed_of", "unusable",
+    "DataError", "DataSet", "Example", "Row", "Tokenizer", "Wrapped", "about_picture", "collate",
+    "encode", "load", "normalise", "options_of", "pack", "pixels_of", "reason",
+    "row_or_empty_prompt", "seed_of", "unusable",
 ]  # fmt: skip
 
 

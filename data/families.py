@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from data.folder import generator_of
+from data.draws import generator_of
 from data.prompt import IMAGE_TOKEN, Example
 
 QA = tuple[str, str]  # a question and its answer

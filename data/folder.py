@@ -1,59 +1,55 @@
 """A finite data set: examples grouped by picture, in splits, checked before anything is trained."""
 
-import zlib
 from pathlib import Path
 
 import torch
 
-from data.errors import DataError, SkippedEntries
-from data.pictures import check_head, pixels_of
-from data.prompt import IMAGE_TOKEN, Example, Tokenizer, encode
-from mma import Role
+from data.draws import drawn_in_epochs, generator_of
+from data.errors import DataError
+from data.files import same_pictures
+from data.pictures import check_head
+from data.pixels import pixels_of
+from data.prompt import IMAGE_TOKEN, Example, Tokenizer, unusable
 
 READ_FIRST = 8192  # pictures that are read before training; of more it would take minutes
 
 
-def seed_of(*key) -> int:
-    """A random generator's seed for a key of words and numbers, the same in every process."""
-    return zlib.crc32(repr(key).encode())
+class SkippedEntries:
+    """The entries of a data set that cannot be used: counted and reported by kind, or, if strict,
+    an error at the first."""
 
+    def __init__(self, strict: bool = True):
+        self.strict = strict
+        self.by_kind: dict[str, list[str]] = {}  # kind of error -> messages
+        self.held_out = 0  # captions not used: val or test show their pictures; nothing is wrong
+        self.copies: str | None = None  # what is said of copies of pictures; None: not looked for
 
-def generator_of(*key) -> torch.Generator:
-    return torch.Generator().manual_seed(seed_of(*key))
+    def add(self, error: DataError) -> None:
+        if self.strict:
+            raise error
+        self.by_kind.setdefault(error.kind, []).append(str(error))
 
+    def count(self) -> int:
+        return sum(map(len, self.by_kind.values()))
 
-def drawn_in_epochs(n: int, step: int, per_step: int, stage: str, seed: int, what: str) -> list:
-    """Which of n things a step takes: each once an epoch, in an order of the epoch's own."""
-    drawn, epoch = [], -1
-    for k in range(step * per_step, (step + 1) * per_step):
-        if k // n != epoch:
-            epoch = k // n
-            order = torch.randperm(n, generator=generator_of(stage, seed, epoch, what))
-        drawn.append(order[k % n].item())
-    return drawn
-
-
-class Wrapped:
-    """A data set that does some things otherwise and leaves all else to `source`."""
-
-    def __init__(self, source):
-        self.source = source
-
-    def __getattr__(self, name):
-        if name == "source" or name.startswith("__"):  # pickle asks before there is a source
-            raise AttributeError(name)
-        return getattr(self.source, name)
-
-
-def unusable(examples: list[Example], tokenizer: Tokenizer, n_image_tokens: int, max_tokens: int):
-    """Which of the examples are longer than max_tokens and are cut, and which of those then keep no
-    answer token: two sets of indices."""
-
-    def row_of(i: int, limit: int | None = None):
-        return encode(examples[i], tokenizer, n_image_tokens, limit)
-
-    too_long = {i for i in range(len(examples)) if len(row_of(i).ids) > max_tokens}
-    return too_long, {i for i in too_long if Role.ANSWER not in row_of(i, max_tokens).role}
+    def report(self, n_entries: int, brief: bool = False) -> str:
+        """What was left out of n_entries, with the first three of each kind; empty if nothing.
+        brief: one line, for those who have been told."""
+        n = self.held_out
+        unused = [f"{n:,} captions of held-out pictures are not used"] if n else []
+        unused += [self.copies] if self.copies else []
+        if not self.by_kind:
+            return "\n".join(unused)
+        head = f"{self.count():,} of {n_entries:,} entries are damaged and left out"
+        by_number = sorted(self.by_kind.items(), key=lambda item: -len(item[1]))
+        if brief:
+            kinds = ", ".join(f"{len(messages):,} {kind}" for kind, messages in by_number)
+            return "; ".join([f"{head} ({kinds})", *unused])
+        lines = [f"{head} (train.py --strict makes them an error):"]
+        for kind, messages in by_number:
+            lines.append(f"  {len(messages):,} {kind}, such as")
+            lines += [f"    {message}" for message in messages[:3]]
+        return "\n".join([*lines, *unused])
 
 
 class Folder:
@@ -103,8 +99,6 @@ class Folder:
     def _copies(self) -> str:
         """What to say of held-out pictures that training shows too, under other names: the splits
         are as published."""
-        from data.files import same_pictures  # a built-in world has no files
-
         files = {}
         for split in ("train", "val", "test"):
             examples = [e for group in self.splits.get(split, []) for e in group]

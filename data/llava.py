@@ -15,9 +15,9 @@ import os
 import zlib
 from pathlib import Path
 
-from data.errors import DataError, SkippedEntries
+from data.errors import DataError
 from data.files import read_entries, same_pictures
-from data.folder import Folder
+from data.folder import Folder, SkippedEntries
 from data.prompt import IMAGE_TOKEN, Example
 
 SPEAKER = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}

@@ -5,22 +5,20 @@ Shapes:  size: side of the square picture that the model takes, in pixels
 
 import io
 import zlib
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from PIL import ExifTags, Image  # Pillow comes with torchvision, which requires it
 from torch import Tensor
 
 from data.errors import DataError, reason
+from data.pixels import UNREADABLE, Crop
 
 MAX_PIXELS = 250_000_000  # of a picture's file; a phone's have up to 200 million
 AT_FULL_SIZE = 50_000_000  # a JPEG of more pixels is read at a half, a quarter or an eighth
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which is lower; see check_format
 GREY = (128, 128, 128)  # beside a picture that is not square, behind a transparent one
-UNREADABLE = "unreadable picture"  # the kind of a DataError
 # Of pixels kept, in the main process and in each of the loader's workers: 43,000 pictures of
 # 64 x 64, 1,200 of 384 x 384
 CACHE_BYTES = 2**29
@@ -29,48 +27,6 @@ JPEG, SCAN = b"\xff\xd8", 0xDA  # how a JPEG begins; the marker of its pixels
 BESIDE = (0xE0, *range(0xE2, 0xEE), 0xFE)  # markers of texts and profiles, EXIF (0xE1) left out
 FLIPS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 TURNS = {k: Image.Transpose[name] for k, name in enumerate(FLIPS.split(), 2)}  # EXIF's orientation
-
-
-@dataclass(frozen=True)
-class Crop:
-    """A part of a picture's file. box: left, top, right, bottom in pixels. whole: the width and
-    height that the file must have."""
-
-    path: Path
-    box: tuple[int, int, int, int]
-    whole: tuple[int, int]
-
-
-def picture_key(image: Tensor | Path | bytes | Crop):
-    """Equal for images that are the same picture. A tensor is known by where its pixels lie and how
-    they are read, so that two views of one memory are two pictures, and by nothing once it is gone:
-    compare keys only while their images are held."""
-    if isinstance(image, Tensor):
-        return image.data_ptr(), image.shape, image.stride(), image.dtype
-    return image
-
-
-def pixels_of(image: Tensor | Path | bytes | Crop, size: int, where: str) -> Tensor:
-    """uint8 [3, size, size] of one of an example's images; `where` names the example in an
-    error."""
-    try:
-        return scaled(image, size) if isinstance(image, Tensor) else read_picture(image, size)
-    except DataError as error:
-        why = f"{where}: {error}" if where else str(error)
-        raise DataError(why, UNREADABLE) from None
-
-
-def scaled(image: Tensor, size: int) -> Tensor:
-    """uint8 [3, size, size] of a picture of any side, uint8 [3, side, side]."""
-    side = image.shape[-1] if image.ndim else 0
-    if image.dtype != torch.uint8 or image.shape != (3, side, side) or side == 0:
-        found = f"{image.dtype} {list(image.shape)}".removeprefix("torch.")
-        expected = f"uint8 [3, side, side], such as [3, {size}, {size}]"
-        raise DataError(f"a tensor that is a picture must be {expected}; got {found}")
-    if side == size:
-        return image
-    pixels = F.interpolate(image[None].float(), size=(size, size), mode="area")[0]
-    return pixels.round().to(torch.uint8)
 
 
 def read_picture(image: Path | bytes | Crop, size: int) -> Tensor:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from data.errors import DataError
-from data.pictures import picture_key, pixels_of
+from data.pixels import picture_key, pixels_of
 from mma import Role
 
 IMAGE_TOKEN = "<image>"  # a picture's placeholder in a message
@@ -196,6 +196,17 @@ def encode(
         if too_long or upto == t:
             break
     return row
+
+
+def unusable(examples: list[Example], tokenizer: Tokenizer, n_image_tokens: int, max_tokens: int):
+    """Which of the examples are longer than max_tokens and are cut, and which of those then keep no
+    answer token: two sets of indices."""
+
+    def row_of(i: int, limit: int | None = None):
+        return encode(examples[i], tokenizer, n_image_tokens, limit)
+
+    too_long = {i for i in range(len(examples)) if len(row_of(i).ids) > max_tokens}
+    return too_long, {i for i in too_long if Role.ANSWER not in row_of(i, max_tokens).role}
 
 
 def row_or_empty_prompt(row: Row, tokenizer: Tokenizer, image_size: int) -> Row:

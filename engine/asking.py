@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from data import WORLDS, DataError, Folder, load
+from data import WORLDS, DataError, load
 
 
 def check_asked(args) -> None:
@@ -74,7 +74,7 @@ def examples_of(trained: dict, args, image_size: int) -> tuple:
     if split not in (*names, "all"):
         raise DataError(f"{name} has no split {split!r}; there are {', '.join(names)}, all")
     splits = names if split == "all" else [split]
-    if isinstance(source, Folder) and not source.skipped.strict:
+    if hasattr(source, "read_pictures") and not source.skipped.strict:
         if skipped := source.read_pictures(image_size, brief=known):
             print(skipped)
     examples = [e for split in splits for e in source.heldout(split, args.limit)]

@@ -13,6 +13,7 @@ import data
 import engine.run
 import eval as evaluation
 import train
+from data.folder import Folder
 from engine.batches import StepBatches
 from engine.folders import describe_splits
 from engine.options import arguments
@@ -160,7 +161,7 @@ def test_how_your_own_data_were_split_is_said(llava):
         f"{' pictures' if s == 'train' else ''}" for s in n
     )  # fmt: skip
     words = [data.Example([], [("hello?", "hello.")])]
-    blind = data.Folder({"train": source.splits["train"], "val": [words], "test": [words]})
+    blind = Folder({"train": source.splits["train"], "val": [words], "test": [words]})
     why = "No picture is left for val and test: example.png, a picture to ask about, is not written"
     assert describe_splits(blind).endswith(f"; val: 1 about 0; test: 1 about 0. {why}")
     blind.splits["test"] = source.splits["test"]

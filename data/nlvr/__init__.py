@@ -27,12 +27,13 @@ from pathlib import Path
 
 import torch
 
-from data.errors import DataError, SkippedEntries
+from data.draws import generator_of
+from data.errors import DataError
 from data.files import read_entries
-from data.folder import Folder, generator_of
+from data.folder import Folder, SkippedEntries
 from data.nlvr.phrases import NUMBER
 from data.nlvr.world import World
-from data.pictures import Crop
+from data.pixels import Crop
 from data.prompt import IMAGE_TOKEN, Example
 
 ORDERS = list(permutations(range(3)))

@@ -14,7 +14,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from data.folder import seed_of
+from data.draws import seed_of
 from data.nlvr.phrases import NUMBER
 from data.nlvr.scenes import Scenes, caption, scatter, tower, twin
 from data.nlvr.sentences import Speaker

@@ -8,9 +8,9 @@ text.py         scenes in words alone
 
 import torch
 
+from data.draws import drawn_in_epochs
 from data.errors import DataError
 from data.families import HELD_OUT, World
-from data.folder import drawn_in_epochs
 from data.prompt import Example
 from data.shapes import questions
 from data.shapes.questions import FAMILIES, SceneFacts, caption, caption_of_places

@@ -12,6 +12,7 @@ from PIL import Image
 import data
 from data import DataError
 from data.families import SPLITS
+from data.folder import Folder, SkippedEntries
 
 
 def test_a_finite_set_is_seen_whole_in_each_epoch_in_another_order(easy_vqa):
@@ -99,7 +100,7 @@ def test_pictures_may_be_in_memory(read_first, tmp_path, monkeypatch):
     images = [torch.zeros(shape, dtype=torch.uint8) for shape in ((3, 8, 8), (3, 8, 4))]
     images += [file.getvalue(), tmp_path / "cut.png", tmp_path / "broken.png"]
     group = [data.Example([x], [("<image>?", "a")], id=str(i)) for i, x in enumerate(images)]
-    folder = data.Folder({"train": [group]}, skipped=data.SkippedEntries(strict=False))
+    folder = Folder({"train": [group]}, skipped=SkippedEntries(strict=False))
     report = folder.read_pictures(8)
     assert ("1: a tensor that is a picture must be" in report) == bool(read_first)
     left = [example.id for example in folder.heldout("train")]
