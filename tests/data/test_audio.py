@@ -26,19 +26,29 @@ def save(path, channels: list[torch.Tensor], width: int = 2, rate: int = 8000):
     return path
 
 
+def extensible(plain: bytes, kind: bytes) -> bytes:
+    """The same file with a header of format 65534; kind: the sub-format's 16 bytes."""
+    head = struct.pack("<IH", 40, 65534) + plain[22:36] + struct.pack("<HHI", 22, 16, 0) + kind
+    rest = b"WAVEfmt " + head + plain[36:]
+    return b"RIFF" + struct.pack("<I", len(rest)) + rest
+
+
 @pytest.mark.parametrize("width", [1, 2, 3, 4])
 def test_every_width_is_read_mono_and_stereo(tmp_path, width):
-    wanted = tone(440)
-    for channels in ([wanted], [wanted * 2, wanted * 0], [wanted] * 3):
-        sound, done = audio.read(save(tmp_path / "x.wav", channels, width))
-        assert sound.shape == (audio.SAMPLES,) and sound.dtype == torch.float32 and done == ""
-        assert (sound - wanted).abs().max() < 1.1 / 2 ** (8 * width - 1) + 1e-6
-    extremes = torch.tensor([1.0, -1.0, 0.0] * 4)
-    sound, _ = audio.read(save(tmp_path / "x.wav", [extremes], width))
-    assert (sound[:12] - extremes).abs().max() < 1.1 / 2 ** (8 * width - 1)
+    """And with an extensible header, as ffmpeg writes 24 bits: Python 3.11's wave does not know
+    it."""
+    wanted, file = torch.cat([torch.tensor([1.0, -1.0, 0.0]), tone(440)[3:]]), tmp_path / "x.wav"
+    for channels in ([wanted], [tone(440) * 2, tone(440) * 0], [wanted] * 3):
+        save(file, channels, width)
+        for content in (file.read_bytes(), extensible(file.read_bytes(), audio.PCM)):
+            file.write_bytes(content)
+            sound, done = audio.read(file)
+            assert sound.shape == (audio.SAMPLES,) and sound.dtype == torch.float32 and done == ""
+            expected = torch.stack(channels).mean(0)
+            assert (sound - expected).abs().max() < 1.1 / 2 ** (8 * width - 1) + 1e-6
 
 
-@pytest.mark.parametrize("rate", [4000, 11025, 16000, 44100, 48000])
+@pytest.mark.parametrize("rate", [4000, 11025, 48000])
 def test_any_rate_becomes_8_khz(tmp_path, rate):
     sound, done = audio.read(save(tmp_path / "x.wav", [tone(440, rate)], rate=rate))
     assert (sound - tone(440)).abs()[100:-100].max() < 0.01
@@ -48,20 +58,21 @@ def test_any_rate_becomes_8_khz(tmp_path, rate):
         assert sound.abs()[100:-100].max() < 0.01
 
 
-def test_short_and_long_ones_are_filled_and_cut_and_it_is_said(tmp_path):
-    sound, done = audio.read(save(tmp_path / "x.wav", [tone(440, seconds=0.5)]))
-    assert done.endswith("x.wav: its 0.5 s are followed by silence, up to 2 s")
-    assert sound[:4000].abs().max() > 0.4 and not sound[4000:].any()
-    sound, done = audio.read(save(tmp_path / "x.wav", [tone(440, 16000, 3)], rate=16000))
-    assert done.count("\n") == 0 and len(sound) == audio.SAMPLES
-    assert "16000 samples a second are made 8000; only the first 2 of its 3.0 s are heard" in done
-
-
-def extensible(plain: bytes, kind: bytes) -> bytes:
-    """The same file with a header of format 65534; kind: the sub-format's 16 bytes."""
-    head = struct.pack("<IH", 40, 65534) + plain[22:36] + struct.pack("<HHI", 22, 16, 0) + kind
-    rest = b"WAVEfmt " + head + plain[36:]
-    return b"RIFF" + struct.pack("<I", len(rest)) + rest
+@pytest.mark.parametrize("seconds,rate,n_bytes,says", [
+    (0.5, 8000, None, "its 0.5 s are followed by silence, up to 2 s"),
+    (3, 16000, None,
+     "16000 samples a second are made 8000; only the first 2 of its 3.0 s are heard"),
+    (2, 8000, 44 + 4 * 8000 + 3, "the file is cut off: of its 2.0 s only 1.00 s are there"),
+])  # fmt: skip
+def test_short_and_long_ones_are_filled_and_cut_and_it_is_said(
+    tmp_path, seconds, rate, n_bytes, says
+):
+    file = save(tmp_path / "x.wav", [tone(440, rate, seconds)] * 2, rate=rate)
+    file.write_bytes(file.read_bytes()[:n_bytes])
+    sound, done = audio.read(file)
+    n = min(audio.SAMPLES, 8000 if n_bytes else round(8000 * seconds))
+    assert (sound - tone(440))[100 : n - 100].abs().max() < 0.01 and not sound[n:].any()
+    assert done.startswith(f"{file}: {says}") and "\n" not in done
 
 
 GOOD = b"RIFF\x24\x06\0\0WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 16000, 2, 16)
@@ -70,12 +81,11 @@ GOOD += b"data" + struct.pack("<I", 1600) + bytes(1600)
 
 @pytest.mark.parametrize("content,says", [
     (b"this is no sound", "not a readable WAV"), (b"", "it ends too early"),
-    (bytes(100), r"WAV file .\w"), (GOOD[:30], "it ends too early"),
+    (GOOD[:30], "it ends too early"),
     (GOOD[:20] + b"\3\0" + GOOD[22:], "save it as plain 16-bit PCM"),  # floats
     (extensible(GOOD, audio.PCM.replace(b"\1", b"\3")), "save it as plain 16-bit PCM"),
     (GOOD[:40] + bytes(4), "no sound in it"),
-    (GOOD[:24] + struct.pack("<I", 7) + GOOD[28:], "7 samples a second"),
-    (GOOD[:24] + b"\xff" * 4 + GOOD[28:], "1000 to 768000 are read"),
+    (GOOD[:24] + struct.pack("<I", 7) + GOOD[28:], "7 samples a second; 1000 to 768000 are read"),
     (GOOD[:34] + struct.pack("<H", 40) + GOOD[36:], "40 bits a sample"),
 ])  # fmt: skip
 def test_what_cannot_be_read_is_one_error_that_names_the_file(tmp_path, content, says):
@@ -85,24 +95,6 @@ def test_what_cannot_be_read_is_one_error_that_names_the_file(tmp_path, content,
         with pytest.raises(DataError, match=message) as error:
             audio.read(path)
         assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("width", [2, 3])
-def test_an_extensible_header_of_pcm_is_read_as_the_plain_one(tmp_path, width):
-    """As ffmpeg writes 24 bits; Python 3.11's wave does not know it."""
-    file = save(tmp_path / "x.wav", [tone(440), tone(300)], width)
-    plain, _ = audio.read(file)
-    file.write_bytes(extensible(file.read_bytes(), audio.PCM))
-    sound, done = audio.read(file)
-    assert torch.equal(sound, plain) and done == ""
-
-
-def test_a_file_that_breaks_off_is_read_as_far_as_it_goes(tmp_path):
-    file = save(tmp_path / "x.wav", [tone(440), tone(440)], 3)
-    file.write_bytes(file.read_bytes()[: 44 + 6 * 8000 + 5])
-    sound, done = audio.read(file)
-    assert "the file is cut off: of its 2.0 s only 1.00 s are there" in done
-    assert sound[7000:8000].abs().max() > 0.4
 
 
 # --- As a picture

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import shutil
 
 import pytest
 import torch
@@ -38,11 +37,9 @@ def test_easy_vqa(easy_vqa):
 
 
 @pytest.mark.parametrize("damage,message", [
-    (lambda file: file.write_text("[[1, 2"), r"train.questions.json: not readable as JSON"),
     (lambda file: file.write_text('[["a", "b", 0], ["a", 3, 0]]'), r"entry 1: expected \[question"),
     (lambda file: (file.parent / "images" / "3.png").unlink(),
      r"questions.json: entry 6: no such picture .*3.png"),
-    (lambda file: shutil.rmtree(file.parent), r"train.questions.json: no such file"),
 ])  # fmt: skip
 def test_easy_vqa_damaged(easy_vqa, damage, message):
     damage(easy_vqa / "train" / "questions.json")

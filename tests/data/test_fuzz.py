@@ -9,29 +9,18 @@ import warnings
 import pytest
 from PIL import Image
 
-from data import DataError, easy_vqa, llava, nlvr
+from data import DataError, llava
 from data.pictures import read_picture
 
 
 def mutated(original: bytes, r: random.Random) -> bytes:
-    """A few bytes changed, a piece cut out, doubled or moved, or the end missing."""
+    """A few pieces changed, cut out or doubled, or the end missing."""
     out = bytearray(original)
     for _ in range(r.choice((1, 1, 2, 5))):
-        at, n = r.randrange(len(out)), r.randrange(1, 9)
-        how = r.randrange(5)
-        if how == 0:
-            out[at] = r.randrange(256)
-        elif how == 1:
-            del out[at : at + n]
-        elif how == 2:
-            out[at:at] = out[at : at + n]
-        elif how == 3:
-            out[at : at + n] = bytes(r.choice((0, 255, 127, 128)) for _ in range(n))
-        else:
-            del out[max(8, at) :]
-        if not out:
-            return b"x"
-    return bytes(out)
+        at, n = r.randrange(9, len(out) - 9), r.randrange(1, 9)
+        strange = bytes(r.choice((0, 255, 127, 128)) for _ in range(n))
+        out[at : at + n] = r.choice((strange, strange, b"", 2 * out[at : at + n]))
+    return bytes(out if r.random() < 0.7 else out[: r.randrange(9, len(out))])
 
 
 def picture(kind: str, mode: str) -> bytes:
@@ -98,31 +87,3 @@ def test_damaged_entries_of_a_llava_file(tmp_path):
             assert str(error).startswith("file: entry 0") and "\n" not in str(error)
             bad += 1
     assert good > 100 and bad > 1000
-
-
-@pytest.mark.parametrize(
-    "read", [llava.load, nlvr.read_split, lambda file: easy_vqa.read_split(file.parent)]
-)
-def test_damaged_json_files(read, tmp_path):
-    (tmp_path / "images").mkdir()
-    Image.new("RGB", (400, 100)).save(tmp_path / "images" / f"{tmp_path.name}-1-0-0.png")
-    for name in ("a.png", "images/0.png"):
-        Image.new("RGB", (8, 8)).save(tmp_path / name)
-    talk = [{"from": "human", "value": "<image>é?"}, {"from": "gpt", "value": "b"}]
-    sentence = {"sentence": "é is there", "label": "true", "identifier": "1-0", "directory": "0"}
-    texts = [
-        json.dumps([{"id": "1", "image": "a.png", "conversations": talk}]),
-        json.dumps(sentence) + "\n",
-        json.dumps([["é?", "red", 0], ["is there?", "yes", 0]]),
-    ]
-    r, bad = random.Random(1), 0
-    for i in range(1500):
-        file = tmp_path / "questions.json"
-        file.unlink(missing_ok=True)  # ext4 waits for the disk where a file is written over
-        file.write_bytes(mutated(texts[i % 3].encode(), r))
-        try:
-            read(file)
-        except DataError as error:
-            bad += 1
-            assert str(file) in str(error)
-    assert bad > 500

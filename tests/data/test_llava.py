@@ -42,7 +42,6 @@ def test_entries_are_dialogues_split_by_picture(llava):
 
 @pytest.mark.parametrize("content,message", [
     (b"{", "not readable as JSON"), (b"[]", "expected a list .*conversations.*, found none"),
-    (b"{}", "expected a list .*, found something else"),
     (b'{"data": [\n{"id": 1},\n{"id": 2}\n]}', "expected a list .*, found something else"),
     (b'{"id": 1, "image":\n["a.jpg"', "not readable as JSON .*line 2"),
     (b"\xff\xfe\x00", "not readable as JSON"),
@@ -56,6 +55,17 @@ def test_a_damaged_file_is_named(tmp_path, content, message, strict):
         file.write_bytes(content)
     with pytest.raises(DataError, match=f"data.json: {message}"):
         data.load("llava", file, strict=strict)
+
+
+def left_out(file, message: str) -> None:
+    """Of 32 entries one is an error that says so, or, if not strict, left out in the same words."""
+    with pytest.raises(DataError, match=f"data.json: {message}") as strict:
+        data.load("llava", file, strict=True)
+    folder = data.load("llava", file)
+    head = "1 of 32 entries are damaged and left out (train.py --strict makes them an error):"
+    report = folder.read_pictures(32)
+    assert report.startswith(head) and str(strict.value) in report
+    assert sum(len(folder.heldout(split)) for split in SPLITS) == 31
 
 
 @pytest.mark.parametrize("change,message", [
@@ -74,37 +84,21 @@ def test_a_damaged_file_is_named(tmp_path, content, message, strict):
     (lambda e, talk: e.update(image="missing.png"), "no such picture .*missing.png"),
     (lambda e, talk: e.update(image="../../etc/passwd"), "outside .*set --images"),
     (lambda e, talk: e.update(image=[3]), "image must be a file name"),
-    (lambda e, talk: e.update(image=0), "image must be a file name"),
     (lambda e, talk: e.update(image="a\0.png"), "cannot be a file's name"),
-    (lambda e, talk: e.update(image="x" * 300), "(cannot be a file's name|no such picture)"),
 ])  # fmt: skip
-def test_a_damaged_entry_is_an_error_or_left_out_and_reported_in_the_same_words(
-    llava, change, message
-):
+def test_a_damaged_entry_is_an_error_or_left_out(llava, change, message):
     entries = json.loads(llava.read_text())
     entries[4] = change(entries[4], entries[4]["conversations"]) or entries[4]
     llava.write_text(json.dumps(entries))
-    with pytest.raises(DataError, match=f"data.json: entry 4.*{message}") as strict:
-        data.load("llava", llava, strict=True)
-    folder = data.load("llava", llava)
-    head = "1 of 32 entries are damaged and left out (train.py --strict makes them an error):"
-    report = folder.read_pictures(32)
-    assert report.startswith(head) and str(strict.value) in report
-    assert sum(len(folder.heldout(split)) for split in SPLITS) == 31
+    left_out(llava, f"entry 4.*{message}")
 
 
-@pytest.mark.parametrize("damaged", ["oops", '{"id"', "{oops}", '{"id": 1} {"id": 2}'])
-@pytest.mark.parametrize("k", [0, 4, 31])
+@pytest.mark.parametrize("k,damaged", [(0, "oops"), (4, '{"id": 1} {"id": 2}'), (31, '{"id"')])
 def test_a_damaged_line_is_a_damaged_entry_and_blank_ones_count(llava, k, damaged):
     lines = [json.dumps(e) for e in json.loads(llava.read_text())]
     lines[k] = f"\n\n{damaged}"
     llava.write_text("\n".join(lines))
-    with pytest.raises(DataError, match=f"data.json: line {k + 3}: not readable as JSON") as strict:
-        data.load("llava", llava, strict=True)
-    folder = data.load("llava", llava)
-    report = folder.read_pictures(32)
-    assert report.startswith("1 of 32 entries are damaged") and str(strict.value) in report
-    assert sum(len(folder.heldout(split)) for split in SPLITS) == 31
+    left_out(llava, f"line {k + 3}: not readable as JSON")
 
 
 def test_captions_of_their_own_for_stage_1(llava, tokenizer):
@@ -132,14 +126,7 @@ def test_captions_of_their_own_for_stage_1(llava, tokenizer):
     n = len(pictures["val"] | pictures["test"]) + 1
     assert folder.read_pictures(32) == f"{n} captions of held-out pictures are not used"
     assert "a caption" in " ".join(folder.texts())
-    folder.skipped.by_kind["malformed"] = ["entry 3: is damaged"]
-    for brief in (False, True):
-        report = folder.read_pictures(32, brief)
-        assert report.startswith("1 of 65 entries are damaged") and ("\n" in report) != brief
-        assert report.endswith(f"{n} captions of held-out pictures are not used")
     assert folder.drop_unusable(tokenizer, 4, 128) == (1, 1)  # the caption behind many words
-    with pytest.raises(DataError, match="no training row keeps an answer"):
-        folder.drop_unusable(tokenizer, 16, 18)
     with pytest.raises(DataError, match="--pt-images belongs to --pt-source FILE"):
         data.load("llava", llava, pt_images=llava.parent)
 
@@ -178,15 +165,13 @@ def test_the_split_follows_the_names_alone(llava, tmp_path, monkeypatch):
 
 
 def test_copies_of_a_picture_are_in_one_split_and_counted(llava):
-    """Whatever their names, those of captions too; only files of one size are compared."""
+    """Whatever their names, those of captions too; a file as long as another is no copy."""
     entries = json.loads(llava.read_text())[:30]
     copies = [{**e, "image": f"copy{i}.png"} for i, e in enumerate(entries[:25])]
     for e, copy in zip(entries, copies):
         content = (llava.parent / e["image"]).read_bytes()
         (llava.parent / copy["image"]).write_bytes(content)
-    other = bytearray(content)
-    other[-1] ^= 1  # as long, and another file
-    (llava.parent / "other.png").write_bytes(other)
+    (llava.parent / "other.png").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     llava.write_text(json.dumps([*entries, *copies, {**entries[0], "image": "other.png"}]))
     captions = llava.parent / "captions.json"
     captions.write_text(json.dumps([entry(e["image"], "<image>", "a copy") for e in copies]))
@@ -238,12 +223,11 @@ def test_pictures_may_be_links_but_no_name_leads_out_of_the_folder(llava, tmp_pa
     # The captions show the same pictures without a link
     assert shown(folder, ["pt"])["pt"] == pictures["train"]
 
-    def names(folder):
-        return {s: {p.name for p in paths} for s, paths in shown(folder).items()}
-
-    before = names(folder)  # follow the links' names, not where they lie or lead
+    # Splits follow the links' names, not where they lie or lead
+    names = {s: {path.name for path in paths} for s, paths in shown(folder).items()}
     links = links.rename(tmp_path / "links")
-    assert names(data.load("llava", links / "data.json")) == before
+    moved = shown(data.load("llava", links / "data.json"))
+    assert {s: {path.name for path in paths} for s, paths in moved.items()} == names
     (links / "loop.png").symlink_to("loop.png")
     outside = "the picture .* is outside"
     for name, message in (

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, TINY
-from PIL import Image
 
 import data
 import eval as evaluation
 import train
-from data import IMAGE_TOKEN, Crop, DataError, Example
-from data.nlvr import BOXES, ORDERS, asks, picture_kind, plain
+from data import IMAGE_TOKEN, DataError
+from data.nlvr import asks, picture_kind, plain
 from data.nlvr.world import FAMILIES
-from data.pictures import read_picture
 from lab import weights
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -73,18 +71,18 @@ def test_sentences_are_brought_to_one_spelling(sentence, spelt):
     assert plain(sentence) == spelt
 
 
-@pytest.mark.parametrize("kind,sentences", [
-    ("compare", """there is a box with three items of the same color; there are two towers with the
-     same height; the box with the least number of objects has a blue item"""),
-    ("place", """there are exactly two blue circles touching the edge; there is a blue block on a
-     black block; there is a tower with a black block at the top"""),
-    ("count", """there are exactly two blue circles; there is one box with blue items; there is no
-     yellow circle; there is a box with more than one item"""),
-    ("exist", """one of the boxes has a blue item; there is at least one yellow block; there is a
-     box with only black items"""),
+@pytest.mark.parametrize("sentence,kind", [
+    ("there is a box with three items of the same color", "compare"),
+    ("the box with the least number of objects has a blue item", "compare"),
+    ("there are exactly two blue circles touching the edge", "place"),
+    ("there is a blue block on a black block", "place"),
+    ("there are exactly two blue circles", "count"),
+    ("there is one box with blue items", "count"),
+    ("one of the boxes has a blue item", "exist"),
+    ("there is at least one yellow block", "exist"),
 ])  # fmt: skip
-def test_what_a_sentence_asks_is_told_by_its_words(kind, sentences):
-    assert {asks(" ".join(sentence.split())) for sentence in sentences.split(";")} == {kind}
+def test_what_a_sentence_asks_is_told_by_its_words(sentence, kind):
+    assert asks(sentence) == kind
 
 
 def test_families_name_the_kind_of_picture_and_what_is_asked(nlvr):
@@ -101,19 +99,22 @@ def test_families_name_the_kind_of_picture_and_what_is_asked(nlvr):
     assert {e.family for e in data.load("nlvr", nlvr).heldout("test")} == {"unknown count"}
 
 
-def test_a_split_is_read_whatever_its_folder_is_called(nlvr):
+def test_a_split_is_read_whatever_its_folder_and_its_files_are_called(nlvr):
     expected = [e.turns for e in data.load("nlvr", nlvr).heldout("test")]
-    (nlvr / "test").rename(nlvr / "test-P")
+    assert data.load("nlvr", nlvr / "dev").split_names() == ["dev"]  # one split's folder alone
+    renamed = (nlvr / "test").rename(nlvr / "test-P")
+    (renamed / "test.json").rename(renamed / "anything.json")
     again = data.load("nlvr", nlvr)
     assert again.split_names() == ["train", "val", "dev", "hidden", "test-P"]
     assert [e.turns for e in again.heldout("test-P")] == expected
-    assert len({e.group for e in again.heldout("test-P")}) == 3
-    (nlvr / "test-P" / "test.json").rename(nlvr / "test-P" / "anything.json")
-    assert len(data.load("nlvr", nlvr).heldout("test-P")) == len(expected)
-    picture = next((nlvr / "test-P" / "images").glob("*.png"))
+    (renamed / "second.json").write_text((renamed / "anything.json").read_text())
+    again = data.load("nlvr", nlvr)  # sentences of two files are told apart
+    groups = [{e.group for e in again.heldout(split)} for split in ("anything", "second")]
+    assert len(groups[0]) == len(groups[1]) == 3 and not groups[0] & groups[1]
+    picture = next((renamed / "images").glob("*.png"))
     picture.with_name("other-0-0-0.png").write_bytes(picture.read_bytes())
     with pytest.raises(DataError, match="no picture test-P-0-0-K.png below .*test-P.images"):
-        data.load("nlvr", nlvr).heldout("test-P")
+        data.load("nlvr", nlvr).heldout("second")
 
 
 def changed(old, new):
@@ -130,7 +131,6 @@ def changed(old, new):
     (changed("There are 0 Black squares", " "), r"line 1: the sentence is empty"),
     (lambda lines: [line.replace('"directory": "', '"directory": "3", "x": "') for line in lines],
      "train.json: all examples are of one directory, '3'"),
-    (lambda lines: [], r"train.json: not readable as JSON"),
     (lambda lines: ["{}"], r"train.json: expected a list of objects with the texts"),
 ])  # fmt: skip
 def test_what_is_wrong_in_a_file_is_named(nlvr, damage, message):
@@ -140,50 +140,13 @@ def test_what_is_wrong_in_a_file_is_named(nlvr, damage, message):
         data.load("nlvr", nlvr).heldout("val")
 
 
-def test_one_splits_folder_alone_and_two_files_in_a_folder_are_read(nlvr):
-    """Sentences of two files are told apart."""
-    source = data.load("nlvr", nlvr / "dev")
-    assert source.split_names() == ["dev"] and len(source.heldout("dev")) == 10 * 6
-    file = nlvr / "test" / "test.json"
-    file.with_name("second.json").write_text(file.read_text())
-    source = data.load("nlvr", nlvr)
-    groups = [{e.group for e in source.heldout(split)} for split in ("test", "second")]
-    assert len(groups[0]) == len(groups[1]) == 3 and not groups[0] & groups[1]
-
-
-def test_a_part_of_a_picture_is_that_part_and_is_read_once_for_a_batch(tmp_path, tokenizer):
-    picture = Image.new("RGB", (400, 100), "white")
-    picture.paste((255, 0, 0), (150, 0, 170, 20))
-    picture.save(tmp_path / "x.png")
-    boxes = [Crop(tmp_path / "x.png", box, (400, 100)) for box in BOXES]
-    red = (read_picture(boxes[1], 100)[1] == 0).nonzero().tolist()
-    assert red == [[y, x] for y in range(20) for x in range(20)]
-    turns = [(IMAGE_TOKEN * 3 + "red?", "yes")]
-    examples = [Example([boxes[k] for k in order], turns) for order in ORDERS]
-    rows = [data.encode(example, tokenizer, 4) for example in examples]
-    batch = data.collate(rows, tokenizer.pad, 100)
-    assert batch["images"].shape == (3, 3, 100, 100)
-    assert batch["image_index"].tolist() == [k for order in ORDERS for k in order]
-    message = "x.png: expected a picture of 100 x 400 pixels, got 400 x 100"
-    with pytest.raises(DataError, match=message):
-        read_picture(Crop(tmp_path / "x.png", BOXES[0], (100, 400)), 100)
-    with pytest.raises(DataError, match="y.png: no such picture"):
-        read_picture(Crop(tmp_path / "y.png", BOXES[0], (400, 100)), 100)
-
-
 def test_consistency_is_the_share_of_sentences_with_every_answer_right():
-    correct = {"1": [True, True], "2": [True, False], "3": [True], "4": [False]}
-    results = [
-        dict(group=group, family="all", correct=c, unparsed=False)
-        for group, some in correct.items()
-        for c in some
-    ]
-    result = evaluation.summarise(results)
-    assert result["consistency"] == 2 / 4 and result["accuracy"] == 4 / 6
-    alone = {**results[0], "group": "", "correct": False}  # of no group: it counts for none
-    both = evaluation.summarise([*results, alone])
-    assert both["consistency"] == evaluation.summarise(results)["consistency"]
-    assert "consistency" not in evaluation.summarise([{**r, "group": ""} for r in results])
+    right = [("1", True), ("1", True), ("2", True), ("2", False), ("3", True), ("4", False)]
+    answers = [dict(group=g, family="all", correct=c, unparsed=False) for g, c in right]
+    alone = {**answers[0], "group": "", "correct": False}  # of no group: it counts for none
+    result = evaluation.summarise([*answers, alone])
+    assert result["consistency"] == 2 / 4 and result["accuracy"] == 4 / 7
+    assert "consistency" not in evaluation.summarise([alone])
 
 
 def test_plain_and_mixed_batches(nlvr):
@@ -215,8 +178,7 @@ def test_weights_are_tested_where_only_an_official_split_is_there(nlvr, tmp_path
     record = json.loads(result.read_text())["runs"][0]
     assert record["n"] == 36 and 0 <= record["consistency"] <= 1
     assert record["families"].keys() == {"unknown count"}
-    printed = capsys.readouterr().out
-    assert "| unknown count |" in printed and "| consistency " in printed
+    assert "| consistency " in capsys.readouterr().out
     (empty := tmp_path / "empty").mkdir()
     for line, message in (
         (command, "--data nlvr needs --source: the path of its folder"),
@@ -228,11 +190,6 @@ def test_weights_are_tested_where_only_an_official_split_is_there(nlvr, tmp_path
             evaluation.main(line)
     with pytest.raises(SystemExit, match="train.json: no such file"):
         train.main([*TINY, "--data", "nlvr", "--source", str(elsewhere), "--out", str(run) + "2"])
-    (elsewhere / "train" / "images").mkdir(parents=True)  # a clone without its pictures
-    (elsewhere / "train" / "train.json").write_text("{}")
-    evaluation.main([*here, "--split", "test-P"])
-    with pytest.raises(SystemExit, match="train.json: expected a list of objects"):
-        evaluation.main([*here, "--split", "val"])
 
 
 SHARED = Path(os.environ.get("MMA_NLVR", ROOT.parent / "shared" / "data" / "nlvr"))

@@ -9,95 +9,21 @@ import torch
 from PIL import Image
 
 import data
-from data import DataError, pictures
+from data import Crop, DataError, pictures
 from data.pictures import open_picture, read_picture
 
 
-def test_the_whole_picture_is_kept(tmp_path):
-    picture = Image.new("RGB", (80, 20), "red")
-    picture.paste((0, 0, 255), (0, 0, 20, 20))
-    picture.paste((0, 255, 0), (60, 0, 80, 20))
-    picture.save(tmp_path / "wide.png")
-    read = read_picture(tmp_path / "wide.png", 64)
-    assert read.shape == (3, 64, 64)
-    assert (read[:, :20] == 128).all() and (read[:, -20:] == 128).all()
-    # Blue left, green right: not flipped, not cropped
-    assert read[2, 32, 2] > 200 and read[1, 32, 61] > 200 and read[0, 32, 32] > 200
-
-
-@pytest.mark.parametrize("mode", ["P", "L", "RGBA", "1", "CMYK", "I;16"])
-def test_pictures_of_any_mode(tmp_path, mode):
-    name = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
-    Image.new(mode, (10, 30)).save(name)
-    assert read_picture(name, 32).shape == (3, 32, 32)
-
-
-@pytest.mark.parametrize("shape,dtype", [
-    *[(shape, torch.uint8) for shape in (
-        (3, 32, 64), (3, 64, 32), (64, 64, 3), (1, 64, 64), (4, 64, 64), (64, 64), (1, 3, 64, 64),
-        (3,), (), (3, 0, 0),
-    )],
-    *[((3, 64, 64), dtype) for dtype in (torch.float32, torch.int64, torch.int8, torch.bool)],
-])  # fmt: skip
-def test_a_tensor_is_scaled_or_what_it_is_is_said(shape, dtype):
-    square = torch.zeros(3, 64, 64, dtype=torch.uint8)
-    assert data.pixels_of(square, 64, "") is square
-    assert data.pixels_of(square, 32, "").shape == (3, 32, 32)
-    for size in (32, 64):
-        with pytest.raises(DataError) as found:
-            data.pixels_of(torch.zeros(shape, dtype=dtype), size, "entry 3")
-        got = f"{dtype} {list(shape)}".removeprefix("torch.")
-        expected = f"uint8 [3, side, side], such as [3, {size}, {size}]; got {got}"
-        assert str(found.value) == f"entry 3: a tensor that is a picture must be {expected}"
+def blue_below(size=(32, 32)) -> Image.Image:
+    """Red; its lower half is blue."""
+    picture = Image.new("RGB", size, "red")
+    picture.paste((0, 0, 255), (0, size[1] // 2, *size))
+    return picture
 
 
 def saved(picture: Image.Image, kind: str) -> bytes:
     file = io.BytesIO()
     picture.save(file, kind)
     return file.getvalue()
-
-
-NOISE = saved(Image.effect_noise((64, 64), 50), "PNG")
-FLOATS, INTEGERS = (saved(Image.new(mode, (8, 8), 1), "TIFF") for mode in "FI")
-
-
-@pytest.mark.parametrize("content,says", [
-    (b"", "not a readable picture"), (b"not a picture", "not a readable picture"),
-    (b"\x89PNG\r\n\x1a\n" + bytes(40), "not a readable picture"),
-    (NOISE[:1500], "not a readable picture"),
-    (NOISE[:1500] + 3000 * b"\xff", "not a readable picture"),
-    # 0 to 1 and 0 to 255 are both usual: read as the one, the other is black or white
-    (FLOATS, "its pixels are floats of unknown range.* 8 bits"),
-    (INTEGERS, "its pixels are 32-bit integers of unknown range.* 8 bits"),
-])  # fmt: skip
-def test_a_broken_picture_is_named(tmp_path, content, says):
-    file = tmp_path / "x.png"
-    file.write_bytes(content)
-    with pytest.raises(DataError, match=rf"x.png: {says}") as found:
-        read_picture(file, 32)
-    assert "\n" not in str(found.value)
-    if "range" in says:  # known from the head alone
-        with pytest.raises(DataError, match=says):
-            pictures.check_head(file)
-    with pytest.raises(DataError, match=r"y.png: no such picture"):
-        read_picture(tmp_path / "y.png", 32)
-
-
-def test_pictures_are_read_as_a_viewer_shows_them(tmp_path):
-    picture = Image.new("RGB", (32, 32), "red")
-    picture.paste((0, 0, 255), (0, 16, 32, 32))
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    picture.save(tmp_path / "phone.png", exif=exif)
-    assert read_picture(tmp_path / "phone.png", 32)[2, 4, 16] > 200
-    shades = b"".join((x * 2048).to_bytes(2, "little") for x in range(32))
-    deep = Image.frombytes("I;16", (32, 32), shades * 32)
-    deep.save(tmp_path / "deep.png")
-    deep.save(tmp_path / "deep.tif")
-    (tmp_path / "deep.pgm").write_bytes(b"P5 32 32 65535\n" + deep.tobytes("raw", "I;16B"))
-    for name in ("deep.png", "deep.tif", "deep.pgm"):
-        row = read_picture(tmp_path / name, 32)[0, 5].tolist()  # of all 16 bits
-        assert row == sorted(row) and len(set(row)) > 25 and row[16] in range(120, 136), name
 
 
 def exif(*tags: bytes) -> bytes:
@@ -111,6 +37,80 @@ def chunk(name: bytes, content: bytes) -> bytes:
     """Of a PNG."""
     checksum = zlib.crc32(name + content)
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+
+def test_the_whole_picture_is_kept_or_the_whole_part(tmp_path):
+    """Scaled to fit and centred on grey; not flipped, not cropped."""
+    file = tmp_path / "wide.png"
+    picture = Image.new("RGB", (80, 20), "red")
+    picture.paste((0, 0, 255), (0, 0, 20, 20))
+    picture.paste((0, 255, 0), (60, 0, 80, 20))
+    picture.save(file)
+    read = read_picture(file, 64)
+    assert read.shape == (3, 64, 64)
+    assert (read[:, :20] == 128).all() and (read[:, -20:] == 128).all()
+    assert read[2, 32, 2] > 200 and read[1, 32, 61] > 200 and read[0, 32, 32] > 200
+    part = read_picture(Crop(file, (50, 0, 70, 20), (80, 20)), 20)
+    assert (part[1] > 0).nonzero().tolist() == [[y, x] for y in range(20) for x in range(10, 20)]
+    message = "wide.png: expected a picture of 20 x 80 pixels, got 80 x 20"
+    with pytest.raises(DataError, match=message):
+        read_picture(Crop(file, (0, 0, 9, 9), (20, 80)), 20)
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGBA", "1", "CMYK"])
+def test_pictures_of_any_mode(tmp_path, mode):
+    name = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
+    Image.new(mode, (10, 30)).save(name)
+    assert read_picture(name, 32).shape == (3, 32, 32)
+
+
+def test_of_16_bits_all_are_read(tmp_path):
+    shades = b"".join((x * 2048).to_bytes(2, "little") for x in range(32))
+    deep = Image.frombytes("I;16", (32, 32), shades * 32)
+    deep.save(tmp_path / "deep.png")
+    deep.save(tmp_path / "deep.tif")
+    (tmp_path / "deep.pgm").write_bytes(b"P5 32 32 65535\n" + deep.tobytes("raw", "I;16B"))
+    for name in ("deep.png", "deep.tif", "deep.pgm"):
+        row = read_picture(tmp_path / name, 32)[0, 5].tolist()
+        assert row == sorted(row) and len(set(row)) > 25 and row[16] in range(120, 136), name
+
+
+@pytest.mark.parametrize("shape,dtype", [
+    *[(shape, torch.uint8) for shape in (
+        (3, 32, 64), (64, 64, 3), (1, 64, 64), (64, 64), (1, 3, 64, 64), (), (3, 0, 0),
+    )],
+    *[((3, 64, 64), dtype) for dtype in (torch.float32, torch.bool)],
+])  # fmt: skip
+def test_a_tensor_is_scaled_or_what_it_is_is_said(shape, dtype):
+    square = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    assert data.pixels_of(square, 64, "") is square
+    assert data.pixels_of(square, 32, "").shape == (3, 32, 32)
+    with pytest.raises(DataError) as found:
+        data.pixels_of(torch.zeros(shape, dtype=dtype), 64, "entry 3")
+    got = f"{dtype} {list(shape)}".removeprefix("torch.")
+    expected = f"uint8 [3, side, side], such as [3, 64, 64]; got {got}"
+    assert str(found.value) == f"entry 3: a tensor that is a picture must be {expected}"
+
+
+NOISE = saved(Image.effect_noise((64, 64), 50), "PNG")
+FLOATS, INTEGERS = (saved(Image.new(mode, (8, 8), 1), "TIFF") for mode in "FI")
+
+
+@pytest.mark.parametrize("content,says", [
+    (None, "no such picture"), (b"", "not a readable picture"),
+    (NOISE[:1500], "not a readable picture"),
+    # 0 to 1 and 0 to 255 are both usual: read as the one, the other is black or white
+    (FLOATS, "its pixels are floats of unknown range.* 8 bits"),
+    (INTEGERS, "its pixels are 32-bit integers of unknown range.* 8 bits"),
+])  # fmt: skip
+def test_a_picture_that_cannot_be_read_is_named(tmp_path, content, says):
+    file = tmp_path / "x.png"
+    if content is not None:
+        file.write_bytes(content)
+    # All but what is cut off is known from the head alone
+    for read in (open_picture, *[pictures.check_head] * (content != NOISE[:1500])):
+        with pytest.raises(DataError, match=rf"x.png: {says}"):
+            read(file)
 
 
 LONG = zlib.compress(bytes(3_000_000))
@@ -131,9 +131,7 @@ A_WORD_FOR_A_RATIO = struct.pack("<HHII", 0x011A, 2, 1, 0)  # Pillow reads it, a
 ])  # fmt: skip
 def test_pixels_are_read_whatever_is_wrong_beside_them(tmp_path, name, options, at, added, turned):
     """Of EXIF data, texts and colour profiles; and turned where it is known how."""
-    picture = Image.new("RGB", (32, 32), "red")
-    picture.paste((0, 0, 255), (0, 16, 32, 32))  # blue below; at the left, when it is turned
-    picture.save(tmp_path / name, **options)
+    blue_below().save(tmp_path / name, **options)  # at the left, when it is turned
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[:at] + added + content[at:])
     pictures.check_head(tmp_path / name)
@@ -147,14 +145,13 @@ def test_pictures_of_phones_are_read_and_larger_ones_named(tmp_path):
     Image.new("L", (16320, 12240), 200).save(file)
     assert (read_picture(file, 32)[0, 8:24] - 200).abs().max() < 3
     assert max(open_picture(file).size) < 16320
-    for side in (16_000, 100_000):  # a PNG of a few bytes that unpacks to so many
-        head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-        body = chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-        file.write_bytes(b"\x89PNG\r\n\x1a\n" + head + body)
-        says = f"x.jpg: {side} x {side} pixels are more than the 250,000,000 that are read"
-        for read in (pictures.check_head, open_picture.__wrapped__):
-            with pytest.raises(DataError, match=says):
-                read(file)
+    # A PNG of a few bytes that unpacks to 256 million
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 16_000, 16_000, 8, 2, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + head + body)
+    for read in (pictures.check_head, open_picture.__wrapped__):
+        with pytest.raises(DataError, match="x.jpg: 16000 x 16000 pixels are more than the 250,0"):
+            read(file)
 
 
 def test_pictures_are_kept_up_to_a_number_of_bytes(tmp_path, monkeypatch):

@@ -114,6 +114,7 @@ def test_what_is_held_out_is_always_the_same_and_a_limit_is_its_beginning(make):
 def test_splits_are_disjoint_and_held_out_scenes_are_of_theirs(make):
     """So no scene of val or test is in training, alone or in a pair."""
     world, found = make(), {}
+    assert sorted(i for residues in SPLITS.values() for i in residues) == list(range(10))
     assert world.split_names() == list(SPLITS) and world.final_split == "test"
     for split, residues in SPLITS.items():
         layout = world.drawn(split, 200, "a key")[0].layout
