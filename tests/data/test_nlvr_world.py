@@ -78,44 +78,26 @@ TOWERS = [[
 
 # Sentences that are true or false of these scenes, judged by hand
 TRUE_OF_SCATTER = """
-there are two yellow circles; there is no black circle; there is a box with only blue items;
-each box has at least one circle; there is one box with three items;
-there is exactly one yellow circle touching the edge; there is at most one black item;
-none of the yellow items are touching the base; there is a big black square touching the corner;
-there is a box with exactly one item which is yellow;
+there are two yellow circles; there is a box with only blue items; there is at most one black item;
 there is a box with a single item which is yellow; there is a box with blue items only;
-one of the box has three items; there are less than two black items;
-there is a box with at least two items including one yellow circle
+one of the box has three items
 """
 FALSE_OF_SCATTER = """
-there are three yellow circles; there is a box with only black items;
-there is a yellow item touching the base; there is a black item in each box;
-there is a small black square; each box has at least one square;
-there is exactly one item closely touching right wall of a box; there are two black items;
-there is a box with one item which is black in color; there is a box with one item which is black;
-there is a box with many items; there are less than two yellow circles
+there are three yellow circles; there is a black item in each box; there are two black items;
+there is a box with one item which is black; there is a box with many items
 """
 TRUE_OF_TOWERS = """
 there is a blue tower; there is a tower with two yellow blocks stacked together;
 there is a blue block as the base of a tower; there are two towers with a yellow block at the top;
-there is a yellow block on a black block; there are three yellow blocks;
-the tower with four blocks has a yellow block at the top;
-the top of a four blocks tower is yellow; there is a tower with a yellow block in the middle;
-there is a box with a black item touching the wall and a yellow item on top of it;
-there is a tower with a blue base
+there are three yellow blocks; the top of a four blocks tower is yellow;
+there is a tower with a yellow block in the middle; there is a tower with a blue base;
+there is a box with a black item touching the wall and a yellow item on top of it
 """
 FALSE_OF_TOWERS = """
-there is a black tower; there is a black block on a yellow block;
-there are exactly two yellow blocks; there is exactly one tower with a yellow block at the top;
-there is a blue block as the top of a tower with three blocks;
-there is a tower with a blue block in the middle; the base of a four blocks tower is blue;
-there is a box with a black item touching the wall and a black item on top of it;
-there is a tower with a yellow base
+there is a black tower; there are exactly two yellow blocks;
+there is a tower with a blue block in the middle; there is a tower with a yellow base
 """
-
-
-def sentences(text: str) -> list[str]:
-    return [" ".join(sentence.split()) for sentence in text.split(";")]
+RESTS_ON = {"there are two yellow circles": [1, 1, 0], "there are three yellow blocks": [2, 0, 1]}
 
 
 @pytest.mark.parametrize("boxes,families,true,false", [
@@ -123,19 +105,16 @@ def sentences(text: str) -> list[str]:
     (TOWERS, ["tower_count", "tower_box", "tower_order"], TRUE_OF_TOWERS, FALSE_OF_TOWERS),
 ])  # fmt: skip
 def test_what_the_world_says_of_a_scene_is_so(boxes, families, true, false):
-    """The grammar says most of the sentences within some thousand draws."""
-    heard, why, scenes = {}, {}, Scenes(boxes)
-    for seed in range(4_500):
+    heard, scenes = {}, Scenes(boxes)
+    for seed in range(4_000):
         speaker = Speaker(scenes, random.Random(seed), boxes is TOWERS)
-        words, holds, worth = getattr(speaker, families[seed % 3])()
-        assert holds.shape == (1,) and holds.dtype == torch.bool and worth.shape == (1, 3)
-        why[words] = worth[0].tolist()
+        words, holds, basis = getattr(speaker, families[seed % 3])()
+        assert holds.shape == (1,) and holds.dtype == torch.bool and basis.shape == (1, 3)
         assert heard.setdefault(words, bool(holds)) == bool(holds), words
-    by_hand = dict.fromkeys(sentences(true), True) | dict.fromkeys(sentences(false), False)
-    met = {words: heard[words] for words in by_hand if words in heard}
-    assert len(met) >= 6 and met == {words: by_hand[words] for words in met}
-    rests = {"there are two yellow circles": [1, 1, 0], "there are three yellow blocks": [2, 0, 1]}
-    assert any(why.get(words) == numbers for words, numbers in rests.items())
+        assert words not in RESTS_ON or basis[0].tolist() == RESTS_ON[words]
+    for text, truth in ((true, True), (false, False)):
+        for sentence in " ".join(text.split()).split("; "):
+            assert heard[sentence] == truth, sentence
 
 
 def test_numbers_mean_what_they_say():

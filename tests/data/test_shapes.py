@@ -8,7 +8,7 @@ import torch
 from data.errors import DataError
 from data.families import EMPTY, layouts_in
 from data.shapes import BOTH_WAYS_FROM, ONE_WAY_UNTIL, STEPS_WITHOUT_PLACES, Shapes
-from data.shapes.questions import FAMILIES, SceneFacts, caption_of_places
+from data.shapes.questions import SceneFacts, caption_of_places
 from data.shapes.scenes import CELLS, COLOUR, GRID, PALETTE, SHAPE, layouts, render
 from data.shapes.text import ShapesText
 
@@ -111,11 +111,8 @@ def test_relations_are_asked_one_way_first(world):
     assert 0.4 < other_way("sft", BOTH_WAYS_FROM) < 0.6
 
 
-def pictures_of(examples) -> set:
-    return {e.images[0].numpy().tobytes() for e in examples}
-
-
 def test_a_number_of_scenes_come_again_with_their_pictures_and_questions():
+    """Which of them are asked about, of a run that is there: tests/test_eval.py."""
     world = Shapes(64)
 
     def epoch(n: int, stage: str = "sft", seed: int = 0) -> list:
@@ -128,22 +125,9 @@ def test_a_number_of_scenes_come_again_with_their_pictures_and_questions():
     assert {picture for picture, _ in epoch(3, "pt")} == {picture for picture, _ in first}
     orders = {world.draw("sft", 2 * n, 32, 6, 0)[0].images[0].sum().item() for n in range(8)}
     assert len(orders) > 1  # each epoch has its own
+    assert [len(Shapes(n).layouts("train")) for n in (64, 2000)] == [64, 1000]
     with pytest.raises(DataError, match="--scenes 40: must be a multiple of 16"):
         Shapes(40)
     advice = "a step has 20 pictures; set --pictures and --pt-pictures to multiples of 16"
     with pytest.raises(DataError, match=advice):
         world.draw("sft", 0, 20, 6, 0)
-
-
-def test_a_number_of_training_scenes_can_be_asked_about():
-    """Those of the run's seed: the pictures that it drew, each asked once in each family. Of many,
-    the first 1,000; val and test stay the same."""
-    heldout, world = Shapes.heldout.__wrapped__, Shapes(32)  # around the cache of conftest.py
-    for world.seed in (0, 3):
-        asked, cells = heldout(world, "train"), world.layouts("train")
-        assert len(asked) == 32 * len(FAMILIES) == 6 * len(cells)
-        assert pictures_of(asked) == pictures_of(world.draw("sft", 5, 32, 6, world.seed))
-        for i, e in enumerate(asked):
-            assert oracle(cells[i // 6], e.turns[0][0][7:]) == e.turns[0][1]
-    assert len(Shapes(2000).layouts("train")) == 1000
-    assert world.layouts("val") == Shapes().layouts("val")
