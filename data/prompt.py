@@ -201,12 +201,10 @@ def encode(
 def unusable(examples: list[Example], tokenizer: Tokenizer, n_image_tokens: int, max_tokens: int):
     """Which of the examples are longer than max_tokens and are cut, and which of those then keep no
     answer token: two sets of indices."""
-
-    def row_of(i: int, limit: int | None = None):
-        return encode(examples[i], tokenizer, n_image_tokens, limit)
-
-    too_long = {i for i in range(len(examples)) if len(row_of(i).ids) > max_tokens}
-    return too_long, {i for i in too_long if Role.ANSWER not in row_of(i, max_tokens).role}
+    rows = [encode(example, tokenizer, n_image_tokens) for example in examples]
+    too_long = {i for i, row in enumerate(rows) if len(row.ids) > max_tokens}
+    cut = {i: encode(examples[i], tokenizer, n_image_tokens, max_tokens) for i in too_long}
+    return too_long, {i for i, row in cut.items() if Role.ANSWER not in row.role}
 
 
 def row_or_empty_prompt(row: Row, tokenizer: Tokenizer, image_size: int) -> Row:

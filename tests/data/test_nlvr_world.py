@@ -80,11 +80,16 @@ TOWERS = [[
 TRUE_OF_SCATTER = """
 there are two yellow circles; there is a box with only blue items; there is at most one black item;
 there is a box with a single item which is yellow; there is a box with blue items only;
-one of the box has three items
+one of the box has three items; there is no box with exactly one item which is blue;
+there is a box with a triangle touching the base;
+none of the blue items are closely touching the roof of a box
 """
 FALSE_OF_SCATTER = """
 there are three yellow circles; there is a black item in each box; there are two black items;
-there is a box with one item which is black; there is a box with many items
+there is a box with one item which is black; there is a box with many items;
+one of the box has two items which are of blue color;
+there is a box with a black item closely touching the roof of a box;
+there is a box with at least two items including one black circle
 """
 TRUE_OF_TOWERS = """
 there is a blue tower; there is a tower with two yellow blocks stacked together;
@@ -95,7 +100,9 @@ there is a box with a black item touching the wall and a yellow item on top of i
 """
 FALSE_OF_TOWERS = """
 there is a black tower; there are exactly two yellow blocks;
-there is a tower with a blue block in the middle; there is a tower with a yellow base
+there is a tower with a blue block in the middle; there is a tower with a yellow base;
+there is a box with one block and a black base;
+there is a tower with two blocks and a blue block at the top
 """
 RESTS_ON = {"there are two yellow circles": [1, 1, 0], "there are three yellow blocks": [2, 0, 1]}
 

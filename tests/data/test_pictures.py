@@ -13,13 +13,6 @@ from data import Crop, DataError, pictures
 from data.pictures import open_picture, read_picture
 
 
-def blue_below(size=(32, 32)) -> Image.Image:
-    """Red; its lower half is blue."""
-    picture = Image.new("RGB", size, "red")
-    picture.paste((0, 0, 255), (0, size[1] // 2, *size))
-    return picture
-
-
 def saved(picture: Image.Image, kind: str) -> bytes:
     file = io.BytesIO()
     picture.save(file, kind)
@@ -113,7 +106,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path, content, says):
             read(file)
 
 
-LONG = zlib.compress(bytes(3_000_000))
+LONG, TURN = zlib.compress(bytes(3_000_000)), chunk(b"eXIf", exif()[6:])
 A_WORD_FOR_A_RATIO = struct.pack("<HHII", 0x011A, 2, 1, 0)  # Pillow reads it, and cannot write it
 
 
@@ -125,18 +118,26 @@ A_WORD_FOR_A_RATIO = struct.pack("<HHII", 0x011A, 2, 1, 0)  # Pillow reads it, a
     ("x.png", {"exif": exif()}, 33, chunk(b"iCCP", b"profile\0\0" + LONG), True),
     ("x.png", {}, -12, chunk(b"iTXt", b"comment\0\1\0\0\0" + LONG), False),  # after the pixels
     ("x.png", {}, 33, chunk(b"tEXt", b"a\0b")[:-1] + b"?", False),  # its checksum is wrong
-    ("x.png", {}, -12, chunk(b"zTXt", b"a\0\0" + LONG) + chunk(b"eXIf", exif()[6:]), True),
+    ("x.png", {}, -12, chunk(b"zTXt", b"a\0\0" + LONG) + TURN, True),
+    ("x.png", {}, -12, chunk(b"zTXt", b"a\0\0" + LONG) + TURN[:-1] + b"?", False),
     ("x.jpg", {"exif": exif(), "quality": 95}, 2, b"\xff\xe2\0\x0eICC_PROFILE\0", True),
     ("x.tif", {"tiffinfo": {0x0112: 6}}, 0, b"", True),
 ])  # fmt: skip
 def test_pixels_are_read_whatever_is_wrong_beside_them(tmp_path, name, options, at, added, turned):
     """Of EXIF data, texts and colour profiles; and turned where it is known how."""
-    blue_below().save(tmp_path / name, **options)  # at the left, when it is turned
+    picture = Image.new("RGB", (32, 32), "red")
+    picture.paste((0, 0, 255), (0, 16, 32, 32))  # below; at the left, when it is turned
+    picture.paste((0, 0, 0), (16, 16, 32, 32))  # the quarter at its right; then below
+    picture.save(tmp_path / name, **options)
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[:at] + added + content[at:])
     pictures.check_head(tmp_path / name)
-    pixels = read_picture(tmp_path / name, 32)[2]
-    assert (pixels[24, 24] > 200) != turned and pixels[24, 8] > 200 > 50 > pixels[8, 24]
+    places = ((8, 8), (8, 24), (24, 8), (24, 24))
+    red, _, blue = (
+        [channel[place] > 150 for place in places] for channel in read_picture(tmp_path / name, 32)
+    )
+    assert red == ([0, 1, 0, 1] if turned else [1, 1, 0, 0])
+    assert blue == ([1, 0, 0, 0] if turned else [0, 0, 1, 0])
 
 
 def test_pictures_of_phones_are_read_and_larger_ones_named(tmp_path):

@@ -149,27 +149,21 @@ def test_no_row_is_longer_than_it_may_be_and_no_picture_is_cut(any_tokenizer, n)
     for_all(check, n, turns=written(), n_image_tokens=st.integers(1, 5))
 
 
-@pytest.mark.parametrize("images,message", [([], "<image>red?"), (["a"], "red?")])
-def test_pictures_and_placeholders_that_disagree_are_an_error(tokenizer, images, message):
-    example = Example(images, [(message, "yes")], id="x")
-    with pytest.raises(DataError, match="x: . <image> in the messages, but . pictures"):
-        encode(example, tokenizer, 4)
+MANY_LETTERS = "".join(chr(0x4E00 + i) for i in range(1500))
 
 
-@pytest.mark.parametrize("text,size,says", [
-    ("".join(chr(0x4E00 + i) for i in range(1500)), 3,
+@pytest.mark.parametrize("attempt,says", [
+    (lambda t: encode(Example([], [("<image>red?", "yes")], id="x"), t, 4),
+     "^x: 1 <image> in the messages, but 0 pictures"),
+    (lambda t: encode(Example(["a"], [("red?", "yes")]), t, 4), "^0 <image> in .*, but 1 pictures"),
+    (lambda t: t.encode("what is \ud800?"), "is not UTF-8 text"),
+    (lambda t: Tokenizer.train([MANY_LETTERS], 3),
      "^--vocab-size 3 is too small: this text needs 1763 or more$"),
-    ("", 1000, "no text to train a tokenizer on"),
+    (lambda t: Tokenizer.train([""], 1000), "no text to train a tokenizer on"),
 ])  # fmt: skip
-def test_a_tokenizer_that_fits_no_text_is_an_error(text, size, says):
+def test_what_no_row_can_be_made_of_is_an_error(tokenizer, attempt, says):
     with pytest.raises(DataError, match=says):
-        Tokenizer.train([text], size)
-
-
-@pytest.mark.parametrize("text", ["what is \ud800?", b"caf\xe9".decode("utf-8", "surrogateescape")])
-def test_what_no_utf8_can_be_is_an_error(tokenizer, text):
-    with pytest.raises(DataError, match="is not UTF-8 text"):
-        tokenizer.encode(text)
+        attempt(tokenizer)
 
 
 # --- Batches
