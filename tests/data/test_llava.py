@@ -190,7 +190,7 @@ def test_copies_of_a_picture_are_in_one_split_and_counted(llava):
 
 
 @pytest.mark.parametrize("n_linked, n_single, least", [
-    (59, 2, (1, 1, 1)), (59, 5, (1, 1, 4)), (14, 15, (10, 1, 1)),
+    (1, 2, (1, 1, 1)), (59, 2, (1, 1, 1)), (59, 5, (1, 1, 4)), (14, 15, (10, 1, 1)),
 ])  # fmt: skip
 def test_pictures_that_hang_together_stay_together(tmp_path, n_linked, n_single, least):
     """A chain of entries of two pictures, and pictures alone: no split is empty, be the chain more
