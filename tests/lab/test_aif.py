@@ -44,14 +44,14 @@ def test_weights_are_what_each_layer_used(model, batch_of, dialogues, name):
 
 def test_the_patches_that_are_framed(model, tokenizer, dialogues):
     """Those that get twice the mean share of the first picture, by hand; none without a picture."""
-    example = dialogues[2]
-    row = data.encode(example, tokenizer, 4, upto=1)
-    with torch.no_grad(), recorded(model) as weights:
-        model(**data.collate([row], tokenizer.pad, 16))
-    first = [t for t, role in enumerate(row.role) if role == IMAGE][:4]
-    shares = torch.stack(weights).mean((0, 1, 2))[-1, first]
-    expected = [(2, k) for k, share in enumerate(shares.tolist()) if share >= shares.sum() / 2]
-    assert attended(model, tokenizer, example, 1) == expected
+    for example, turn in ((dialogues[k], turn) for k, turn in ((0, 0), (1, 0), (2, 1), (4, 1))):
+        row = data.encode(example, tokenizer, 4, upto=turn)
+        with torch.no_grad(), recorded(model) as weights:
+            model(**data.collate([row], tokenizer.pad, 16))
+        first = [t for t, role in enumerate(row.role) if role == IMAGE][:4]
+        shares = torch.stack(weights).mean((0, 1, 2))[-1, first]
+        expected = [(2, k) for k, share in enumerate(shares.tolist()) if share >= shares.sum() / 2]
+        assert attended(model, tokenizer, example, turn) == expected
     assert attended(model, tokenizer, dialogues[3], 1) == []
 
 

@@ -1,13 +1,11 @@
 """Charts and pictures show what they are given."""
 
 import json
-import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import ROOT
 from matplotlib.axes import Axes
 from PIL import Image, ImageFont
 
@@ -152,16 +150,6 @@ def test_without_matplotlib_training_goes_on(tmp_path, monkeypatch, capsys):
         watch.write_curves(tmp_path / "curves.png", RECORDS)
     said = capsys.readouterr().err
     assert said.count("pip install matplotlib") == 1 and not list(tmp_path.iterdir())
-
-
-def test_training_and_answering_import_no_matplotlib_and_nothing_of_comparisons():
-    """Not even where a run draws its curves and its sheet."""
-    code = """
-import sys, train, eval, lab.variants, lab.watch, lab.recording
-print([name for name in ("matplotlib", "lab.curves", "lab.results") if name in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
 
 
 # --- The sheet

@@ -37,7 +37,7 @@ def test_every_second_step_has_dialogues_and_captions_stay():
 
 
 def test_the_mask_of_the_first_turn_is_closed_where_a_dialogue_goes_on(tokenizer):
-    examples = Shapes().draw("sft", 0, 2, 3, 0)[:3]
+    examples = Shapes().draw("sft", 0, 2, 5, 0)[:5]  # dialogues of three turns and of two
     rows = [data.encode(e, tokenizer, 16) for e in (examples[0], *to_dialogues(examples))]
     config = Config(vocab_size=len(tokenizer), mask="mma", n_layer=1)
     for some in (rows, data.pack(rows, 1000)):

@@ -165,11 +165,6 @@ def test_whole_sentences(text, kept):
     assert eyes.whole_sentences(text) == kept
 
 
-def test_prompts_are_many_and_no_template_is_left_unfilled():
-    assert len(eyes.PROMPTS) == len(set(eyes.PROMPTS)) > 150
-    assert not [prompt for prompt in eyes.PROMPTS if "{" in prompt or prompt != prompt.strip()]
-
-
 def test_what_was_cut_ends_with_a_sentence_and_what_was_not_is_kept(monkeypatch):
     said = {"a": ("It is so. And", True), "b": ("no end", True), "c": ("no point", False)}
 

@@ -13,7 +13,7 @@ from engine import wings
 from engine.wings import PLAIN, VARIANTS
 from lab.recording import recorded
 from lab.variants import ConcentricMLLM, TextFirstTokenizer, ring_positions, rings
-from mma import IMAGE, TEXT, Role, attention_mask
+from mma import IMAGE, attention_mask
 from model import MLLM, Config, rotate
 
 GATES = {"none": PLAIN, **{name: VARIANTS[name] for name in ("rave", "scalar", "lora")}}
@@ -56,71 +56,46 @@ def test_rings(grid):
     assert rings(24, 24).max() + 1 == 12
 
 
-# Three rows of three pictures, P: beside each other, first, behind a question; their turns, their
-# documents, two of them packed
-LAYOUTS = (
-    ("tPPQAtPQA-", "0111122220", "0000011119"),
-    ("PtQAPQAPtA", "1111222333", "0000000000"),
-    ("tQPAPPQA--", "0111222200", "0000111199"),
-)
-
-
-def with_pictures(n):
-    """role, turn, document, int64 [3, T], of LAYOUTS with pictures of n tokens."""
-    found = []
-    for letters, *others in LAYOUTS:
-        times = [n if letter == "P" else 1 for letter in letters]
-        wide = ("".join(map(str.__mul__, text, times)) for text in (letters, *others))
-        roles, turns, documents = wide
-        role, turn = row(roles.replace("P", "V"), turns)
-        found.append((role[0], turn[0], torch.tensor([*map(int, documents)])))
-    return map(torch.stack, zip(*found))
-
-
 def walk(role, document, ring):
-    """Of each token: its position, the number of its picture, its place in it; one by one."""
-    place, position, picture, nth, n = 0, [], [], [], len(ring)
+    """Of each token its position, the number of its picture, its place in it; one by one."""
+    start, picture, nth, found = 0, 0, 0, []
     for t in range(len(role)):
-        if t and document[t] != document[t - 1]:
-            place = 0
+        start = 0 if t and document[t] != document[t - 1] else start
         inside = role[t] == IMAGE
-        goes_on = inside and t and role[t - 1] == IMAGE
-        nth.append((nth[-1] + 1) % n if goes_on else 0)
-        picture.append((picture[-1] if picture else 0) + (inside and nth[-1] == 0))
-        position.append(place + (ring[nth[-1]] if inside else 0))
-        place += (max(ring) + 1 if nth[-1] == n - 1 else 0) if inside else 1
-    return position, picture, nth
+        found.append((start + (ring[nth] if inside else 0), picture, nth))
+        nth += inside
+        if nth == len(ring):
+            start, picture, nth = start + max(ring) + 1, picture + 1, 0
+        elif not inside:
+            start += 1
+    return zip(*found)
 
 
-@pytest.mark.parametrize("grid", [3, 4])
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_rings_equal_a_slow_double_loop_in_every_row_of_the_batch(kind, grid):
+def test_rings_equal_a_slow_double_loop(tokenizer, dialogues, kind, packed):
     """Within a picture a token reads its own ring and those outside of it, and what the kind opens;
     between any other two tokens the mask is the plain one."""
-    ring = slow_rings(grid, grid)
-    role, turn, document = with_pictures(grid * grid)
-    order = ring_positions(role, document, grid)
-    mask = attention_mask(kind, role, turn, document, order=order)[:, 0]
-    plain = attention_mask(kind, role, turn, document)[:, 0]
-    opens_images = opens(kind, IMAGE, IMAGE)
-    rows = (x.tolist() for x in (role, document, order, mask, plain))
-    for roles, documents, places, found, before in zip(*rows):
+    ring, opens_images = slow_rings(4, 4), opens(kind, IMAGE, IMAGE)
+    beside = data.Example(dialogues[4].images, [("<image><image>is it red?", "no")])
+    rows = [data.encode(e, tokenizer, 16) for e in (*dialogues[:3], beside)]
+    batch = data.collate(data.pack(rows, 1000) if packed else rows, tokenizer.pad, 16)
+    role, turn, document = batch["role"], batch["turn"], batch.get("document")
+    order = ring_positions(role, document, 4)
+    mask = attention_mask(kind, role, turn, document, order=order)[:, 0].tolist()
+    plain = attention_mask(kind, role, turn, document)[:, 0].tolist()
+    document = torch.zeros_like(role) if document is None else document
+    for b, (roles, documents) in enumerate(zip(role.tolist(), document.tolist())):
         position, picture, nth = walk(roles, documents, ring)
-        assert places == position
+        assert order[b].tolist() == list(position)
         for i, j in itertools.product(range(len(roles)), repeat=2):
-            may = before[i][j]
+            may = plain[b][i][j]
             if roles[i] == roles[j] == IMAGE and picture[i] == picture[j]:
                 may = ring[nth[j]] <= ring[nth[i]] or opens_images
-                may = may and documents[i] == documents[j]
-            assert found[i][j] == may, (i, j)
+            assert mask[b][i][j] == may, (i, j)
 
 
-def test_positions_are_those_of_the_paper_and_a_grid_must_fit():
-    """24 x 24 image tokens take 12 positions: text goes on 12 after the picture's start."""
-    role = torch.tensor([[TEXT] * 3 + [IMAGE] * 576 + [Role.QUESTION] * 2 + [Role.ANSWER]])
-    at = ring_positions(role, None, 24)[0]
-    assert at[:3].tolist() == [0, 1, 2] and at[-3:].tolist() == [15, 16, 17]
-    assert at[3:579].min() == 3 and at[3:579].max() == 14
+def test_a_grid_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"pictures of 4 tokens do not fit .*\[3\]"):
         ring_positions(row("tVVVQ")[0], None, 2)
 
