@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import Crash, at_steps, crash, weights_of
+from helpers import weights_of
 
 import data
 import eval as evaluation
@@ -82,17 +82,6 @@ def test_training_leaves_the_encoder_and_moves_the_rest_in_both_stages(line, mad
         assert command.open_run(out, "cpu", "causal")[0].config.mask == "causal"
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(line, tmp_path):
-    whole, parts = (line("--save-every", 1, "--out", tmp_path / name) for name in ("a", "b"))
-    eyes.main(whole)
-    with pytest.MonkeyPatch.context() as patch:
-        at_steps(patch, lambda step: step == 5, crash)  # the third of stage 2
-        with pytest.raises(Crash):
-            eyes.main(parts)
-    eyes.main([*parts, "--resume"])
-    assert equal(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
-
-
 def other_tokenizer(folder):
     tokenizer = data.Tokenizer.train(["red green blue yellow"] * 20, 300)
     (folder / "tokenizer.model").write_bytes(tokenizer.model)
@@ -133,13 +122,6 @@ def test_mistakes_are_one_line(runs, line, tmp_path, option, damage, says):
     with pytest.raises(SystemExit, match=says) as exit:
         eyes.main(line(option, folder if damage else 2, "--out", tmp_path / "out"))
     assert "\n" not in str(exit.value)
-
-
-def test_sizes_are_those_of_the_runs(line, capsys):
-    with pytest.raises(SystemExit):
-        eyes.options(line("--n-layer", 2))
-    said = "--n-layer cannot be given: it is that of --encoder and --llm"
-    assert said in capsys.readouterr().err
 
 
 def test_every_preset_asks_questions_of_every_family():

@@ -6,13 +6,13 @@ import re
 
 import pytest
 import torch
-from pages import half, make_run, opened, stands_alone, write_playground
+from pages import make_run, opened, stands_alone, write_playground
 
 import data
 from data import shapes
 from data.shapes import Shapes
 from data.shapes import scenes as shapes_scenes
-from lab import playground
+from lab import playground, weights
 from lab.recording import recorded
 from mma import EXTRA_PAIRS, attention_mask
 
@@ -88,7 +88,8 @@ def test_a_model_of_other_sizes(browser, tokenizer, tmp_path):
     """Widths that no four divides, more patches, a head of its own for the vocabulary, every query
     head with its own keys, another mask."""
     sizes = dict(d_model=36, n_head=6, n_kv_head=6, d_ff=50, encoder_width=18, encoder_heads=3)
-    run = half(tmp_path, tokenizer, mask="prefix", patch_size=8, tied=False, **sizes)
+    full, run = tmp_path / "full", str(tmp_path / "half")  # rounded as the page rounds
+    weights.main([make_run(full, tokenizer, mask="prefix", patch_size=8, tied=False, **sizes), run])
     browser.open(write_playground(tmp_path / "page.html", run))
     for kind in ("prefix", "mma", "causal"):
         assert_alike(browser, run, 4, 0, kind)
@@ -119,7 +120,8 @@ def test_attention_and_masks_are_the_models(shown, half_runs):
         assert shown.js(f"attention_mask({json.dumps(kind)}, {role}, {turn})") == expected
 
 
-def test_the_tokenizer_is_sentencepieces_and_an_empty_question_a_picture_alone(shown, tokenizer):
+def test_the_tokenizer_is_sentencepieces_and_an_empty_question_a_picture_alone(shown, half_runs):
+    _, tokenizer = opened(half_runs[0])
     texts = [question_of(e) for e in Shapes().heldout("test")[:300]]
     texts += [text.strip() for text in ODD] + list(ODD)
     found = shown.js(f"{json.dumps(texts)}.map(text => data.runs[0].tokenizer.encode(text))")

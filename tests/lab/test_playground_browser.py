@@ -1,26 +1,14 @@
 """What a person sees and does in the playground's page, where a Chromium is installed: by mouse, by
-keyboard, in a narrow window, in the dark. The page holds the runs of weights/: answers of random
-weights seldom end, and every letter typed would wait for 32 tokens of each run."""
+keyboard, in a narrow window, in the dark."""
 
 import re
 
 import pytest
 import torch
-from helpers import ROOT
 from pages import opened, write_playground
 
 import data
 from lab import playground
-
-
-@pytest.fixture(scope="module")
-def half_runs():
-    return [str(ROOT / "weights" / name) for name in ("shapes-causal", "shapes-mma")]
-
-
-@pytest.fixture(scope="module")
-def playground_page(half_runs, tmp_path_factory):
-    return write_playground(tmp_path_factory.mktemp("page") / "page.html", *half_runs)
 
 
 def answers(browser) -> list[str]:

@@ -1,4 +1,4 @@
-"""Tables and tests of differences, against p values and intervals by hand."""
+"""Tables and tests of differences, against Student's t by hand."""
 
 import math
 import re
@@ -6,6 +6,7 @@ import re
 import pandas as pd
 import pytest
 from compared import result_of, run_of
+from scipy import stats
 
 from engine.tables import spread
 from lab import publish, results
@@ -13,17 +14,6 @@ from lab import publish, results
 
 def by_seed(*values, seeds=None):
     return pd.Series(values, index=seeds)
-
-
-def p_two(t):
-    """Two-sided p of Student's t with two degrees of freedom."""
-    return 1 - t / math.sqrt(2 + t * t)
-
-
-def p_four(t):
-    """With four."""
-    x = t * t / (1 + t * t / 4)
-    return 1 - 0.75 * math.sqrt(x) * (1 - x / 12)
 
 
 def rows_of(arms, options=None, **show):
@@ -38,16 +28,18 @@ def rows_of(arms, options=None, **show):
 def test_paired_and_welch_by_hand():
     a, b = by_seed(90, 92, 95), by_seed(80, 81, 83)  # differences 10, 11, 12
     c, d = by_seed(90, 91, 92), by_seed(80, 81, 82)
-    for (one, other), kind, p_of, error, reach, said in (
-        ((a, b), "paired", p_two, 1 / math.sqrt(3), 4.302653, (11, "3")),  # 97.5 % points of t
-        ((c, d), "Welch", p_four, math.sqrt(2 / 3), 2.776445, (10, "3 and 3")),
+    for (one, other), kind, difference, n, error, freedom in (
+        ((a, b), "paired", 11, "3", 1 / math.sqrt(3), 2),
+        ((c, d), "Welch", 10, "3 and 3", math.sqrt(2 / 3), 4),
     ):
-        found = results.tested(one, other, same_data=kind == "paired")
-        assert (found["here"], found["test"]) == ("yes", kind)
-        assert (found["difference"], found["n"]) == said
-        assert found["p"] == pytest.approx(p_of(found["difference"] / error))
-        interval = (found["difference"] - reach * error, found["difference"] + reach * error)
-        assert (found["low"], found["high"]) == pytest.approx(interval, abs=1e-5)
+        found, t = results.tested(one, other, same_data=kind == "paired"), stats.t(freedom)
+        assert (found["here"], found["test"], found["n"]) == ("yes", kind, n)
+        assert found["difference"] == difference
+        assert found["p"] == pytest.approx(2 * t.sf(difference / error))
+        reach = t.ppf(0.975) * error
+        assert (found["low"], found["high"]) == pytest.approx(
+            (difference - reach, difference + reach)
+        )
     assert results.tested(b, a)["here"] == "no"
     assert results.tested(a, b[::-1])["p"] == results.tested(a, b)["p"]  # by seed, not by place
     assert results.tested(c, by_seed(80, 81, 82, seeds=[1, 2, 3]))["test"] == "Welch"
