@@ -124,7 +124,6 @@ def main(argv=None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="folders that --out named")
-    add("-h", "--help", action="help", help="show this and exit")
     add("--limit", type=positive, metavar="N", help="the first N questions (default: all)")
     add("--device", default=default_device(), metavar="NAME", help="cuda, mps or cpu")
     add("--json", type=Path, metavar="FILE", help="write the results here")

@@ -70,7 +70,6 @@ def measure(runs: list[Path], text: str, device: str) -> list[dict]:
 def arguments(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("-h", "--help", action="help", help="show this and exit")
     add("runs", nargs="+", type=Path, metavar="RUN", help="folder that --out of lab.eyes named")
     add("--json", type=Path, metavar="FILE", help="write the numbers there too")
     add("--text", type=Path, default=TEXT, metavar="FILE", help="default: lab/plain_text.txt")
