@@ -244,7 +244,6 @@ def measures_of(judged: list[tuple]) -> dict:
 def arguments(argv=None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("-h", "--help", action="help", help="show this and exit")
     add("run", type=Path, metavar="RUN", help="folder that --out named")
     add("file", type=Path, metavar="FILE", help="VLMEvalKit's .tsv, a .csv, or POPE's JSON lines")
     add("--images", type=Path, metavar="DIR", help="of image_path and POPE (default: FILE's)")

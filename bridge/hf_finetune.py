@@ -141,7 +141,6 @@ def arguments(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="its folder: config.json, *.safetensors, ...")
-    add("-h", "--help", action="help", help="show this and exit")
     names = [name for name in data.NAMES if name not in data.TEXT_WORLDS]
     add("--data", default="llava", choices=names, metavar="NAME", help=", ".join(names))
     add("--mask", default="mma", choices=kinds(), metavar="KIND", help=", ".join(kinds()))

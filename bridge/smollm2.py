@@ -59,7 +59,6 @@ def write(folder: Path):
 
 def arguments(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("-h", "--help", action="help", help="show this and exit")
     parser.add_argument("folder", type=Path, metavar="DIR", help="what is written")
     return parser.parse_args(argv)
 

@@ -91,13 +91,13 @@ class Parser(argparse.ArgumentParser):
 
     refused: dict[str, str] = {}
 
-    def __init__(self, about: str | None = None):
+    def __init__(self, about: str | None = None, add_help: bool = True):
         raw = argparse.RawDescriptionHelpFormatter
         super().__init__(
             description="\n\n".join((about or "").split("\n\n")[:2]),  # what it is, how to run it
             formatter_class=partial(raw, max_help_position=24, width=100),
             usage=argparse.SUPPRESS,
-            add_help=False,
+            add_help=add_help,
         )
 
     def format_help(self) -> str:
@@ -114,7 +114,6 @@ def add_run_options(parser: Parser) -> None:
     """What commands that read finished runs have in common: the runs, the examples that are asked
     (engine.asking.examples_of), and where."""
     add = parser.add_argument
-    add("-h", "--help", action="help", help="show this and exit")
     add("runs", nargs="+", type=Path, metavar="RUN", help="folder that train.py's --out named")
     add("--data", choices=data.NAMES, metavar="NAME", help="default: what the run was trained on")
     add("--source", type=Path, metavar="PATH", help="default: the run's")
@@ -190,7 +189,7 @@ def arguments(argv=None, about: str | None = None, extend=None) -> argparse.Name
     """The command line of train.py (default: this process's), filled up. about: what --help says
     first. extend(parser): add options, say which are refused, and return further presets, of which
     the first is the default (bridge/finetune.py)."""
-    parser = Parser(about)
+    parser = Parser(about, add_help=False)  # it stands with the last group
     presets = {**PRESETS, **(extend(parser) if extend else {})}
     usual = list(presets)[len(PRESETS)] if extend else "small on a GPU, else tiny"
     words = {"presets": ", ".join(presets), "preset": usual, "masks": ", ".join(EXTRA_PAIRS)}

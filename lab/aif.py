@@ -10,7 +10,6 @@ Shapes:  L layers   B rows   T tokens of a row   H query heads
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from engine.precision import check_device
 from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import pool, table
 from eval import answer_all, open_run, summarise
+from lab.publish import write_json
 from lab.recording import recorded
 from mma import IMAGE, QUESTION, TEXT
 from model import MLLM
@@ -94,7 +94,7 @@ def main(argv=None) -> None:
         groups = pool(results)  # headed by what was done to the runs: eval.py has them as they are
         print(table({f"{label}, aif {args.share:g}": runs for label, runs in groups.items()}))
         if args.json:
-            args.json.write_text(json.dumps({"runs": results}, indent=1) + "\n")
+            write_json(args.json, {"runs": results})
 
 
 if __name__ == "__main__":

@@ -246,7 +246,6 @@ def note(topic: str, repeats: int) -> str:
 def arguments(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("-h", "--help", action="help", help="show this and exit")
     add("topic", choices=TOPICS, metavar="TOPIC", help=", ".join(TOPICS))
     add("--repeats", type=positive, default=9, metavar="N", help="timed calls of an arm (9)")
     add("--seeds", type=positive, default=3, metavar="N", help="job: one after the other (3)")

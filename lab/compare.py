@@ -209,7 +209,6 @@ def compare(args) -> None:
 def arguments(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("-h", "--help", action="help", help="show this and exit")
     add("experiment", nargs="?", choices=list(EXPERIMENTS), metavar="LINE [LINE ...] or NAME",
         help=f"command lines, each one word to the shell; or {', '.join(EXPERIMENTS)}")  # fmt: skip
     add("--only", nargs="+", metavar="ARM", help="of NAME these arms alone")

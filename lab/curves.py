@@ -182,7 +182,6 @@ def draw_example(ax, example: data.Example, grid: int) -> None:
 def main(argv=None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("-h", "--help", action="help", help="show this and exit")
     add("runs", nargs="*", type=Path, metavar="RUN", help="finished runs")
     add("--png", type=Path, metavar="FILE", help="their validation accuracy")
     add("--figure", type=Path, metavar="FILE", help="two masks over an example")

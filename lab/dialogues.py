@@ -9,7 +9,6 @@ questions a step as without them: in all steps of stage 2, in every second one, 
 ways that may answer later questions better.
 """
 
-import argparse
 import json
 from functools import partial
 from itertools import groupby
@@ -125,11 +124,10 @@ def main(argv=None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="folders that --out named")
-    add("-h", "--help", action="help", help="show this and exit")
     add("--limit", type=positive, metavar="N", help="the first N questions (default: all)")
     add("--device", default=default_device(), metavar="NAME", help="cuda, mps or cpu")
     add("--json", type=Path, metavar="FILE", help="write the results here")
-    args: argparse.Namespace = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     with one_line_errors():
         check_device(args.device)
         check_writable(args.json)

@@ -160,7 +160,6 @@ def page(runs: list[tuple[str, MLLM, data.Tokenizer]]) -> str:
 def main(argv=None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("-h", "--help", action="help", help="show this and exit")
     add("runs", nargs="+", type=Path, metavar="RUN", help="one folder that train.py wrote, or two")
     add("--out", type=Path, required=True, metavar="FILE", help="the page")
     args = parser.parse_args(argv)

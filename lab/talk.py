@@ -184,7 +184,6 @@ def path_of(text: str) -> Path:
 def arguments(argv=None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("-h", "--help", action="help", help="show this and exit")
     add("run", type=Path, metavar="RUN", help="folder that --out named")
     add("--image", type=Path, metavar="FILE", help="a picture to begin with")
     add("--audio", type=Path, metavar="FILE", help="a WAV file to begin with")

@@ -8,7 +8,6 @@ there is no picture all masks are the same; what differs is what training under 
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from engine.run import check_writable, one_line_errors, read_record
 from engine.tables import markdown
 from eval import open_run
 from lab import eyes
+from lab.publish import write_json
 from mma import Role
 from model import MLLM
 
@@ -70,7 +70,6 @@ def measure(runs: list[Path], text: str, device: str) -> list[dict]:
 def arguments(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("-h", "--help", action="help", help="show this and exit")
     add("runs", nargs="+", type=Path, metavar="RUN", help="folder that --out of lab.eyes named")
     add("--json", type=Path, metavar="FILE", help="write the numbers there too")
     add("--text", type=Path, default=TEXT, metavar="FILE", help="default: lab/plain_text.txt")
@@ -92,7 +91,7 @@ def main(argv=None) -> None:
         rows += [[r["model"], r["mask"], f"{r['loss']:.3f}", f"{r['tokens']:,}"] for r in records]
         print(markdown(rows))
         if args.json:
-            args.json.write_text(json.dumps(records, indent=1), encoding="utf-8")
+            write_json(args.json, records)
 
 
 if __name__ == "__main__":

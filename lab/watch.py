@@ -208,9 +208,3 @@ def pictures_asked_about(example: data.Example, turn: int) -> range:
     last = max((t for t, n in enumerate(counts) if n), default=0)
     first = sum(counts[:last])
     return range(first, first + counts[last])
-
-
-def write_example(path: Path, image, size: int) -> None:
-    """A picture to ask about, as the model takes it."""
-    picture = to_image(data.pixels_of(image, size, ""), size)
-    write_file(path, lambda file: picture.save(file, "PNG"))

@@ -54,7 +54,6 @@ def give_away(run: Path, out: Path) -> None:
 def main(argv=None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("-h", "--help", action="help", help="show this and exit")
     add("run", type=Path, metavar="RUN", help="a finished run")
     add("out", type=Path, metavar="DIR", help="the folder to write")
     args = parser.parse_args(argv)

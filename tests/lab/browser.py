@@ -123,10 +123,10 @@ class Browser:
         for letter in text:
             self.press(letter)
 
-    def tab_to(self, selector: str, most: int = 40) -> int:
-        """Press Tab until the selector's element has the focus; returns how often."""
-        for n in range(most):
+    def tab_to(self, selector: str, back: bool = False, most: int = 40) -> None:
+        """Press Tab, or Shift and Tab, until the selector's element has the focus."""
+        for _ in range(most):
             if self.js(f"document.activeElement.matches({json.dumps(selector)})"):
-                return n
-            self.press("Tab")
+                return
+            self.press("Tab", shift=back)
         raise AssertionError(f"Tab does not reach {selector}")

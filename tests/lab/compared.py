@@ -5,22 +5,20 @@ import json
 from lab.compare import SHOWN
 from lab.experiments import Experiment
 
-# It answers as its mask and seed say, and says that the code $CODE made it. --fail fails, --wait
-# waits for a file beside --out, or for SIGTERM, which it survives by saving.
+# It answers as its mask and seed say, and says that the code $CODE made it. --fail fails where the
+# seed is not 0; --wait waits for SIGTERM, which it survives by saving.
 FAKE = """
-import argparse, json, os, signal, sys, time
+import argparse, json, os, signal, sys
 from pathlib import Path
 
 def arguments(argv=None):
     parser = argparse.ArgumentParser()
     for name, default in (("data", "shapes"), ("mask", "mma"), ("source", None), ("llm", None)):
         parser.add_argument(f"--{name}", default=default)
-    parser.add_argument("--lr", type=float, default=0.004)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=int)
+    for name, kind, default in (("lr", float, 0.004), ("seed", int, 0), ("limit", int, None)):
+        parser.add_argument(f"--{name}", type=kind, default=default)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--wait")
-    for flag in ("fail", "resume"):
+    for flag in ("fail", "wait", "resume"):
         parser.add_argument(f"--{flag}", action="store_true")
     return parser.parse_args(argv)
 
@@ -36,9 +34,7 @@ if __name__ == "__main__":
     if args.fail and args.seed:
         sys.exit("error: it was to fail")
     while args.wait and not (args.out / "saved").exists():
-        if any((other / "begun").exists() for other in args.out.parent.glob(args.wait)):
-            break
-        time.sleep(0.02)
+        signal.pause()
     right = {"causal": 0.5, "mma": 0.75}[args.mask] + args.seed ** 2 / 100
     families = {name: {"accuracy": right, "n": 50} for name in ("place", "count")}
     record = {"accuracy": right, "families": families, "n": 100, "unparsed": 0, "params": 7,
@@ -49,6 +45,21 @@ if __name__ == "__main__":
     lines = [json.dumps(line) for line in [{"step": 5}, *curve]]
     (args.out / "metrics.jsonl").write_text("\\n".join(lines))
     (args.out / "run.json").write_text(json.dumps(record, default=str))
+"""
+# What a finished run is asked: it notes down what, and answers as eval.py or lab.text_loss would
+ASKED = """
+import json
+from pathlib import Path
+
+def main(argv):
+    run, *words, flag, file = argv
+    with open(Path(run) / "asked", "a") as asked:
+        asked.write(" ".join(words) + ";")
+    if "--fail" in words:
+        raise SystemExit("error: no such split")
+    of_eval = {"runs": [{"accuracy": 0.25, "n": 8, "families": {}}]}
+    losses = [{"loss": 3.5}, {"loss": 9.25}]
+    Path(file).write_text(json.dumps(losses if "loss" in words else of_eval))
 """
 
 

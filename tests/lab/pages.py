@@ -5,22 +5,19 @@ import json
 import re
 import shutil
 
+import numpy as np
 import torch
 
 import eval as evaluation
 from engine import wings
 from engine.checkpoint import save_model
 from lab import explore, playground
-from lab.weights import give_away
 from model import MLLM, Config
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 L, H = 3, 4
-TINY_SIZES = dict(  # of the preset tiny, for the playground; make_run's are smaller
-    encoder_width=128, encoder_layers=2, encoder_heads=4, d_model=128, n_layer=4, n_head=4, d_ff=256
-)  # fmt: skip
 
 
 def make_run(folder, tokenizer, name="shapes", source=None, variant=None, **settings):
@@ -41,13 +38,6 @@ def make_run(folder, tokenizer, name="shapes", source=None, variant=None, **sett
     (folder / "tokenizer.model").write_bytes(tokenizer.model)
     (folder / "run.json").write_text(json.dumps({"args": args}))
     return str(folder)
-
-
-def half(folder, tokenizer, **settings):
-    """A run of random weights, rounded to half precision as the playground rounds them."""
-    make_run(folder / "full", tokenizer, **settings)
-    give_away(folder / "full", folder / "half")
-    return str(folder / "half")
 
 
 def write(*args):
@@ -72,11 +62,11 @@ def unpack(row, layers=L, heads=H):
     """The mask [T, T] and the attention [L, H, T, T] of a row of the page; written apart from
     explore.py."""
     T = len(row["tokens"])
-    stream = "".join(f"{byte:08b}"[::-1] for byte in base64.b64decode(row["mask"]))
-    mask = torch.tensor([bit == "1" for bit in stream[: T * T]]).view(T, T)
+    packed, values = (np.frombuffer(base64.b64decode(row[name]), np.uint8)
+                      for name in ("mask", "weights"))  # fmt: skip
+    mask = torch.tensor(np.unpackbits(packed, count=T * T, bitorder="little")).bool().view(T, T)
     weights = torch.zeros(layers, heads, T, T)
-    values = torch.tensor(list(base64.b64decode(row["weights"])))
-    weights[:, :, mask] = values.view(layers, heads, -1) / 255
+    weights[:, :, mask] = torch.tensor(values).view(layers, heads, -1) / 255
     return mask, weights
 
 

@@ -5,13 +5,14 @@ import json
 
 import pytest
 import torch
-from helpers import enlarge
+from helpers import TINY, enlarge
 
 import data
+import train
 from lab import aif
 from lab.recording import attended, recorded
 from lab.variants import VARIANTS
-from mma import IMAGE
+from mma import IMAGE, Role
 
 pytestmark = pytest.mark.usefixtures("nothing_drawn")
 
@@ -43,14 +44,14 @@ def test_weights_are_what_each_layer_used(model, batch_of, dialogues, name):
 
 def test_the_patches_that_are_framed(model, tokenizer, dialogues):
     """Those that get twice the mean share of the first picture, by hand; none without a picture."""
-    example = dialogues[2]
-    row = data.encode(example, tokenizer, 4, upto=1)
-    with torch.no_grad(), recorded(model) as weights:
-        model(**data.collate([row], tokenizer.pad, 16))
-    first = [t for t, role in enumerate(row.role) if role == IMAGE][:4]
-    shares = torch.stack(weights).mean((0, 1, 2))[-1, first]
-    expected = [(2, k) for k, share in enumerate(shares.tolist()) if share >= shares.sum() / 2]
-    assert attended(model, tokenizer, example, 1) == expected
+    for example, turn in ((dialogues[k], turn) for k, turn in ((0, 0), (1, 0), (2, 1), (4, 1))):
+        row = data.encode(example, tokenizer, 4, upto=turn)
+        with torch.no_grad(), recorded(model) as weights:
+            model(**data.collate([row], tokenizer.pad, 16))
+        first = [t for t, role in enumerate(row.role) if role == IMAGE][:4]
+        shares = torch.stack(weights).mean((0, 1, 2))[-1, first]
+        expected = [(2, k) for k, share in enumerate(shares.tolist()) if share >= shares.sum() / 2]
+        assert attended(model, tokenizer, example, turn) == expected
     assert attended(model, tokenizer, dialogues[3], 1) == []
 
 
@@ -64,37 +65,25 @@ def prompts(dialogues, tokenizer, model):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
-def test_the_share_of_each_rows_image_tokens(model, prompts, share):
+def test_the_share_of_each_row_that_is_looked_for_most_evenly_is_blocked(model, prompts, share):
+    """By hand: entropy over the layers of the largest attention from a text row."""
     blocked = aif.blocked_tokens(model, prompts, share)
-    is_image = prompts["role"] == IMAGE
-    assert not (blocked & ~is_image).any()
-    assert torch.equal(blocked.sum(1), (share * is_image.sum(1)).round().long())
-
-
-def test_the_most_even_tokens_are_blocked(model, prompts):
-    """By hand, for one row: entropy over the layers of the largest attention from a text row."""
-    blocked = aif.blocked_tokens(model, prompts, 0.5)
     with torch.no_grad(), recorded(model) as weights:
         model(**prompts)
-    role = prompts["role"][0]
-    text = [i for i, r in enumerate(role.tolist()) if r in (1, 3)]
-    entropies = {}
-    for j in (role == IMAGE).nonzero().flatten().tolist():
-        most = torch.tensor([float(w[0].mean(0)[text, j].max()) for w in weights])
-        p = most / most.sum()
-        entropies[j] = float(-(p * p.log()).sum())
-    expected = sorted(entropies, key=entropies.get)[len(entropies) // 2 :]
-    assert blocked[0].nonzero().flatten().tolist() == sorted(expected)
+    for b, roles in enumerate(prompts["role"].tolist()):
+        text = [i for i, role in enumerate(roles) if role in (Role.QUESTION, Role.TEXT)]
+        entropies = {}
+        for j in (i for i, role in enumerate(roles) if role == IMAGE):
+            most = torch.stack([w[b].mean(0)[text, j].max() for w in weights])
+            entropies[j] = float(torch.distributions.Categorical(most).entropy())
+        n = round(share * len(entropies))
+        expected = sorted(entropies, key=entropies.get)[len(entropies) - n :]
+        assert blocked[b].nonzero().flatten().tolist() == sorted(expected)
 
 
-def test_nothing_blocked_is_the_models_own_answer(model, tokenizer, prompts):
-    options = dict(eos=tokenizer.eos, max_new_tokens=5)
-    answers = aif.Adaptive(model, 0).generate(**prompts, **options)
-    assert answers == model.generate(**prompts, **options)
-
-
-def test_text_rows_never_read_what_is_blocked(model, prompts):
-    """Those of the prompt in every layer, and generated tokens; and the check can fail."""
+def test_text_rows_never_read_what_is_blocked(model, tokenizer, prompts):
+    """Those of the prompt in every layer, and generated tokens; image rows do, as before. Nothing
+    blocked is the model's own answer."""
     blocked, T = aif.blocked_tokens(model, prompts, 0.5), prompts["role"].shape[1]
     is_text = (prompts["role"] != IMAGE)[:, None, :, None]
     for share in (0.5, 0):
@@ -104,23 +93,21 @@ def test_text_rows_never_read_what_is_blocked(model, prompts):
         assert [w.shape[2] for w in read] == [T] * 3 + [1] * 6  # prefill, then two tokens
         for w in read:
             assert (w.amax((1, 2))[blocked] == 0).all() == (share == 0.5)
-
-
-@pytest.mark.parametrize("share", ["-0.1", "1.5"])
-def test_a_share_is_between_0_and_1(share, capsys):
-    with pytest.raises(SystemExit):
-        aif.arguments(["run", "--share", share])
-    assert "0 to 1" in capsys.readouterr().err
+        seen = weights[3][..., :T].masked_fill(is_text, 0).amax((1, 2))[blocked]
+        assert (seen > 0).any()
+    options = dict(eos=tokenizer.eos, max_new_tokens=5)
+    answers = aif.Adaptive(model, 0).generate(**prompts, **options)
+    assert answers == model.generate(**prompts, **options)
 
 
 def test_the_command_writes_what_eval_writes_and_its_table_says_aif(tmp_path, capsys):
-    from helpers import TINY
-
-    import train
-
-    train.main([*TINY, "--out", str(tmp_path / "run")])
-    file = tmp_path / "new" / "aif.json"
-    aif.main([str(tmp_path / "run"), "--share", "0.5", "--limit", "20", "--json", str(file)])
+    run, file = str(tmp_path / "run"), tmp_path / "new" / "aif.json"
+    for share in ("-0.1", "1.5"):
+        with pytest.raises(SystemExit):
+            aif.main([run, "--share", share])
+        assert "0 to 1" in capsys.readouterr().err
+    train.main([*TINY, "--out", run])
+    aif.main([run, "--share", "0.5", "--limit", "20", "--json", str(file)])
     (record,) = json.loads(file.read_text())["runs"]
     assert record["aif"] == 0.5 and record["n"] == 20 and 0 <= record["accuracy"] <= 1
     assert "mma, aif 0.5 |" in capsys.readouterr().out

@@ -13,35 +13,30 @@ from data import DataError
 from lab import bench, publish, size
 from lab.experiments import Experiment
 
-
-@pytest.fixture(autouse=True)
-def no_clock(monkeypatch):
-    """Every arm is called once, and arm k takes k + 1 seconds."""
-
-    def turns(arms, repeats, warmup=2):
-        for call in arms.values():
-            call()
-        return {name: 1.0 + k for k, name in enumerate(arms)}
-
-    monkeypatch.setattr(bench, "turns", turns)
-    return types.SimpleNamespace(repeats=1, seeds=1)
+ARGS = types.SimpleNamespace(repeats=1, seeds=1)
 
 
 @pytest.fixture
 def losses(monkeypatch):
-    """(mask, loss) of the training steps, in the order of the arms."""
+    """(mask, loss) of the training steps, in the order of the arms. Every arm is called once, and
+    arm k takes k + 1 seconds."""
     found = []
+
+    def turns(arms, repeats):
+        for call in arms.values():
+            call()
+        return {name: 1.0 + k for k, name in enumerate(arms)}
 
     def step(loss_of, batches, mask, *rest):
         found.append((mask, train.forward_backward(loss_of, batches, mask, *rest)))
 
+    monkeypatch.setattr(bench, "turns", turns)
     monkeypatch.setattr(bench, "forward_backward", step)
     return found
 
 
 def test_turns_are_taken_and_the_warm_up_does_not_count(monkeypatch):
-    monkeypatch.undo()
-    calls, clock = [], iter(range(0, 10**6, 1))
+    calls, clock = [], iter(range(10**6))
     monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
 
     def b():
@@ -66,10 +61,10 @@ def test_a_timed_step_is_one_of_train():
     assert not any(p.requires_grad for p in model.encoder.parameters())
 
 
-def test_the_arms_of_mask_compute_the_same(no_clock, losses, monkeypatch):
+def test_the_arms_of_mask_compute_the_same(losses, monkeypatch):
     """causal by the kernel without a mask and by the dense mask; mma another thing."""
     monkeypatch.setattr(bench, "LENGTHS", ((2, 4, 2, 130),))
-    header, *rows = bench.mask(no_clock)
+    header, *rows = bench.mask(ARGS)
     assert header[3:] == ["causal, no mask, ms", "causal, dense mask", "mma"]
     assert rows == [
         [T, B, what, "1000.0", "2.00", "3.00"]
@@ -80,13 +75,12 @@ def test_the_arms_of_mask_compute_the_same(no_clock, losses, monkeypatch):
         assert torch.allclose(without, causal) and not torch.equal(causal, mma) and mask == "mma"
 
 
-def test_every_arm_of_the_comparison_is_timed_under_its_mask(no_clock, losses, monkeypatch):
+def test_every_arm_of_the_comparison_is_timed_under_its_mask(losses, monkeypatch):
     lines = {"causal": "--mask causal", "rave": "--mask mma --variant rave", "t": "--mask prefix"}
     few = {name: f"{line} --pictures 2 --questions 2" for name, line in lines.items()}
     monkeypatch.setitem(bench.EXPERIMENTS, "shapes", Experiment(few))
-    assert bench.arms(no_clock)[1:] == [
-        ["causal", "1000", "1.00"], ["rave", "2000", "2.00"], ["t", "3000", "3.00"]
-    ]  # fmt: skip
+    _, *rows = bench.arms(ARGS)
+    assert rows == [["causal", "1000", "1.00"], ["rave", "2000", "2.00"], ["t", "3000", "3.00"]]
     assert [mask for mask, _ in losses] == ["causal", "mma", "prefix"]
 
 
@@ -109,9 +103,8 @@ def test_the_papers_shapes(monkeypatch):
     passes = size.flops(model, ["encoder"])
     assert passes == pytest.approx(6 * decoder + 2 * encoder, rel=0.01)
 
-    monkeypatch.setattr(
-        size, "flops", lambda model, frozen: 147e12 if "blocks" in frozen else passes
-    )
+    of = lambda model, frozen: 147e12 if "blocks" in frozen else passes
+    monkeypatch.setattr(size, "flops", of)
     header, *rows = size.size()
     assert header == ["32 rows of 262 tokens", *size.ARMS]
     table = {name: cells for name, *cells in rows}
@@ -134,10 +127,10 @@ run = {"accuracy": 0.5, "args": {"data": "shapes"}, "seconds": 60, "clock": [[20
 """
 
 
-def test_the_default_job_is_timed_from_its_command(no_clock, monkeypatch):
+def test_the_default_job_is_timed_from_its_command(monkeypatch):
     """The run's clock began when a minute less had passed than at the end."""
     monkeypatch.setattr(bench, "TRAIN", [sys.executable, "-c", A_RUN])
-    header, seed, mean = bench.job(no_clock)
+    header, seed, mean = bench.job(ARGS)
     assert header == ["seed", "to 80 %", "to 95 %", "to 97 %", "in all", "test, %"]
     in_all = float(seed[4])
     assert in_all < 30
@@ -145,18 +138,17 @@ def test_the_default_job_is_timed_from_its_command(no_clock, monkeypatch):
     assert seed[3] == "never" and seed[5] == "50.0" and mean[3] == "never by all"
     monkeypatch.setattr(bench, "TRAIN", [sys.executable, "-c", "raise SystemExit(2)"])
     with pytest.raises(DataError, match="ended with status 2"):
-        bench.job(no_clock)
+        bench.job(ARGS)
 
 
 def test_docs_are_written_on_publish_alone(tmp_path, monkeypatch, capsys):
-    table = [["a", "b"], ["1", "2"]]
-    monkeypatch.setattr(publish, "PUBLISHED", tmp_path / "published")
+    table, published = [["a", "b"], ["1", "2"]], tmp_path / "published"
+    monkeypatch.setattr(publish, "PUBLISHED", published)
     monkeypatch.setitem(bench.TOPICS, "mask", lambda args: table)
     call = ["mask", "--repeats", "3", "--results", str(tmp_path / "results")]
     bench.main(call)
     (file,) = (tmp_path / "results").glob("speed_mask*.json")
-    assert json.loads(file.read_text())["table"] == table
-    assert not (tmp_path / "published").exists()
+    assert json.loads(file.read_text())["table"] == table and not published.exists()
     assert re.search(r"\| 1 \| 2 \|\n\n.*torch .*; medians of 3, the arms", capsys.readouterr().out)
     bench.main([*call, "--publish"])
-    assert (tmp_path / "published" / file.name).read_text() == file.read_text()
+    assert (published / file.name).read_text() == file.read_text()

@@ -1,21 +1,17 @@
 """Charts and pictures show what they are given."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image, ImageFont
 
 import data
-from data import shapes
 from lab import curves, experiments, recording, watch
 from mma import EXTRA_PAIRS
 
-ROOT = Path(__file__).parent.parent.parent
 ORANGE, BLUE = (240, 140, 40), (74, 111, 181)
 RECORDS = [
     {"stage": "pt", "step": 10, "loss": 2.0},
@@ -28,50 +24,30 @@ def colours_in(picture) -> set:
 
 
 @pytest.fixture
-def meshes(monkeypatch):
-    """The cells of the masks that a test draws."""
-    cells, mesh = [], Axes.pcolormesh
-    keep = lambda ax, values, **options: cells.append(values) or mesh(ax, values, **options)
-    monkeypatch.setattr(Axes, "pcolormesh", keep)
-    return cells
+def drawn(monkeypatch):
+    """The charts that a test draws."""
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda fig, file: figures.append(fig) or save(fig, file))
+    return figures
 
 
-def test_the_figure_shows_the_masks(tmp_path, meshes):
+def test_the_figures_of_masks(tmp_path, drawn):
     """Blue is read, orange opened: patches x question, under mma alone."""
-    curves.write_figure(tmp_path / "f.png")
-    world = shapes.Shapes()
-    counted = (e for e in world.heldout("test") if e.family == "counting")
-    message = next(e.turns[0][0] for e in counted if e.turns[0][1] == "2")
-    tokenizer = data.Tokenizer.train(world.texts(), 4096)
-    question = len(tokenizer.encode(message.replace(data.IMAGE_TOKEN, ""))) + 1
-    assert [int((cells == 2).sum()) for cells in meshes] == [0, 16 * question]
-    T = len(meshes[0])
-    assert [int((cells == 1).sum()) for cells in meshes] == [T * (T + 1) // 2] * 2
-    picture = Image.open(tmp_path / "f.png").convert("RGB")
+    figure, masks = tmp_path / "f.png", tmp_path / "m.png"
+    curves.main(["--figure", str(figure), "--masks", str(masks)])
+    cells = [torch.tensor(ax.collections[0].get_array()) for ax in drawn[0].axes[1:]]
+    causal, mma = cells
+    patches, question = ((mma == 2).nonzero()[:, k].unique().tolist() for k in (0, 1))
+    assert not (causal == 2).any() and (mma == 2).sum() == len(patches) * len(question)
+    assert patches == list(range(patches[0], patches[0] + 16))
+    assert question[0] > patches[-1] and len(question) > 5
+    assert all(torch.equal(some == 1, torch.ones_like(some).tril() == 1) for some in cells)
+    picture = Image.open(figure).convert("RGB")
     left = picture.crop((0, 0, picture.width // 2, picture.height))
     assert ORANGE in colours_in(picture)
     assert ORANGE not in colours_in(left) and BLUE in colours_in(left)
-
-
-def test_the_masks_are_all_there(tmp_path, meshes):
-    curves.write_masks(tmp_path / "m.png")
-    assert len(meshes) == len(EXTRA_PAIRS)
-    assert {ORANGE, BLUE} <= colours_in(Image.open(tmp_path / "m.png"))
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The axes of the charts that a test draws."""
-    axes_of_all, figure = [], watch.figure
-
-    def keep(*args, **options):
-        fig, axes = figure(*args, **options)
-        axes_of_all.extend(axes)
-        return fig, axes
-
-    for module in (watch, curves):
-        monkeypatch.setattr(module, "figure", keep)
-    return axes_of_all
+    assert sum(len(ax.collections) for ax in drawn[1].axes) == len(EXTRA_PAIRS)
+    assert {ORANGE, BLUE} <= colours_in(Image.open(masks))
 
 
 def points_of(ax):
@@ -82,7 +58,7 @@ def test_the_curves_of_a_training(tmp_path, drawn):
     for upto in (0, 1, 2):
         watch.write_curves(tmp_path / "c.png", RECORDS[:upto])
         assert Image.open(tmp_path / "c.png").size == (1210, 440)
-    left, right = drawn[-2:]
+    left, right = drawn[-1].axes
     stages = {"stage 1": [(10, 2)], "stage 2: questions": [(10, 1)]}
     assert points_of(left) == {**stages, "stage 2: validation": [(10, 0.5)]}
     assert points_of(right) == {"overall: 50.0 %": [(10, 50)]}
@@ -92,48 +68,65 @@ def test_the_curves_of_a_training(tmp_path, drawn):
     assert not {ORANGE, BLUE} & colours_in(Image.open(tmp_path / "c.png"))  # those are mma, causal
 
 
-def test_a_family_that_was_not_asked_yet_is_said_and_dashed(tmp_path, drawn):
-    def look(step, not_asked):
-        families = {"place": {"accuracy": 0.5, "n": 2}, "spatial": {"accuracy": 0, "n": 2}}
-        val = {"accuracy": 0.25, "families": families, "not_asked": not_asked}
-        return {"stage": "sft", "step": step, "loss": 1.0, "val": val}
+@pytest.mark.parametrize("not_asked, label, style", [
+    (["spatial"], "spatial: not asked yet", "--"), ([], "spatial: 0.0 %", "-"),
+])  # fmt: skip
+def test_a_family_that_was_not_asked_yet_is_said_and_dashed(
+    tmp_path, drawn, not_asked, label, style
+):
+    families = {"place": {"accuracy": 0.5, "n": 2}, "spatial": {"accuracy": 0, "n": 2}}
+    looks = [
+        {"accuracy": 0.25, "families": families, "not_asked": said}
+        for said in (["spatial"], not_asked)
+    ]
+    records = [{"stage": "sft", "step": k, "loss": 1.0, "val": val} for k, val in enumerate(looks)]
+    watch.write_curves(tmp_path / "c.png", records)
+    _, right = drawn[-1].axes
+    styles = {line.get_label(): line.get_linestyle() for line in right.lines}
+    assert styles == {"overall: 25.0 %": "-", "place: 50.0 %": "-", label: style}
+    assert points_of(right)["place: 50.0 %"] == [(0, 50), (1, 50)]
 
-    for second, label in ((["spatial"], "spatial: not asked yet"), ([], "spatial: 0.0 %")):
-        watch.write_curves(tmp_path / "c.png", [look(1, ["spatial"]), look(2, second)])
-        lines = {line.get_label(): line.get_linestyle() for line in drawn[-1].lines}
-        dashed = {"-": False, "--": True}
-        assert {name: dashed[style] for name, style in lines.items()} == {
-            "overall: 25.0 %": False, "place: 50.0 %": False, label: bool(second)
-        }  # fmt: skip
-        assert points_of(drawn[-1])["place: 50.0 %"] == [(1, 50), (2, 50)]
 
-
-def test_curves_have_axes_and_a_legend(tmp_path, drawn):
-    runs = {"mma (2 seeds)": [{1: 0.5, 2: 0.9}, {1: 0.6, 2: 0.8}], "causal": [{1: 0.4, 2: 0.5}]}
-    curves.write_curves(tmp_path / "c.png", runs)
-    (ax,) = drawn
-    assert ax.get_xlabel() and ax.get_ylabel()
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == list(runs)
+def test_the_command_draws_finished_runs(tmp_path, drawn, capsys):
+    """Means over seeds, the arm in its colour, with axes and a legend."""
+    runs, png = [tmp_path / name for name in "abc"], tmp_path / "new" / "c.png"
+    said = (("mma", 0, 0.5, 0.9), ("mma", 1, 0.6, 0.8), ("causal", 0, 0.4, 0.5))
+    for run, (mask, seed, *accuracies) in zip(runs, said):
+        run.mkdir()
+        record = {"args": {"data": "shapes", "mask": mask}, "mask": mask, "seed": seed}
+        (run / "run.json").write_text(json.dumps(record))
+        looks = ({"step": step, "val": {"accuracy": a}} for step, a in enumerate(accuracies, 1))
+        (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, looks)))
+    call = [*map(str, runs), "--png", str(png)]
+    curves.main(call)
+    (ax,) = drawn[-1].axes
+    assert ax.get_xlabel() and ax.get_ylabel() and str(png) in capsys.readouterr().out
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == [*points_of(ax)] == ["mma (2 seeds)", "causal"]
     assert [list(line.get_ydata()) for line in ax.lines] == [[55.0, 85.0], [40.0, 50.0]]
+    assert {ORANGE, BLUE} <= colours_in(Image.open(png))
+    (runs[2] / "metrics.jsonl").unlink()
+    for words, why in ((call, "metrics.jsonl is missing"), (call[:1], "belong together")):
+        with pytest.raises(SystemExit, match=why):
+            curves.main(words)
     with pytest.raises(data.DataError, match="no curves to draw"):
-        curves.write_curves(tmp_path / "x.png", {"a": [{}]})
+        curves.write_curves(png, {"a": [{}]})
 
 
-def test_mma_is_orange_and_causal_is_blue():
-    for labels in (
-        ["causal", "mma"],
-        ["mma (3 seeds)", "causal (3 seeds)"],
-        ["new", "mma@4"],
-        ["shapes-causal-0 (3 seeds)", "shapes-mma-0", "new"],
-    ):
-        found = curves.colours_of(labels)
-        for label, colour in found.items():
-            rgb = tuple(round(255 * c) for c in colour)
-            assert ("mma" in label) == (rgb == ORANGE) and ("causal" in label) == (rgb == BLUE)
+@pytest.mark.parametrize("labels", [
+    ["causal", "mma"], ["mma (3 seeds)", "causal (3 seeds)"], ["new", "mma@4"],
+    ["shapes-causal-0 (3 seeds)", "shapes-mma-0", "new"],
+])  # fmt: skip
+def test_mma_is_orange_and_causal_is_blue(labels):
+    for label, colour in curves.colours_of(labels).items():
+        rgb = tuple(round(255 * c) for c in colour)
+        assert ("mma" in label) == (rgb == ORANGE) and ("causal" in label) == (rgb == BLUE)
+
+
+def test_arms_have_colours_and_values_of_an_option_shades():
     shades = curves.colours_of(["mma@2", "mma@4"])
     assert sum(shades["mma@2"]) > sum(shades["mma@4"])
-    arms = list(experiments.ARMS)
-    assert len({*curves.colours_of(arms).values()}) == len(arms)
+    assert len({*curves.colours_of([*experiments.ARMS]).values()}) == len(experiments.ARMS)
 
 
 def test_without_matplotlib_training_goes_on(tmp_path, monkeypatch, capsys):
@@ -145,30 +138,7 @@ def test_without_matplotlib_training_goes_on(tmp_path, monkeypatch, capsys):
     assert said.count("pip install matplotlib") == 1 and not list(tmp_path.iterdir())
 
 
-def test_training_and_answering_import_no_matplotlib_and_nothing_of_comparisons():
-    """Not even where a run draws its curves and its sheet."""
-    code = """
-import sys, train, eval, lab.variants, lab.watch, lab.recording
-print([name for name in ("matplotlib", "lab.curves", "lab.results") if name in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
-
-
-def test_the_command_draws_finished_runs(tmp_path, capsys):
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "run.json").write_text('{"args": {"data": "shapes"}, "mask": "mma", "seed": 0}')
-    png = tmp_path / "new" / "c.png"
-    with pytest.raises(SystemExit, match="metrics.jsonl is missing"):
-        curves.main([str(run), "--png", str(png)])
-    looks = ({"step": step, "val": {"accuracy": step / 10}} for step in (1, 2))
-    (run / "metrics.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
-    curves.main([str(run), "--png", str(png)])
-    assert ORANGE in colours_in(Image.open(png)) and str(png) in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="belong together"):
-        curves.main([str(run)])
-
+# --- The sheet
 
 COLOURED = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
 WHITE = (255, 255, 255)
@@ -228,8 +198,7 @@ def test_a_sheet_shows_the_pictures_of_the_turn(messages, turn, shown):
 def test_a_sheet_is_spread_over_all_answers(tmp_path, model, tokenizer, pictures, monkeypatch):
     """24 of them, evenly, each framed where the model looks; the first of their pictures is left to
     ask about. Who does not write takes part in the forward passes."""
-    framed, sheets, drawn = [], [], watch.draw_sheet
-    real = recording.attended
+    framed, sheets, drawn, real = [], [], watch.draw_sheet, recording.attended
     monkeypatch.setattr(recording, "attended", lambda *a: framed.append(a[2]) or real(*a))
     monkeypatch.setattr(watch, "draw_sheet", lambda *args: sheets.append(args) or drawn(*args))
     shown = [data.Example([], [("", "")])]  # the first has no picture
@@ -237,14 +206,12 @@ def test_a_sheet_is_spread_over_all_answers(tmp_path, model, tokenizer, pictures
     results = [plain() | {"prompt": (example, 0)} for example in shown]
     for write in (False, True):
         watch.write_sheet(tmp_path, model, tokenizer, results, write)
-        assert len(framed) == 24 and all(
-            e is results[k * 60 // 24]["prompt"][0] for k, e in enumerate(framed)
-        )
         files = {path.name for path in tmp_path.iterdir()}
         assert files == ({"example.png", "sheet.png"} if write else set())
-        framed.clear()
     ((some, size, frames),) = sheets
-    assert len(some) == 24 and size == 16 and frames[0] == []
+    assert [r["prompt"][0] for r in some] == [shown[k * 60 // 24] for k in range(24)]
+    assert all(a is r["prompt"][0] for a, r in zip(framed, [*some, *some], strict=True))
+    assert size == 16 and frames[0] == []
     assert frames[1] == real(model, tokenizer, *some[1]["prompt"])
     example = data.pixels_of(tmp_path / "example.png", 16, "")
     assert torch.equal(example, pictures[60 // 24 % 4])

@@ -14,34 +14,30 @@ from lab.dialogues import FirstTurnMLLM, to_dialogues
 from model import MLLM, Config
 
 
-def test_dialogues_ask_the_same_questions_about_the_same_pictures():
+@pytest.mark.parametrize("again", [False, True])
+def test_dialogues_ask_the_same_questions_about_the_same_pictures(again):
     alone = Shapes().draw("sft", 0, 4, 5, 0)
-    for again in (False, True):
-        made = to_dialogues(alone, again)
-        assert [len(e.turns) for e in made] == [3, 2] * 4
-        asked = [(q.replace("<image>", ""), a) for e in made for q, a in e.turns]
-        assert asked == [(q.replace("<image>", ""), a) for e in alone for q, a in e.turns]
-        shown = [[q.count("<image>") for q, _ in e.turns] for e in made]
-        assert shown == [[1, int(again), int(again)], [1, int(again)]] * 4
-        pictures = [image for e in made for image in e.images]
-        of_questions = [e.images[0] for e in alone]
-        expected = (
-            of_questions if again else [of_questions[i] for i in range(20) if i % 5 in (0, 3)]
-        )
-        assert all(a is b for a, b in zip(pictures, expected, strict=True))
+    made = to_dialogues(alone, again)
+    asked, expected = (
+        [(q.replace("<image>", ""), a) for e in some for q, a in e.turns] for some in (made, alone)
+    )
+    assert asked == expected
+    shown = [[q.count("<image>") for q, _ in e.turns] for e in made]
+    assert shown == [[1, int(again), int(again)], [1, int(again)]] * 4
+    questions = range(20) if again else [i for i in range(20) if i % 5 in (0, 3)]
+    pictures = [image for e in made for image in e.images]
+    assert all(a is alone[i].images[0] for a, i in zip(pictures, questions, strict=True))
 
 
 def test_every_second_step_has_dialogues_and_captions_stay():
-    source = dialogues.half(Shapes(), None)
-    for stage, step, turns in (("pt", 1, 1), ("sft", 0, 1), ("sft", 1, 3), ("sft", 2, 1)):
-        assert {len(e.turns) for e in source.draw(stage, step, 4, 6, 0)} == {turns}
-    assert {len(e.turns) for e in dialogues.Dialogues(Shapes(), None).draw("sft", 0, 4, 6, 0)} == {
-        3
-    }
+    for wrap, turns in ((dialogues.half, (1, 1, 3, 1)), (dialogues.Dialogues, (1, 3, 3, 3))):
+        source, steps = wrap(Shapes(), None), (("pt", 1), ("sft", 0), ("sft", 1), ("sft", 2))
+        drawn = [source.draw(*step, 2, 6, 0) for step in steps]
+        assert [{len(e.turns) for e in examples} for examples in drawn] == [{n} for n in turns]
 
 
 def test_the_mask_of_the_first_turn_is_closed_where_a_dialogue_goes_on(tokenizer):
-    examples = Shapes().draw("sft", 0, 2, 3, 0)[:3]
+    examples = Shapes().draw("sft", 0, 2, 5, 0)[:5]  # dialogues of three turns and of two
     rows = [data.encode(e, tokenizer, 16) for e in (examples[0], *to_dialogues(examples))]
     config = Config(vocab_size=len(tokenizer), mask="mma", n_layer=1)
     for some in (rows, data.pack(rows, 1000)):
@@ -63,10 +59,10 @@ def test_the_mask_of_the_first_turn_is_closed_where_a_dialogue_goes_on(tokenizer
 @pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize("variant", ["dialogues-first", "dialogues-again"])
 def test_a_run_is_asked_turn_by_turn(tmp_path, capsys, variant):
-    train.main([*TINY, "--variant", variant, "--mask", "mma", "--out", str(tmp_path / "run")])
+    run, file = tmp_path / "run", tmp_path / "turns.json"
+    train.main([*TINY, "--variant", variant, "--mask", "mma", "--out", str(run)])
     capsys.readouterr()
-    file = tmp_path / "turns.json"
-    dialogues.main([str(tmp_path / "run"), "--limit", "12", "--device", "cpu", "--json", str(file)])
+    dialogues.main([str(run), "--limit", "12", "--device", "cpu", "--json", str(file)])
     (said,) = json.loads(file.read_text())["runs"]
     assert [*said["turns"]] == ["turn 1", "turn 2", "turn 3"] and 0 <= said["alone"] <= 100
     # Where the picture is shown once, two of three are saved; 16 tokens each

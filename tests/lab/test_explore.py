@@ -21,18 +21,12 @@ from mma import Role, attention_mask
 pytestmark = pytest.mark.usefixtures("short_answers")
 
 
-def texts_of(example):
-    """The questions, where a dialogue is one turn."""
-    return list(dict.fromkeys(turn["text"] for q in example["questions"] for turn in q["turns"]))
-
-
 def test_the_page_needs_nothing_else(page):
     stands_alone(page, explore.TEMPLATE, 2_000_000)
     content = contents(page)
     assert [run["mask"] for run in content["runs"]] == ["causal", "mma"]
-    assert len(content["examples"]) == 10
-    for example in content["examples"]:
-        assert len(example["pictures"]) == 1 and len(texts_of(example)) == 2
+    shown = [(len(e["pictures"]), len(e["questions"])) for e in content["examples"]]
+    assert shown == [(1, 2)] * 10
 
 
 def test_its_attention_masks_and_answers_are_the_models(runs, page):
@@ -45,9 +39,8 @@ def test_its_attention_masks_and_answers_are_the_models(runs, page):
         pixels = torch.tensor(list(picture.tobytes())).view(64, 64, 3).permute(2, 0, 1)
         assert torch.equal(pixels, e.images[0])
         prompt = data.encode(e, tokenizer, model.config.n_image_tokens, upto=0)
-        batch = data.collate([prompt], tokenizer.pad, 64)
         options = dict(eos=tokenizer.eos, max_new_tokens=explore.LONGEST)
-        answer = model.generate(**batch, **options)[0]
+        answer = model.generate(**data.collate([prompt], tokenizer.pad, 64), **options)[0]
         prompt.add(answer, Role.ANSWER, 1)
         assert (row["role"], row["turn"]) == (prompt.role, prompt.turn)
         assert row["given"] == tokenizer.decode(answer)
@@ -63,7 +56,7 @@ def test_its_attention_masks_and_answers_are_the_models(runs, page):
         assert (weights - torch.cat(seen)).abs().max() < 0.51 / 255
 
 
-def test_a_question_changes_the_image_tokens_under_mma_alone(page):
+def test_a_question_changes_the_image_tokens_under_mma_alone(runs, page):
     for example in contents(page)["examples"]:
         first, second = (question["turns"][0]["rows"] for question in example["questions"])
         for row in (*first, second[0]):  # the first question against itself; causal
@@ -71,9 +64,7 @@ def test_a_question_changes_the_image_tokens_under_mma_alone(page):
         assert len(second[1]["change"]) == L
         assert all(0 < x <= 2 for layer in second[1]["change"] for x in layer)
 
-
-def test_change_by_hand(runs):
-    model, tokenizer = opened(runs[1])
+    model, tokenizer = opened(runs[1])  # and by hand
     asked = explore.pairs(Shapes().heldout("test"), 1)[0]
     seen = explore.trace(model, tokenizer, asked)
     assert not model.blocks[0]._forward_hooks
@@ -92,14 +83,14 @@ def test_pictures_of_ones_own_and_text_that_looks_like_a_tag(runs, tmp_path, cap
     page, own = tmp_path / "page.html", ("--image", tmp_path / "x.png")
     ask = "--question", "</script><!--<script>?", "--question", "is there a red circle?"
     write(*runs, "--out", page, *own, *ask)
-    content, text = contents(page), page.read_text(encoding="utf-8")
-    assert texts_of(content["examples"][0]) == list(ask[1::2])
-    assert {row["correct"] for *_, row in rows_of(content)} == {None}
+    rows, text = rows_of(contents(page)), page.read_text(encoding="utf-8")
+    assert [turn["text"] for _, turn, r, _ in rows if r == 0] == list(ask[1::2])
+    assert {row["correct"] for *_, row in rows} == {None}
     template = explore.TEMPLATE.read_text(encoding="utf-8")
     assert all(text.count(tag) == template.count(tag) for tag in ("<script", "</script", "<!--"))
     capsys.readouterr()
     evaluation.main([*map(str, (runs[0], *own, *ask)), "--device", "cpu"])  # the same answers
-    given = [row["given"] for *_, r, row in rows_of(content) if r == 0]
+    given = [row["given"] for *_, r, row in rows if r == 0]
     lines = capsys.readouterr().out.split("\n")[-1 - len(given) :]
     assert all(line.startswith(said) for line, said in zip(lines, given))
 
@@ -126,7 +117,6 @@ def test_any_data_set_any_prompt(llava, tokenizer, tmp_path):
         order = None if r else ring_positions(role, None, 4)
         assert torch.equal(mask, attention_mask("mma", role, turn, order=order)[0, 0])
         assert (weights.sum(-1) - 1).abs().max() < 0.51 / 255 * len(mask)
-        assert row["role"][-1] == Role.ANSWER
         assert max(row["turn"]) == (2 if question["text"] == "Really?" else 1)
     assert pictures == {0, 1, 2}
 
@@ -136,15 +126,12 @@ def test_every_turn_of_a_dialogue(talk, tokenizer, tmp_path, capsys):
     run = make_run(tmp_path / "run", tokenizer, "llava", talk)
     write(run, "--out", tmp_path / "page.html", "--split", "all")
     assert "page.html: 1 question, " in capsys.readouterr().out
-    (example,) = contents(tmp_path / "page.html")["examples"]
-    (question,) = example["questions"]
-    (e,) = data.load("llava", talk, images=talk.parent).heldout("train")
-    model, tokenizer = opened(run)
-    limit = explore.LONGEST
-    results = evaluation.answer_all(model, tokenizer, [e], max_new_tokens=limit)
-    assert len(example["pictures"]) == 2 and len(question["turns"]) == len(results) == 3
-    for t, (turn, result) in enumerate(zip(question["turns"], results)):
-        (row,) = turn["rows"]
+    rows = rows_of(contents(tmp_path / "page.html"))
+    examples, (model, tokenizer) = data.load("llava", talk, images=talk.parent), opened(run)
+    asked = dict(examples=examples.heldout("train"), max_new_tokens=explore.LONGEST)
+    results = evaluation.answer_all(model, tokenizer, **asked)
+    assert len(rows) == 3 and len(rows[0][0]["pictures"]) == 2
+    for t, ((_, turn, _, row), result) in enumerate(zip(rows, results, strict=True)):
         assert (turn["text"], turn["answer"]) == (result["question"], result["answer"])
         assert row["given"] == result["given"] and max(row["turn"]) == t + 1
         assert row["role"].count(Role.IMAGE) == 16 * (2 if t == 2 else 1)
@@ -169,17 +156,18 @@ def test_pairs_by_hand():
     a, b = [torch.zeros(3, 4, 4)], [torch.zeros(3, 4, 4)]
     shown = zip((a, b, b, [], b, [], b), "1223456")
     examples = [data.Example(images, [(words, "")]) for images, words in shown]
-    asked = [[e.turns[0][0] for e in some] for some in explore.pairs(examples)]
-    assert asked == [["4", "6"], ["1"], ["3"], ["5"]]
-    assert len(explore.pairs(examples, 2)) == 2
+    for n, expected in ((10, [["4", "6"], ["1"], ["3"], ["5"]]), (2, [["4", "6"], ["1"]])):
+        asked = [[e.turns[0][0] for e in some] for some in explore.pairs(examples, n)]
+        assert asked == expected
 
 
 def test_pictures_that_would_make_it_too_large_are_left_out(runs, tmp_path, capsys, monkeypatch):
+    page = tmp_path / "page.html"
     monkeypatch.setattr(explore, "LIMIT", 200_000)
-    write(*runs, "--out", tmp_path / "page.html")
-    n = len(contents(tmp_path / "page.html")["examples"])
+    write(*runs, "--out", page)
+    n = len(contents(page)["examples"])
     assert 1 <= n < 10 and f"{10 - n} of 10 examples left out" in capsys.readouterr().out
-    assert (tmp_path / "page.html").stat().st_size < 200_000
+    assert page.stat().st_size < 200_000
 
 
 @pytest.mark.parametrize("args, message", [

@@ -6,13 +6,14 @@ import re
 
 import pytest
 import torch
-from pages import half, make_run, opened, stands_alone, write_playground
+from pages import make_run, opened, stands_alone, write_playground
 
 import data
 from data import shapes
 from data.shapes import Shapes
 from data.shapes import scenes as shapes_scenes
-from lab import playground
+from lab import playground, weights
+from lab.recording import recorded
 from mma import EXTRA_PAIRS, attention_mask
 
 ODD = (
@@ -36,38 +37,23 @@ def test_runs_that_the_page_cannot_hold(tokenizer, tmp_path, options, why):
     run = make_run(tmp_path / "run", tokenizer, **options)
     with pytest.raises(SystemExit, match=why):
         write_playground(tmp_path / "no.html", run)
-    assert not (tmp_path / "no.html").exists()
     with pytest.raises(SystemExit):
         write_playground(tmp_path / "no.html", run, run, run)
-
-
-def questions(n: int) -> list[data.Example]:
-    """One question about each of n pictures of the validation split, all families in turn."""
-    every = Shapes().heldout("val")
-    return [every[i * shapes.QUESTIONS + i % shapes.QUESTIONS] for i in range(n)]
-
-
-@torch.inference_mode()
-def by_torch(run, example, kind):
-    """ids, role and turn of the prompt, the logits of the answer's first token, the answer."""
-    model, tokenizer = opened(run)
-    model.config.mask = kind
-    row = data.encode(example, tokenizer, model.config.n_image_tokens, upto=0)
-    batch = data.collate([row], tokenizer.pad, model.config.image_size)
-    answer = model.generate(**batch, eos=tokenizer.eos, max_new_tokens=ANSWER_TOKENS)[0]
-    return [row.ids, row.role, row.turn], model.head(model(**batch)[0, -1]), answer
+    assert not (tmp_path / "no.html").exists()
 
 
 def question_of(example) -> str:
     return example.turns[0][0].replace(data.IMAGE_TOKEN, "")
 
 
-def by_page(browser, examples, which, kind):
-    """The same of run number `which` of the page, for each example."""
+def assert_alike(browser, run, n, which, kind):
+    """The rows, answers and logits of the page's run number `which` are PyTorch's, for one question
+    about each of n pictures, all families in turn. Returns the logits, [n, vocabulary]."""
+    every, (model, tokenizer) = Shapes().heldout("val"), opened(run)
+    examples = [every[i * shapes.QUESTIONS + i % shapes.QUESTIONS] for i in range(n)]
     pixels = [base64.b64encode(e.images[0].numpy().tobytes()).decode() for e in examples]
-    asked = [*zip(pixels, map(question_of, examples))]
-    return browser.js(
-        f"""{json.dumps(asked)}.map(([pixels, question]) => {{
+    found = browser.js(
+        f"""{json.dumps([*zip(pixels, map(question_of, examples))])}.map(([pixels, question]) => {{
           const {{model, tokenizer, grid}} = data.runs[{which}];
           const image = Uint8Array.from(atob(pixels), c => c.charCodeAt(0));
           const {{ids, role, turn}} = encode(question, tokenizer, grid ** 2);
@@ -76,25 +62,25 @@ def by_page(browser, examples, which, kind):
           return [[ids, role, turn], [...out.logits], out.answer];
         }})"""
     )
-
-
-def assert_alike(browser, run, examples, which, kind):
-    """Returns the logits, [examples, vocabulary]."""
-    found = by_page(browser, examples, which, kind)
+    model.config.mask = kind
     for e, (page_row, page_logits, page_answer) in zip(examples, found, strict=True):
-        row, logits, answer = by_torch(run, e, kind)
-        assert page_row == row and page_answer == answer
+        row = data.encode(e, tokenizer, model.config.n_image_tokens, upto=0)
+        batch = data.collate([row], tokenizer.pad, model.config.image_size)
+        options = dict(eos=tokenizer.eos, max_new_tokens=ANSWER_TOKENS)
+        assert page_row == [row.ids, row.role, row.turn]
+        assert page_answer == model.generate(**batch, **options)[0]
+        with torch.inference_mode():
+            logits = model.head(model(**batch)[0, -1])
         assert (torch.tensor(page_logits) - logits).abs().max() < 1e-3
         assert logits.std() > 0.1
     return torch.tensor([logits for _, logits, _ in found])
 
 
 def test_the_forward_pass_is_pytorchs(shown, half_runs):
-    """Logits and greedy answers: of the causal run, of the mma run, and of that one with its
-    rectangle shut, which matters."""
+    """Of the causal run, of the mma run, and of that one with its rectangle shut, which matters."""
     causal, mma = half_runs
-    assert_alike(shown, causal, questions(24), 0, "causal")
-    opened_, shut = (assert_alike(shown, mma, questions(24), 1, kind) for kind in ("mma", "causal"))
+    assert_alike(shown, causal, 24, 0, "causal")
+    opened_, shut = (assert_alike(shown, mma, 24, 1, kind) for kind in ("mma", "causal"))
     assert ((opened_ - shut).abs().amax(1) > 0.01).all()
 
 
@@ -102,18 +88,18 @@ def test_a_model_of_other_sizes(browser, tokenizer, tmp_path):
     """Widths that no four divides, more patches, a head of its own for the vocabulary, every query
     head with its own keys, another mask."""
     sizes = dict(d_model=36, n_head=6, n_kv_head=6, d_ff=50, encoder_width=18, encoder_heads=3)
-    run = half(tmp_path, tokenizer, mask="prefix", patch_size=8, tied=False, **sizes)
+    full, run = tmp_path / "full", str(tmp_path / "half")  # rounded as the page rounds
+    weights.main([make_run(full, tokenizer, mask="prefix", patch_size=8, tied=False, **sizes), run])
     browser.open(write_playground(tmp_path / "page.html", run))
     for kind in ("prefix", "mma", "causal"):
-        assert_alike(browser, run, questions(4), 0, kind)
+        assert_alike(browser, run, 4, 0, kind)
     titles = browser.js("[...document.querySelectorAll('#runs h2')].map(x => x.textContent)")
     assert titles == ["trained with prefix, under causal", "trained with prefix, under prefix"]
 
 
-def test_attention_and_mask_are_the_models(shown, half_runs):
-    """Of the second side, from the first to the last token but one of its answer."""
-    from lab.recording import recorded
-
+def test_attention_and_masks_are_the_models(shown, half_runs):
+    """Of the second side, from the first to the last token but one of its answer; and every kind of
+    mask over two turns."""
     row = shown.js(
         "(({row}) => ({...row, w: row.w.map(heads => heads.map(w => [...w]))}))(panels[1])"
     )
@@ -127,8 +113,6 @@ def test_attention_and_mask_are_the_models(shown, half_runs):
     found = torch.tensor(row["w"]).view(model.config.n_layer, model.config.n_head, T, T)
     assert (found - torch.cat(weights)).abs().max() < 1e-3
 
-
-def test_every_kind_of_mask_as_a_table(shown):
     shown.js(f"EXTRA_PAIRS = {json.dumps({kind: playground.opens(kind) for kind in EXTRA_PAIRS})}")
     role, turn = [1, 2, 2, 3, 3, 4, 4, 1, 2, 3, 4], [0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2]
     for kind in EXTRA_PAIRS:
@@ -136,7 +120,8 @@ def test_every_kind_of_mask_as_a_table(shown):
         assert shown.js(f"attention_mask({json.dumps(kind)}, {role}, {turn})") == expected
 
 
-def test_the_tokenizer_is_sentencepieces(shown, tokenizer):
+def test_the_tokenizer_is_sentencepieces_and_an_empty_question_a_picture_alone(shown, half_runs):
+    _, tokenizer = opened(half_runs[0])
     texts = [question_of(e) for e in Shapes().heldout("test")[:300]]
     texts += [text.strip() for text in ODD] + list(ODD)
     found = shown.js(f"{json.dumps(texts)}.map(text => data.runs[0].tokenizer.encode(text))")
@@ -150,17 +135,11 @@ def test_the_tokenizer_is_sentencepieces(shown, tokenizer):
     found = shown.js(f"({decode})(data.runs[0])")
     assert found == [tokenizer.decode(some) for some in ids]
     assert shown.js(f"{json.dumps(ODD)}.map(strip)") == [text.strip() for text in ODD]
-
-
-def test_an_empty_question_is_a_picture_alone(shown, tokenizer):
     for question in ("", " \n", "is there <image> a red circle? "):
-        row = shown.js(f"encode({json.dumps(question)}, data.runs[0].tokenizer, 16)")
-        plain = data.Example(
-            [0], [(data.IMAGE_TOKEN + question.replace(data.IMAGE_TOKEN, " "), "")]
-        )
-        expected = data.encode(plain, tokenizer, 16, upto=0)
-        assert [row["ids"], row["role"]] == [expected.ids, expected.role]
-        assert row["turn"] == expected.turn
+        found = shown.js(f"encode({json.dumps(question)}, data.runs[0].tokenizer, 16)")
+        message = data.IMAGE_TOKEN + question.replace(data.IMAGE_TOKEN, " ")
+        row = data.encode(data.Example([0], [(message, "")]), tokenizer, 16, upto=0)
+        assert [found[name] for name in ("ids", "role", "turn")] == [row.ids, row.role, row.turn]
 
 
 def test_pictures_are_what_training_draws(shown):

@@ -1,9 +1,7 @@
 """What a person sees and does in the playground's page, where a Chromium is installed: by mouse, by
-keyboard, in a narrow window, in the dark. The page holds the runs of weights/: answers of random
-weights seldom end, and every letter typed would wait for 32 tokens of each run."""
+keyboard, in a narrow window, in the dark."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,40 +10,24 @@ from pages import opened, write_playground
 import data
 from lab import playground
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
-
-
-@pytest.fixture(scope="module")
-def half_runs():
-    return [str(WEIGHTS / name) for name in ("shapes-causal", "shapes-mma")]
-
-
-@pytest.fixture(scope="module")
-def playground_page(half_runs, tmp_path_factory):
-    return write_playground(tmp_path_factory.mktemp("page") / "page.html", *half_runs)
-
 
 def answers(browser) -> list[str]:
-    return browser.js("[...document.querySelectorAll('.answer b')].map(x => x.textContent)")
+    said = browser.js("[...document.querySelectorAll('.answer b')].map(x => x.textContent)")
+    return [text.strip() or "(nothing)" for text in said]
 
 
-def expected_answers(browser, runs, kinds) -> list[str]:
-    """What PyTorch says to the scene and the question that the page shows."""
+def check(browser, runs, kinds=("causal", "mma")) -> None:
+    """The page says what PyTorch says to the scene and the question that it shows."""
     image = torch.tensor(browser.js("[...picture]"), dtype=torch.uint8).view(3, 64, 64)
+    example = data.Example([image], [(data.IMAGE_TOKEN + browser.js("$('text').value"), "")])
     said = []
     for run, kind in zip(runs, kinds):
         model, tokenizer = opened(run)
         model.config.mask = kind
-        e = data.Example([image], [(data.IMAGE_TOKEN + browser.js("$('text').value"), "")])
-        batch = data.collate([data.encode(e, tokenizer, 16, upto=0)], tokenizer.pad, 64)
+        batch = data.collate([data.encode(example, tokenizer, 16, upto=0)], tokenizer.pad, 64)
         ids = model.generate(**batch, eos=tokenizer.eos, max_new_tokens=32)[0]
         said.append(tokenizer.decode(ids).strip() or "(nothing)")
-    return said
-
-
-def check(browser, runs, kinds=("causal", "mma")):
-    found = [text.strip() or "(nothing)" for text in answers(browser)]
-    assert found == expected_answers(browser, runs, kinds)
+    assert answers(browser) == said
 
 
 def test_it_opens_with_a_question_that_the_two_answer_differently(shown, half_runs):
@@ -58,23 +40,18 @@ def test_it_opens_with_a_question_that_the_two_answer_differently(shown, half_ru
 
 
 def test_a_scene_is_built_by_clicks_and_a_question_typed(shown, half_runs):
-    """Each time the page shows what PyTorch says."""
-    b, was = shown, shown.js("cells")
-    check(b, half_runs)
+    b = shown
     b.click("#clear")
     assert b.js("cells") == [-1] * 16 and "0 objects" in b.js("$('objects').textContent")
-    b.click("#brush input[value=blue]")
-    b.click("#brush input[value=triangle]")
-    b.click("#board button", 5)
-    b.click("#board button", 6)
-    b.click("#brush input[value=nothing]")
-    b.click("#board button", 6)
-    kind = 2 * 4 + 2
-    assert b.js("cells") == [kind if i == 5 else -1 for i in range(16)] and was != b.js("cells")
+    for selector, nth in (
+        ("#brush input[value=blue]", 0), ("#brush input[value=triangle]", 0), ("#board button", 5),
+        ("#board button", 6), ("#brush input[value=nothing]", 0), ("#board button", 6),
+    ):  # fmt: skip
+        b.click(selector, nth)
+    assert b.js("cells") == [2 * 4 + 2 if i == 5 else -1 for i in range(16)]
     label = "document.querySelectorAll('#board button')[5].getAttribute('aria-label')"
     assert b.js(label) == "row 2, column 2: blue triangle"
     assert b.js("document.querySelectorAll('.picture img')[1].src === address")
-    b.js("$('text').select()")
     b.click("#text")
     b.js("$('text').select()")
     b.type("how many blue triangles are there?")
@@ -96,8 +73,8 @@ def test_the_switch(shown, half_runs):
     assert b.js(rims) == [False, True]
     before = b.js(probabilities)
     b.click(".switch", 1)
-    assert b.js(rims) == [False, False] and "under mma" not in b.js(text)
     after = b.js(probabilities)
+    assert b.js(rims) == [False, False] and "under mma" not in b.js(text)
     assert before[0] == after[0] and before[1] != after[1]
     check(b, half_runs, ("causal", "causal"))
     b.click(".switch", 0)
@@ -105,97 +82,71 @@ def test_the_switch(shown, half_runs):
     check(b, half_runs, ("mma", "causal"))
 
 
-def test_a_scene_by_keyboard_alone(shown):
-    b = shown
-    b.tab_to("#board button")
-    b.press("ArrowRight")
-    b.press("ArrowDown")
-    assert b.js("cells")[5] != -1
-    b.press("Delete")
-    assert b.js("cells")[5] == -1
-    b.press("Tab")
-    b.press("ArrowRight")  # the second colour
-    b.press("Tab")
-    b.press("ArrowRight", 3)  # the fourth shape
-    b.press("Tab", shift=True)
-    b.press("Tab", shift=True)
-    assert b.js("document.activeElement.getAttribute('aria-label')") == "row 2, column 2: nothing"
-    b.press("Enter")
-    assert b.js("cells")[5] == 1 * 4 + 3
-    b.tab_to("#another")
-    b.press(" ")
+def test_by_keyboard_alone(shown, half_runs):
+    b, weights = shown, "[...document.querySelectorAll('#runs .token')].map(x => x.dataset.weight)"
+    focused = "document.activeElement.getAttribute('aria-label')"
     b.tab_to("#clear")
     b.press("Enter")
     assert set(b.js("cells")) == {-1}
-
-
-def test_all_else_by_keyboard_alone(shown, half_runs):
-    b, weights = shown, "[...document.querySelectorAll('#runs .token')].map(x => x.dataset.weight)"
-    b.tab_to("#clear")
+    b.tab_to("#board button", back=True)
+    for key in ("ArrowRight", "ArrowDown", "Tab", "ArrowRight", "Tab"):  # the second colour
+        b.press(key)
+    b.press("ArrowRight", 3)  # the fourth shape
+    b.press("Tab", 2, shift=True)
+    assert b.js(focused) == "row 2, column 2: nothing"
     b.press("Enter")
+    assert b.js("cells")[5] == 1 * 4 + 3
+    b.press("Delete")
+    assert b.js("cells")[5] == -1
     b.tab_to("#text")
     b.press("End")
     b.press("Home", shift=True)
-    b.press("Backspace")
-    assert b.js("$('text').value") == ""
     b.type("is there a green diamond?")
     assert b.js("$('said').textContent") == "Right: no."
-    check(b, half_runs)
     b.tab_to("#suggestions button")
     b.press("Enter")
     assert b.js("$('text').value === questions[0]")
     b.tab_to(".switch input")
     b.press(" ")
     check(b, half_runs, ("mma", "mma"))
-    b.tab_to("#controls input[name=layer]")
     before = b.js(weights)
-    b.press("ArrowRight", 2)
-    b.tab_to("#controls input[name=head]")
-    b.press("ArrowRight")
-    assert b.js("[state.layer, state.head]") == [1, 0]
-    assert before != b.js(weights)
+    for name, times in (("layer", 2), ("head", 1)):
+        b.tab_to(f"#controls input[name={name}]")
+        b.press("ArrowRight", times)
+    assert b.js("[state.layer, state.head]") == [1, 0] and before != b.js(weights)
     b.tab_to("#runs .token")
     b.press("ArrowLeft")
-    focused = "document.activeElement.getAttribute('aria-label')"
     assert b.js("document.activeElement.matches('.here')") and "?" in b.js(focused)
-    ring = b.js("getComputedStyle(document.activeElement).outlineStyle")
-    assert ring == "solid"
+    assert b.js("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
 def test_what_is_shown_of_attention_and_of_the_first_token(shown):
     b = shown
     b.js("select(panels[0].row.name[3])")
+    found = b.js("[...document.querySelectorAll('.bars small')].map(x => parseFloat(x.innerText))")
+    logits = b.js("sides.map(c => [...answer(c.run, c.run.config.mask, $('text').value).logits])")
     for r in (0, 1):
         row = b.js(f"(({{row}}) => ({{T: row.T, w: [...weights(row)]}}))(panels[{r}])")
         tokens = f"[...document.querySelectorAll('#runs .run')[{r}].querySelectorAll('.token')]"
-        weights = b.js(f"{tokens}.map(x => +x.dataset.weight)")
-        kinds = b.js(f"{tokens}.map(x => x.dataset.kind)")
-        T = row["T"]
-        assert max(abs(x - y) for x, y in zip(weights, row["w"][3 * T : 4 * T])) < 1e-4
+        read, kinds = (b.js(f"{tokens}.map(x => x.dataset.{of})") for of in ("weight", "kind"))
+        expected = row["w"][3 * row["T"] : 4 * row["T"]]
+        assert [float(x) for x in read] == pytest.approx(expected, abs=1e-4)
         assert kinds[4:17] == ["shut"] * 13 and ("opened" in kinds) == (r == 1)
-    found = b.js(
-        "[...document.querySelectorAll('.bars small')].map(x => parseFloat(x.textContent))"
-    )
-    logits = b.js("sides.map(c => [...answer(c.run, c.run.config.mask, $('text').value).logits])")
-    for r in (0, 1):
-        expected = torch.tensor(logits[r]).softmax(0).topk(5).values
-        shown_ = torch.tensor(found[5 * r : 5 * r + 5])
-        assert (shown_ - 100 * expected).abs().max() < 0.06
+        likely = 100 * torch.tensor(logits[r]).softmax(0).topk(5).values
+        assert found[5 * r : 5 * r + 5] == pytest.approx(likely.tolist(), abs=0.06)
 
 
 def test_words_that_training_never_had_are_marked(shown):
-    b = shown
-    marks = "[...document.querySelectorAll('mark')].map(x => x.textContent)"
+    b, marks = shown, "[...document.querySelectorAll('mark')].map(x => x.textContent)"
+    ask = lambda text: b.js(f"$('text').value = '{text}'; update()")
     assert b.js(marks) == []
-    b.js("$('text').value = ''")
-    b.click("#text")
-    b.type("how many Red zebras are there!")
+    ask("how many Red zebras are there!")
     assert b.js(marks) == ["Red", "zebras", "!"]
     assert b.js("document.querySelectorAll('.answer.unsure').length") == 2
     assert not re.search("[✓✗]", b.js("$('answers').textContent"))
-    b.js("$('text').value = '<b>&'; update()")
+    ask("<b>&")
     assert b.js("$('said').textContent").startswith("<b>&")
-    b.js("$('text').value = 'there red many?'; update()")
+    ask("there red many?")
     assert b.js(marks) == [] and "no answer is right" in b.js("$('said').textContent")
 
 
@@ -206,27 +157,21 @@ def test_one_run_stands_on_both_sides(browser, half_runs, tmp_path):
     check(browser, [half_runs[1]] * 2)
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_a_narrow_window_in_the_light_and_in_the_dark(browser, playground_page, dark, tmp_path):
+@pytest.mark.parametrize("dark, back, ink", [
+    (False, "rgb(246, 246, 243)", "rgb(29, 31, 35)"),
+    (True, "rgb(19, 21, 24)", "rgb(233, 234, 236)"),
+])  # fmt: skip
+def test_a_narrow_window_in_the_light_and_in_the_dark(browser, playground_page, dark, back, ink):
     browser.console.clear()
     browser.open(playground_page, width=390, height=800, dark=dark)
-    wide = browser.js("[document.documentElement.scrollWidth, innerWidth]")
-    assert wide[0] <= wide[1] == 390
     beyond = """[...document.querySelectorAll("main *")].filter(x => {
       const box = x.getBoundingClientRect();
       return box.width && (box.right > innerWidth || box.left < 0);
     }).map(x => x.outerHTML.slice(0, 80))"""
-    assert browser.js(beyond) == []
-    back = browser.js("getComputedStyle(document.body).backgroundColor")
-    ink = browser.js("getComputedStyle(document.body).color")
-    assert (back, ink) == (
-        ("rgb(19, 21, 24)", "rgb(233, 234, 236)")
-        if dark
-        else ("rgb(246, 246, 243)", "rgb(29, 31, 35)")
-    )
+    assert browser.js("document.documentElement.scrollWidth") <= 390 and browser.js(beyond) == []
+    style = browser.js("(s => [s.backgroundColor, s.color])(getComputedStyle(document.body))")
+    assert style == [back, ink]
     pixel = """(() => { const c = panels[1].canvas.getContext("2d");
       return [...c.getImageData(panels[1].row.T - 1, 0, 1, 1).data].slice(0, 3); })()"""
     assert (sum(browser.js(pixel)) < 3 * 128) == dark  # what the mask shuts, in the page's colour
-    browser.click("#board button", 15)
-    assert browser.js("document.activeElement.closest('#board') !== null")
     assert browser.console == []

@@ -26,8 +26,7 @@ QUICK = (
 
 
 @pytest.mark.parametrize("kind", ["mma", "causal", "prefix"])
-@pytest.mark.parametrize("rings", [False, True])
-@pytest.mark.parametrize("text_first", [False, True])
+@pytest.mark.parametrize("rings, text_first", [(False, False), (True, False), (True, True)])
 def test_history_in_the_cache_is_history_read_again(
     model, tokenizer, pictures, kind, rings, text_first
 ):
@@ -45,7 +44,7 @@ def test_history_in_the_cache_is_history_read_again(
         said = "".join(conversation.ask(message, images, max_new_tokens=5))
         example = data.Example(images, [(message, "")])
         row = data.encode(example, tokenizer, model.config.n_image_tokens, upto=0)
-        skip = 1 if turn > 1 else 0
+        skip = turn > 1  # the row's first token
         whole.ids, whole.role = whole.ids + row.ids[skip:], whole.role + row.role[skip:]
         whole.turn += [turn] * len(row.ids[skip:])
         whole.images = whole.images + row.images
@@ -54,8 +53,6 @@ def test_history_in_the_cache_is_history_read_again(
         assert said == tokenizer.decode(answer), turn
         ended = answer[-1] == tokenizer.eos
         whole.add(answer + ([] if ended else [tokenizer.eos]), Role.ANSWER, turn)
-    with pytest.raises(data.DataError, match="no room for more"):
-        Conversation(model, tokenizer, room=12).ask(asked[0][0], asked[0][1])
 
 
 def test_asked_alone_a_second_question_is_a_first_one(model, tokenizer, pictures):
@@ -78,8 +75,13 @@ def test_runs_that_learned_from_dialogues_go_on(line, alone):
     assert talk.learned_alone(vars(arguments(line.split()))) == alone
 
 
+# --- At the keyboard
+
+HELP = "Ask about it. /image FILE gives another one; an empty line or Ctrl-D ends."
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("talk")
     for name in ("a.png", "b.png"):
         Picture.new("RGB", (64, 64), "red").save(folder / name)
@@ -87,30 +89,31 @@ def run(tmp_path_factory):
     return folder
 
 
-HELP = "Ask about it. /image FILE gives another one; an empty line or Ctrl-D ends."
+@pytest.fixture
+def say(folder, monkeypatch):
+    """say(lines...) -> what a conversation prints, line by line, after its help. A model may print
+    lines of its own: they do not count."""
+
+    def say(*lines, run="run", show=("--image", folder / "a.png")):
+        left, out = iter(lines), io.StringIO()
+
+        def read(prompt):
+            line = next(left)
+            if isinstance(line, BaseException):
+                raise line
+            return line
+
+        monkeypatch.setattr(talk, "print", functools.partial(print, file=out), raising=False)
+        monkeypatch.setattr("builtins.input", read)
+        talk.main([str(folder / run), "--device", "cpu", *map(str, show)])
+        said = out.getvalue().splitlines()
+        assert said[0] == HELP or "--audio" in show
+        return said[1:]
+
+    return say
 
 
-def say(run, monkeypatch, *lines, show=None):
-    """What a conversation prints, line by line, after its help. A model may print lines of its own:
-    they do not count."""
-    left, out = iter(lines), io.StringIO()
-
-    def read(prompt):
-        line = next(left)
-        if isinstance(line, BaseException):
-            raise line
-        return line
-
-    monkeypatch.setattr(talk, "print", functools.partial(print, file=out), raising=False)
-    monkeypatch.setattr("builtins.input", read)
-    show = show or ["--image", run / "a.png"]
-    talk.main([str(run / "run"), "--device", "cpu", *map(str, show)])
-    said = out.getvalue().splitlines()
-    assert said[0] == HELP or "--audio" in show
-    return said[1:]
-
-
-def test_a_conversation_at_the_keyboard(run, monkeypatch):
+def test_a_conversation_at_the_keyboard(folder, say):
     """What cannot be done is said in a line, and the conversation goes on; commands are not asked
     of the model."""
     script = {
@@ -120,38 +123,35 @@ def test_a_conversation_at_the_keyboard(run, monkeypatch):
         "/image no room.png": "error: no room.png: no such",
         "caf\udce9?": ".*is not UTF-8 text",
         "/help": HELP, "/image": HELP, "quit": HELP,
-        f"/image {run / 'b.png'}": None,
+        f"/image {folder / 'b.png'}": None,
         "and here?": "(?!error)",
     }  # fmt: skip
-    said = say(run, monkeypatch, *script, "")
     expected = [pattern for pattern in script.values() if pattern is not None]
-    for line, pattern in zip(said, expected, strict=True):
+    for line, pattern in zip(say(*script, ""), expected, strict=True):
         assert re.match(pattern, line), line
 
 
-def test_the_help_says_what_fits_the_run_and_what_was_shown():
-    assert talk.help_of("shapes", True) == HELP
-    for name, says in (
-        ("shapes", "/image FILE gives something to ask about; "),
-        ("sounds", "/audio FILE gives something"),
-        ("shapes-text", "Ask in words;"),
-    ):
-        assert talk.help_of(name, False).startswith(says)  # fmt: skip
+@pytest.mark.parametrize("name, shown, says", [
+    ("shapes", True, HELP), ("shapes", False, "/image FILE gives something to ask about; "),
+    ("sounds", False, "/audio FILE gives something"), ("shapes-text", False, "Ask in words;"),
+])  # fmt: skip
+def test_the_help_says_what_fits_the_run_and_what_was_shown(name, shown, says):
+    assert talk.help_of(name, shown).startswith(says)
 
 
-def test_a_run_that_was_trained_on_sounds_is_asked_about_sounds(tmp_path, monkeypatch, run):
-    file = tmp_path / "a.wav"
+def test_a_run_that_was_trained_on_sounds_is_asked_about_sounds(tmp_path, folder, say):
+    file, image = tmp_path / "a.wav", folder / "a.png"
     audio.write(file, torch.randn(1, audio.SAMPLES)[0])
-    train.main([*QUICK, "--data", "sounds", "--out", str(tmp_path / "run")])
-    lines = "is there a low drum?", f"/audio {file}", f"/image {run / 'a.png'}", "and?", ""
-    _, refused, _ = say(tmp_path, monkeypatch, *lines, show=["--audio", file])
+    train.main([*QUICK, "--data", "sounds", "--out", str(folder / "sounds")])
+    lines = "is there a low drum?", f"/audio {file}", f"/image {image}", "and?", ""
+    _, refused, _ = say(*lines, run="sounds", show=["--audio", file])
     assert "ask it with --audio" in refused
     for show, why in (
-        (["--image", run / "a.png"], "was trained on sounds"),
-        (["--audio", file, "--image", "a.png"], "begins with one of them"),
+        (["--image", image], "was trained on sounds"),
+        (["--audio", file, "--image", image], "begins with one of them"),
     ):
         with pytest.raises(SystemExit, match=why):
-            say(tmp_path, monkeypatch, "", show=show)  # fmt: skip
+            say("", run="sounds", show=show)
 
 
 @pytest.mark.parametrize("typed", [
@@ -166,12 +166,7 @@ def test_paths_are_found_as_they_are_typed_or_pasted(tmp_path, monkeypatch, type
     assert talk.path_of(typed.format(tmp_path)).exists()
 
 
-@pytest.mark.parametrize("end", [KeyboardInterrupt(), EOFError()])
-def test_ctrl_c_and_ctrl_d_end_it(run, monkeypatch, end):
-    assert say(run, monkeypatch, end) == [""]
-
-
-def test_a_message_that_is_too_long_does_not_end_the_conversation(run, monkeypatch):
+def test_a_message_that_is_too_long_does_not_end_the_conversation(folder, say, monkeypatch):
     """Nor does one picture too many; what was shown before is still asked about."""
     asked, ask = [], Conversation.ask
 
@@ -180,23 +175,31 @@ def test_a_message_that_is_too_long_does_not_end_the_conversation(run, monkeypat
         return ask(self, message, images)
 
     monkeypatch.setattr(Conversation, "ask", counting)
-    show = [f"/image {run / 'b.png'}"] * 200
-    lines = ["is there a circle? " * 600, *show, "and here?", ""]
-    said = say(run, monkeypatch, *lines)
-    assert said[0].startswith("error: the message is too long: ") and "\n" not in said[0]
-    assert said[1].startswith("error: ") and "cannot hold one more" in said[1]
-    left_out = sum("cannot hold one more" in line for line in said)
-    assert asked == [1, 201 - left_out] and len(said) == 1 + left_out + 1
+    show = [f"/image {folder / 'b.png'}"] * 200
+    said = say("is there a circle? " * 600, *show, "and here?", "")
+    assert said[0].startswith("error: the message is too long: ")
+    *left_out, answer = said[1:]
+    assert all("cannot hold one more" in line for line in left_out) and left_out
+    assert asked == [1, 201 - len(left_out)] and not answer.startswith("error")
 
 
 @pytest.mark.parametrize("piece, error, said", [
-    ("ye", KeyboardInterrupt, "ye"),
+    ("ye", KeyboardInterrupt(), "ye"),
     ("", data.DataError("no room for more: 9 of 9"), "error: no room for more: 9 of 9"),
 ])  # fmt: skip
-def test_ctrl_c_and_a_full_conversation_end_it_in_an_answer(run, monkeypatch, piece, error, said):
+def test_ctrl_c_and_a_full_conversation_end_it(say, monkeypatch, piece, error, said):
+    """In an answer; Ctrl-C and Ctrl-D before a question, too."""
+
     def ask(*args):
         yield piece
         raise error
 
+    for end in (KeyboardInterrupt(), EOFError()):
+        assert say(end) == [""]
     monkeypatch.setattr(Conversation, "ask", ask)
-    assert say(run, monkeypatch, "why?", "never asked") == [said]
+    assert say("why?", "never asked") == [said]
+
+
+def test_a_full_conversation_says_so(model, tokenizer, pictures):
+    with pytest.raises(data.DataError, match="no room for more"):
+        Conversation(model, tokenizer, room=12).ask(IMAGE_TOKEN + "is it red?", [pictures[0]])

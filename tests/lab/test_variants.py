@@ -11,8 +11,9 @@ from helpers import KINDS, ROOT, enlarge, hidden_of, opens, row
 import data
 from engine import wings
 from engine.wings import PLAIN, VARIANTS
+from lab.recording import recorded
 from lab.variants import ConcentricMLLM, TextFirstTokenizer, ring_positions, rings
-from mma import IMAGE, TEXT, Role, attention_mask
+from mma import IMAGE, attention_mask
 from model import MLLM, Config, rotate
 
 GATES = {"none": PLAIN, **{name: VARIANTS[name] for name in ("rave", "scalar", "lora")}}
@@ -55,80 +56,48 @@ def test_rings(grid):
     assert rings(24, 24).max() + 1 == 12
 
 
-# Three rows of three pictures, P: beside each other, first, behind a question; their turns, their
-# documents, two of them packed
-LAYOUTS = (
-    ("tPPQAtPQA-", "0111122220", "0000011119"),
-    ("PtQAPQAPtA", "1111222333", "0000000000"),
-    ("tQPAPPQA--", "0111222200", "0000111199"),
-)
-
-
-def spread(text, letters, n) -> str:
-    """The text, with what stands below a picture n times."""
-    return "".join(c * (n if letter == "P" else 1) for c, letter in zip(text, letters))
-
-
-def with_pictures(n):
-    """role, turn, document, int64 [3, T], of LAYOUTS with pictures of n tokens."""
-    found = []
-    for letters, *others in LAYOUTS:
-        roles, turns, documents = (spread(text, letters, n) for text in (letters, *others))
-        role, turn = row(roles.replace("P", "V"), turns)
-        found.append((role[0], turn[0], torch.tensor([*map(int, documents)])))
-    return map(torch.stack, zip(*found))
-
-
 def walk(role, document, ring):
-    """Of each token: its position, the number of its picture, its place in it; one by one."""
-    place, position, picture, nth, n = 0, [], [], [], len(ring)
+    """Of each token its position, the number of its picture, its place in it; one by one."""
+    start, picture, nth, found = 0, 0, 0, []
     for t in range(len(role)):
-        if t and document[t] != document[t - 1]:
-            place = 0
+        start = 0 if t and document[t] != document[t - 1] else start
         inside = role[t] == IMAGE
-        goes_on = inside and t and role[t - 1] == IMAGE
-        nth.append((nth[-1] + 1) % n if goes_on else 0)
-        picture.append((picture[-1] if picture else 0) + (inside and nth[-1] == 0))
-        position.append(place + (ring[nth[-1]] if inside else 0))
-        place += (max(ring) + 1 if nth[-1] == n - 1 else 0) if inside else 1
-    return position, picture, nth
+        found.append((start + (ring[nth] if inside else 0), picture, nth))
+        nth += inside
+        if nth == len(ring):
+            start, picture, nth = start + max(ring) + 1, picture + 1, 0
+        elif not inside:
+            start += 1
+    return zip(*found)
 
 
-@pytest.mark.parametrize("grid", [3, 4])
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_rings_equal_a_slow_double_loop_in_every_row_of_the_batch(kind, grid):
+def test_rings_equal_a_slow_double_loop(tokenizer, dialogues, kind, packed):
     """Within a picture a token reads its own ring and those outside of it, and what the kind opens;
     between any other two tokens the mask is the plain one."""
-    ring = slow_rings(grid, grid)
-    role, turn, document = with_pictures(grid * grid)
-    order = ring_positions(role, document, grid)
-    mask = attention_mask(kind, role, turn, document, order=order)[:, 0]
-    plain = attention_mask(kind, role, turn, document)[:, 0]
-    opens_images = opens(kind, IMAGE, IMAGE)
-    rows = (x.tolist() for x in (role, document, order, mask, plain))
-    for roles, documents, places, found, before in zip(*rows):
+    ring, opens_images = slow_rings(4, 4), opens(kind, IMAGE, IMAGE)
+    beside = data.Example(dialogues[4].images, [("<image><image>is it red?", "no")])
+    rows = [data.encode(e, tokenizer, 16) for e in (*dialogues[:3], beside)]
+    batch = data.collate(data.pack(rows, 1000) if packed else rows, tokenizer.pad, 16)
+    role, turn, document = batch["role"], batch["turn"], batch.get("document")
+    order = ring_positions(role, document, 4)
+    mask = attention_mask(kind, role, turn, document, order=order)[:, 0].tolist()
+    plain = attention_mask(kind, role, turn, document)[:, 0].tolist()
+    document = torch.zeros_like(role) if document is None else document
+    for b, (roles, documents) in enumerate(zip(role.tolist(), document.tolist())):
         position, picture, nth = walk(roles, documents, ring)
-        assert places == position
+        assert order[b].tolist() == list(position)
         for i, j in itertools.product(range(len(roles)), repeat=2):
-            may = before[i][j]
+            may = plain[b][i][j]
             if roles[i] == roles[j] == IMAGE and picture[i] == picture[j]:
                 may = ring[nth[j]] <= ring[nth[i]] or opens_images
-                may = may and documents[i] == documents[j]
-            assert found[i][j] == may, (i, j)
-
-
-def test_positions_are_those_of_the_paper():
-    """24 x 24 image tokens take 12 positions: text goes on 12 after the picture's start."""
-    role = torch.tensor([[TEXT] * 3 + [IMAGE] * 576 + [Role.QUESTION] * 2 + [Role.ANSWER]])
-    at = ring_positions(role, None, 24)[0]
-    assert at[:3].tolist() == [0, 1, 2] and at[-3:].tolist() == [15, 16, 17]
-    assert at[3:579].min() == 3 and at[3:579].max() == 14
+            assert mask[b][i][j] == may, (i, j)
 
 
 def test_a_grid_that_does_not_fit_is_refused():
-    role, _ = row("tVVVQ")
     with pytest.raises(ValueError, match=r"pictures of 4 tokens do not fit .*\[3\]"):
-        ring_positions(role, None, 2)
+        ring_positions(row("tVVVQ")[0], None, 2)
 
 
 # --- Gates
@@ -162,33 +131,26 @@ def test_the_gate_and_its_control_have_as_many_parameters():
 def test_a_gate_is_the_formula(varied, batch_of, dialogues, gate):
     """Against scores with the bias written out: it is added on visual keys alone, from features
     before RoPE."""
-    model, batch, seen = varied(gate), batch_of(dialogues), []
-    a, plain = model.blocks[0].attention, model.blocks[0].attention.attend
-    a.attend = lambda *qkv_mask: seen.append(qkv_mask) or plain(*qkv_mask)
-    hidden_of(model, batch, "mma")
-    q, k, v, mask = seen[0]
-    k = k.repeat_interleave(2, 1)
-    weights = (q @ k.mT / v.shape[-1] ** 0.5).masked_fill(~mask, -torch.inf).softmax(-1)
-
-    names = ("ids", "role", "images", "image_index")
+    model, batch = varied(gate), batch_of(dialogues)
+    a, names = model.blocks[0].attention, ("ids", "role", "images", "image_index")
+    with recorded(model) as weights:
+        hidden_of(model, batch, "mma")
     x = model.blocks[0].norm1(model.embed_inputs(*(batch[name] for name in names)))
     T, d = x.shape[1], a.head_width
     q, k = (f(x).unflatten(-1, (-1, d)).transpose(1, 2) for f in (a.q, a.k))
     k = k.repeat_interleave(2, 1)
-    frequencies = model.config.rope_theta ** (-torch.arange(0, d, 2) / d)
-    angle = torch.arange(T)[:, None] * frequencies
+    angle = torch.arange(T)[:, None] * model.config.rope_theta ** (-torch.arange(0, d, 2) / d)
     angle = torch.cat([-angle, angle], -1)
-    cos, sin = angle.cos().double(), angle.sin().double()
-    scores = rotate(q, cos, sin) @ rotate(k, cos, sin).mT / d**0.5
+    q_at, k_at = (rotate(y, angle.cos().double(), angle.sin().double()) for y in (q, k))
     if gate == "rave":
         visual_keys = k @ a.gate.wk.repeat_interleave(2, 0)
         bias = (q @ a.gate.wq) @ visual_keys.mT / a.bias_dims**0.5
     else:
-        bias = a.gate.bias.expand(-1, T, T)
-    visual = (batch["role"] == IMAGE)[:, None, None, :]
+        bias = a.gate.bias
+    scores = q_at @ k_at.mT / d**0.5 + bias * (batch["role"] == IMAGE)[:, None, None, :]
     mask = attention_mask("mma", batch["role"], batch["turn"])
-    expected = (scores + bias * visual).masked_fill(~mask, -torch.inf).softmax(-1)
-    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-9)
+    expected = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+    torch.testing.assert_close(weights[0], expected.float(), rtol=0, atol=2e-5)
 
 
 # --- The list
