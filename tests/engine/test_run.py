@@ -18,10 +18,10 @@ from engine.run import hold, one_line_errors
 pytestmark = pytest.mark.usefixtures("small")
 
 
-@pytest.fixture
-def stopped(tmp_path):
-    train_and_crash(tmp_path, 8)
-    return tmp_path
+@pytest.fixture(scope="module")
+def stopped(small, tmp_path_factory):
+    train_and_crash(out := tmp_path_factory.mktemp("stopped"), 8)
+    return out
 
 
 @pytest.mark.parametrize("rank,says", [(None, "stopped"), ("0", "stopped"), ("1", "")])
