@@ -47,7 +47,7 @@ RECIPES = {
     "nlvr": dict(pt_steps=60, pt_pictures=16, pictures=16, questions=4, steps=300, **BOXES),
     "nlvr+world": dict(
         pt_steps=220, pt_pictures=32, pt_lr_times=2, pictures=24, questions=4, steps=5000,
-        lr=0.002,  # of three, the best on val under mma and under causal (docs/results.md)
+        lr=0.002,  # of four, the best on val under mma and under causal (docs/results.md)
         freeze=[], **BOXES,
     ),
 }  # fmt: skip
