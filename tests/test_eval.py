@@ -198,7 +198,8 @@ def test_an_answer_is_scored_by_hand(tokenizer, dialogues):
     """The true one is yes; what says more, or less, is wrong."""
     eos, closed = tokenizer.eos, {"yes", "no"}
     for said, known, end, correct, unparsed in (
-        ("Yes.", None, (eos,), True, False), ("no", None, (eos,), False, False),
+        ("Yes.", None, (eos,), True, False), ("yes", None, (), True, False),
+        ("no", None, (eos,), False, False),
         ("yes it is", None, (eos,), False, False), ("ye", None, (eos,), False, False),
         ("", None, (eos,), False, True), ("no", None, (), False, True),
         ("no", closed, (), False, False), ("red", closed, (eos,), False, True),
