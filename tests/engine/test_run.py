@@ -69,7 +69,7 @@ def poison(model):
 
 
 @pytest.mark.parametrize("step,stage,n,kept", [
-    (1, "pt", 1, "no checkpoint was written yet"), (3, "pt", 3, "before and good"),
+    (2, "pt", 2, "no checkpoint was written yet"), (3, "pt", 3, "before and good"),
     (8, "sft", 4, "before and good"),
 ])  # fmt: skip
 def test_a_loss_that_is_not_a_number_stops_the_run_and_spoils_no_checkpoint(
@@ -81,7 +81,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_spoils_no_checkpoint(
     message = rf"loss nan, gradient norm nan at step {n} of stage {stage}: .*{kept}"
     with pytest.raises(SystemExit, match=rf"{message}. Its rows: .*data.json: entry \d+ \(id '"):
         train.main([*RUN, *options, "--out", str(tmp_path / "run")])
-    if step > 1:
+    if step > 2:
         state = torch.load(tmp_path / "run" / checkpoint.NAME, weights_only=True)
         assert all(p.isfinite().all() for p in state["model"].values())
         assert (state["stage"], state["step"]) == (stage, 2)
