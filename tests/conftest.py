@@ -9,13 +9,13 @@ import os
 
 import pytest
 import torch
-from helpers import RUN, enlarge, result_of, small_world, without_drawing, write_nlvr_split
+from helpers import enlarge, without_drawing, write_nlvr_split
 from PIL import Image
 
 import data
-import train
 from data.nlvr.world import World
 from data.shapes import Shapes
+from lab import watch
 from model import MLLM, Config
 
 torch.set_num_threads(1)  # for tensors as small as these, threads cost more than they give
@@ -166,19 +166,16 @@ def nlvr(tmp_path):
 
 @pytest.fixture(scope="module")
 def small(tokenizer):
-    """Twenty held-out questions and a tokenizer that is there already: for tests that start many
-    runs (helpers.RUN)."""
-    with small_world(tokenizer):
+    """Twenty held-out questions, a tokenizer that is there already, no pictures: for tests that
+    start many runs (helpers.RUN)."""
+    heldout = Shapes.heldout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Shapes, "heldout", lambda self, split, limit=None: heldout(self, split, 20))
+        patch.setattr(data.Tokenizer, "train", lambda texts, vocab_size: tokenizer)
+        without_drawing(patch)
+        # What it draws is looked at elsewhere
+        patch.setattr(watch, "write_curves", lambda path, records: path.write_bytes(b"drawn"))
         yield
-
-
-@pytest.fixture(scope="session")
-def whole(tokenizer, tmp_path_factory):
-    """The result of the run helpers.RUN, that nobody stops."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    with small_world(tokenizer):
-        train.main([*RUN, "--out", str(out)])
-    return result_of(out)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What several test files use and pytest need not make: options of short runs, the rule of a mask
 written slowly, layouts of files, ways to stop a run."""
 
-import contextlib
 import functools
 import io
 import itertools
@@ -13,13 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-import data
 import train
-from data import shapes
 from data.nlvr import BOXES
-from engine.tables import table
 from lab import watch
-from mma import EXTRA_PAIRS, PAD, Role, attention_mask
+from mma import EXTRA_PAIRS, Role
 
 ROOT = Path(__file__).parent.parent
 KINDS = list(EXTRA_PAIRS)  # a fork may have added to them: see `opens`
@@ -30,7 +26,7 @@ TINY = (
     "--preset tiny --device cpu --workers 0 --pt-pictures 4 --pictures 4 --questions 2 "
     "--pt-steps 2 --steps 3 --eval-every 2 --limit 100 --val-limit 40"
 ).split()
-# One that saves often; see `small_world`
+# One that saves often; see the fixture `small`
 RUN = (
     "--preset tiny --device cpu --workers 0 --pt-pictures 2 --pictures 2 --questions 2 "
     "--pt-steps 4 --steps 6 --eval-every 3 --save-every 2 --limit 20"
@@ -63,44 +59,16 @@ OPENS = {
 }
 
 
-@functools.cache
-def applied(rule, a: int, b: int) -> bool:
-    """A rule of EXTRA_PAIRS, for one query and one key."""
-    return bool(rule(torch.tensor(a), torch.tensor(b)))
-
-
 def opens(kind: str, a: int, b: int) -> bool:
     """May a query of role a read a later key of role b? A kind that a fork has added is known by
     its rule alone."""
-    return OPENS[kind](a, b) if kind in OPENS else applied(EXTRA_PAIRS[kind], int(a), int(b))
+    rule = OPENS.get(kind, EXTRA_PAIRS[kind])
+    return bool(rule(*(x if kind in OPENS else torch.tensor(int(x)) for x in (a, b))))
 
 
 def opens_answers(kind: str) -> bool:
     """Then labels can be read, and a cache, which is filled before an answer is there, differs."""
     return any(opens(kind, a, Role.ANSWER) for a in Role)
-
-
-def slow_mask(kind, role, turn, document, order) -> list[list[bool]]:
-    """May i read j? Itself always; a pad or another document never; else what came before, and of
-    what comes later what the kind opens, within one turn. All but the kind: lists."""
-
-    def may(i, j):
-        if i == j:
-            return True
-        if role[j] == PAD or document[i] != document[j]:
-            return False
-        return order[j] < order[i] or (turn[i] == turn[j] and opens(kind, role[i], role[j]))
-
-    return [[may(i, j) for j in range(len(role))] for i in range(len(role))]
-
-
-def assert_slow(kind, role, turn, document, order=None) -> None:
-    """attention_mask of a batch, int64 [B, T] each, is the double loop."""
-    mask, (B, T) = attention_mask(kind, role, turn, document, order), role.shape
-    assert mask.shape == (B, 1, T, T) and mask.dtype == torch.bool
-    order = torch.arange(T).expand(B, T) if order is None else order
-    for b, lists in enumerate(zip(*(x.tolist() for x in (role, turn, document, order)))):
-        assert mask[b, 0].tolist() == slow_mask(kind, *lists), (kind, lists)
 
 
 def row(letters: str, turns: str | None = None):
@@ -146,39 +114,12 @@ def without_drawing(patch) -> None:
     patch.setattr(watch, "write_sheet", lambda *args, **kwargs: None)
 
 
-@contextlib.contextmanager
-def small_world(tokenizer):
-    """Twenty held-out questions, a tokenizer that is there already, no pictures: for tests that
-    start many runs."""
-    heldout = shapes.Shapes.heldout
-    with pytest.MonkeyPatch.context() as patch:
-        twenty = lambda self, split, limit=None: heldout(self, split, 20)
-        patch.setattr(shapes.Shapes, "heldout", twenty)
-        there = classmethod(lambda cls, texts, vocab_size: tokenizer)
-        patch.setattr(data.Tokenizer, "train", there)
-        draw = lambda path, records: path.write_bytes(b"drawn")
-        patch.setattr(watch, "write_curves", draw)  # what it draws is looked at elsewhere
-        patch.setattr(watch, "write_sheet", lambda *args, **kwargs: None)
-        yield
-
-
 def weights_of(out) -> dict:
     return torch.load(out / "model.pt", weights_only=True)["weights"]
 
 
 def lines_of(out) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def result_of(out):
-    """What must be equal, bit for bit: parameters, metrics.jsonl, the final table."""
-    record = json.loads((out / "run.json").read_text())
-    return weights_of(out), (out / "metrics.jsonl").read_bytes(), table({"run": [record]})
-
-
-def same(a, b) -> bool:
-    equal = all(torch.equal(a[0][name], b[0][name]) for name in b[0])
-    return equal and a[0].keys() == b[0].keys() and a[1:] == b[1:]
 
 
 class Crash(BaseException):
@@ -216,24 +157,6 @@ def train_and_crash(out, step: int, *options) -> None:
 def hidden_of(model, batch, kind):
     with torch.no_grad():
         return model(**batch, mask=kind)
-
-
-def without_cache(model, batch, kind, n, eos) -> list[int]:
-    """The greedy answer to a batch of one row, by full forward passes over the growing row."""
-    ids, role, turn = (batch[name] for name in ("ids", "role", "turn"))
-    out = []
-    for _ in range(n):
-        with torch.no_grad():
-            hidden = model(
-                ids, role, batch.get("images"), batch.get("image_index"), turn, mask=kind
-            )
-        out.append(int(model.head(hidden[0, -1]).argmax()))
-        if out[-1] == eos:
-            break
-        ids = torch.cat([ids, torch.tensor([[out[-1]]])], 1)
-        role = torch.cat([role, torch.tensor([[int(Role.ANSWER)]])], 1)
-        turn = torch.cat([turn, turn[:, -1:]], 1)
-    return out
 
 
 def loss_and_gradients(model, loss_function, *args, **batch) -> list:

@@ -34,43 +34,51 @@ def make_run(out, tokenizer, mask="mma", seed=0, data="shapes"):
 
 
 @pytest.fixture(scope="module")
-def runs(tokenizer, tmp_path_factory):
+def folder(tokenizer, tmp_path_factory):
+    """Runs, and files to ask about."""
     folder = tmp_path_factory.mktemp("evaluated")
     for mask, seed in (("mma", 0), ("mma", 1), ("causal", 0)):
         make_run(folder / f"{mask}-{seed}", tokenizer, mask, seed)
-    make_run(folder / "heard", tokenizer, data="sounds")
-    make_run(folder / "read", tokenizer, data="shapes-text")
+    for name, world in (("heard", "sounds"), ("heard-2", "sounds"), ("read", "shapes-text")):
+        make_run(folder / name, tokenizer, data=world)
+    Image.new("RGB", (100, 50), "red").save(folder / "x.png")
+    with wave.open(str(folder / "x.wav"), "wb") as file:
+        file.setparams((2, 3, 11025, 0, "NONE", ""))
+        file.writeframes(bytes(range(6)) * 11025)
+    (folder / "bad.wav").write_text("no sound")
+    said = [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "a"}]
+    (folder / "x.json").write_text(json.dumps([{"image": "a.png", "conversations": said}]))
     return folder
 
 
-def run_eval(*options) -> None:
-    evaluation.main([*map(str, options), "--device", "cpu"])
+@pytest.fixture(autouse=True)
+def here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
 
 
-def error_of(*options) -> str:
+def run_eval(line: str, *options) -> None:
+    evaluation.main([*line.split(), *map(str, options), "--device", "cpu"])
+
+
+def error_of(line: str, *options) -> str:
     with pytest.raises(SystemExit) as stopped:
-        run_eval(*options)
+        run_eval(line, *options)
     return str(stopped.value)
 
 
-def test_table_and_json(runs, tmp_path, capsys):
-    names = [str(runs / name) for name in ("mma-0", "mma-1", "causal-0")]
-    run_eval(*names, "--limit", 60, "--json", tmp_path / "r.json", "--md", tmp_path / "r.md")
+def test_table_and_json(tmp_path, capsys):
+    names = ["mma-0", "mma-1", "causal-0"]
+    run_eval("--limit 60", *names, "--json", tmp_path / "r.json", "--md", tmp_path / "r.md")
     printed = capsys.readouterr().out
     assert (tmp_path / "r.md").read_text(encoding="utf-8").strip() in printed
     assert "mma (2 seeds)" in printed and "±" in printed and " causal |" in printed
     result = json.loads((tmp_path / "r.json").read_text())["runs"]
-    promised = {"run", "accuracy", "families", "n", "unparsed", "params", "mask", "seed", "args"}
-    for r, name in zip(result, names, strict=True):
-        assert promised <= set(r)
-        assert r["run"] == name and r["n"] == 60 == sum(f["n"] for f in r["families"].values())
-    assert [r["mask"] for r in result] == ["mma", "mma", "causal"]
-
-
-def test_another_split_and_another_mask(runs, tmp_path):
-    file = tmp_path / "r.json"
-    run_eval(runs / "mma-0", *"--split val --mask v2v --limit 50 --json".split(), file)
-    record = json.loads(file.read_text())["runs"][0]
+    assert [(r["run"], r["mask"]) for r in result] == [(n, n.split("-")[0]) for n in names]
+    for r in result:
+        assert {"accuracy", "unparsed", "params", "seed", "args"} <= set(r)
+        assert r["n"] == 60 == sum(f["n"] for f in r["families"].values())
+    run_eval("mma-0 --split val --mask v2v --limit 50 --json", tmp_path / "r.json")
+    (record,) = json.loads((tmp_path / "r.json").read_text())["runs"]
     asked = {"data": "shapes", "source": None, "split": "val", "limit": 50}
     assert (record["mask"], record["evaluated"]) == ("v2v", asked)
 
@@ -92,89 +100,62 @@ def test_the_scenes_that_a_run_was_trained_on_are_asked_about():
 # --- One question
 
 
-def test_one_picture_is_asked_about(runs, tmp_path, capsys):
-    Image.new("RGB", (100, 50), "red").save(tmp_path / "x.jpg")
-    line = [runs / "mma-0", "--image", tmp_path / "x.jpg", "--question"]
+def test_one_picture_is_asked_about(capsys):
     answers = []
     for question in ("is there a red circle?", "<image>is there a red circle?"):
-        run_eval(*line, question)  # once the picture is there already
+        run_eval("mma-0 --image x.png --question", question)  # once the picture is there already
         answers.append(capsys.readouterr().out.splitlines()[-1])
     assert answers[0] == answers[1]
-    assert "--image and --question belong together" in error_of(*line[:-1])
-    for option in ("--json", "--md", "--split", "--source"):
-        assert f"{option} belongs to a data set" in error_of(*line, "?", option, tmp_path / "x")
 
 
-def test_a_sound_is_asked_about_and_what_was_done_to_it_is_said_once(
-    runs, tokenizer, tmp_path, capsys
-):
-    names = [runs / "heard", make_run(tmp_path / "b", tokenizer, data="sounds")]
-    with wave.open(str(tmp_path / "x.wav"), "wb") as file:
-        file.setparams((2, 3, 11025, 0, "NONE", ""))
-        file.writeframes(bytes(range(6)) * 11025)
-    run_eval(*names, "--audio", tmp_path / "x.wav", "--question", "is there a low drum?")
+def test_a_sound_is_asked_about_and_what_was_done_to_it_is_said_once(capsys):
+    run_eval("heard heard-2 --audio x.wav --question", "is there a low drum?")
     printed = capsys.readouterr()
-    assert [printed.out.count(f"{name}: ") for name in names] == [1, 1]
+    assert [printed.out.count(f"{name}: ") for name in ("heard", "heard-2")] == [1, 1]
     done = "11025 samples a second are made 8000; its 1.0 s are followed by silence, up to 2 s"
-    assert printed.err == f"{tmp_path / 'x.wav'}: {done}\n"
+    assert printed.err == f"x.wav: {done}\n"
 
 
-def test_pictures_are_not_asked_of_a_run_on_sounds_nor_the_other_way_round(runs, tmp_path):
-    heard, seen = runs / "heard", runs / "mma-0"
-    picture, sound = ["--image", tmp_path / "x.png"], ["--audio", tmp_path / "x.wav"]
-    Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
-    question = ["--question", "is there a low drum?"]
-    known = f"error: {seen} was trained on pictures: ask it with --image FILE"
-    assert error_of(seen, *sound, *question) == known
-    known = f"error: {heard} was trained on sounds: ask it with --audio FILE.wav"
-    assert error_of(heard, *picture, *question) == known
-    assert error_of(heard, *sound, *question) == f"error: {tmp_path / 'x.wav'}: no such file"
-    (tmp_path / "x.wav").write_text("no sound")
-    assert "x.wav: not a readable WAV file" in error_of(heard, *sound, *question)
-    assert error_of(heard, *sound) == "error: --audio and --question belong together"
-    both = error_of(heard, *sound, *picture, *question)
-    assert both == "error: --image and --audio: a question is about one of them"
-
-
-@pytest.mark.parametrize("trained,asked,says", [
-    ("heard", "shapes", "was trained on sounds: it knows no pictures"),
-    ("read", "shapes", "was trained on text alone and never saw a picture"),
-    ("mma-0", "sounds", "was trained on pictures: it knows no sounds"),
+@pytest.mark.parametrize("line, says", [
+    ("mma-0 --image x.png", "--image and --question belong together"),
+    ("heard --audio x.wav", "--audio and --question belong together"),
+    ("heard --audio x.wav --image x.png --question ?",
+     "--image and --audio: a question is about one of them"),
+    *((f"mma-0 --image x.png --question ? {option} new", f"{option} belongs to a data set")
+      for option in ("--json", "--md", "--split", "--source")),
+    ("mma-0 --audio x.wav --question ?", "was trained on pictures: ask it with --image FILE"),
+    ("heard --image x.png --question ?", "was trained on sounds: ask it with --audio FILE.wav"),
+    ("heard --audio none.wav --question ?", "none.wav: no such file"),
+    ("heard --audio bad.wav --question ?", "bad.wav: not a readable WAV file"),
+    ("mma-0 --image x.png --question caf\udce9?", r"'caf\udce9?' is not UTF-8 text"),
+    ("heard --data shapes --json new", "was trained on sounds: it knows no pictures"),
+    ("read --data shapes --json new", "was trained on text alone and never saw a picture"),
+    ("mma-0 --data sounds --json new", "was trained on pictures: it knows no sounds"),
+    ("mma-0 --data llava --source x.json --images none",
+     "none: no such folder of pictures (check --images"),
+    (".", "not a finished run, run.json is missing"),
+    (". --json x.png/new", "x.png/new cannot be written"),  # said before anything is asked
+    (". --md x.png/new", "x.png/new cannot be written"),
+    ("mma-0/model.pt", "not a finished run, run.json is missing"),
 ])  # fmt: skip
-def test_a_run_is_not_scored_on_what_it_never_saw(runs, tmp_path, trained, asked, says):
-    file = tmp_path / "r.json"
-    assert f"{trained} {says}" in error_of(runs / trained, "--data", asked, "--json", file)
-    assert not file.exists()
+def test_what_cannot_be_asked_is_one_line_and_leaves_no_file(folder, line, says):
+    error = error_of(line)
+    assert error.startswith("error: ") and says in error and "\n" not in error
+    assert not (folder / "new").exists()
 
 
-def test_a_question_that_is_not_utf8_is_named(model, tokenizer, pictures):
-    with pytest.raises(data.DataError, match=r"^'caf\\udce9\?' is not UTF-8 text$"):
-        evaluation.ask(model, tokenizer, pictures[0], ["caf\udce9?"])
-
-
-# --- What is no run
-
-
-def test_a_folder_of_pictures_that_is_not_there_is_an_error(runs, tmp_path):
-    entry = {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nq"},
-                                                 {"from": "gpt", "value": "a"}]}  # fmt: skip
-    (tmp_path / "x.json").write_text(json.dumps([entry]))
-    line = ["--data", "llava", "--source", tmp_path / "x.json", "--images", "none"]
-    says = "none: no such folder of pictures (check --images"
-    assert says in error_of(runs / "mma-0", *line)
-
-
-def test_what_is_not_a_run_or_of_two_runs_is_named(runs, tokenizer, tmp_path):
-    for path in (tmp_path, runs / "mma-0" / "model.pt"):
-        assert "not a finished run, run.json is missing" in error_of(path)
+def test_what_is_of_two_runs_or_cut_short_is_named(tokenizer, tmp_path):
     larger = data.Tokenizer.train([" ".join(map(chr, range(0x4E00, 0x5200)))], 2048)
     run = make_run(tmp_path / "run", tokenizer)
     (run / "tokenizer.model").write_bytes(larger.model)
-    assert f"{len(larger)} pieces belongs to another model" in error_of(run)
+    assert f"{len(larger)} pieces belongs to another model" in error_of(str(run))
     for name in ("model.pt", "tokenizer.model", "tokenizer.json"):  # the last one is read first
         (run / name).write_bytes(b"")
-        assert f"{name} cannot be read: " in error_of(run)
+        assert f"{name} cannot be read: " in error_of(str(run))
         (run / name).write_bytes(tokenizer.model)
+    for content in ("{}", "[]", "no JSON", '{"args": {}}', '{"args": []}'):
+        (run / "run.json").write_text(content)
+        assert "run.json cannot be read" in error_of(str(run))
 
 
 # --- Answers
@@ -217,7 +198,8 @@ def test_an_answer_is_scored_by_hand(tokenizer, dialogues):
     """The true one is yes; what says more, or less, is wrong."""
     eos, closed = tokenizer.eos, {"yes", "no"}
     for said, known, end, correct, unparsed in (
-        ("Yes.", None, (eos,), True, False), ("no", None, (eos,), False, False),
+        ("Yes.", None, (eos,), True, False), ("yes", None, (), True, False),
+        ("no", None, (eos,), False, False),
         ("yes it is", None, (eos,), False, False), ("ye", None, (eos,), False, False),
         ("", None, (eos,), False, True), ("no", None, (), False, True),
         ("no", closed, (), False, False), ("red", closed, (eos,), False, True),

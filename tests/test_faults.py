@@ -8,11 +8,8 @@ import pytest
 import torch
 from helpers import ROOT
 
-import data
 import eval as evaluation
 import train
-from engine.checkpoint import write_file
-from engine.run import read_record
 from model import MLLM
 
 QUICK = "--workers 0 --device cpu --pt-pictures 2 --pictures 2 --limit 2".split()
@@ -78,30 +75,6 @@ def test_an_out_that_is_a_file(below, tmp_path):
     with pytest.raises(SystemExit, match="cannot be written"):
         train.main([*QUICK, "--out", str(tmp_path / "file" / below)])
     assert (tmp_path / "file").read_text() == "precious"
-
-
-def test_json_and_md_are_checked_before_the_evaluation(tmp_path):
-    (tmp_path / "file").write_text("")
-    for option in ("--json", "--md"):
-        line = [str(tmp_path), option, str(tmp_path / "file" / "x"), "--device", "cpu"]
-        with pytest.raises(SystemExit, match="cannot be written"):
-            evaluation.main(line)
-
-
-@pytest.mark.parametrize("content", ["{}", "[]", "no JSON", '{"args": {}}', '{"args": []}'])
-def test_a_run_json_that_is_none(content, tmp_path):
-    (tmp_path / "run.json").write_text(content)
-    with pytest.raises(data.DataError, match="run.json cannot be read"):
-        read_record(tmp_path)
-
-
-def test_only_a_full_disk_is_called_one(tmp_path):
-    def broken(file):
-        raise RuntimeError("CUDA error: device-side assert triggered")
-
-    with pytest.raises(RuntimeError, match="device-side"):
-        write_file(tmp_path / "x", broken)
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_gpu_is_one_line_that_names_what_helps(tmp_path, monkeypatch):

@@ -9,52 +9,30 @@ from dataclasses import fields
 
 import pytest
 import torch
-from helpers import KINDS, ROOT, hidden_of, loss_and_gradients, opens_answers, without_cache
+from helpers import KINDS, ROOT, loss_and_gradients
 
-import data
-from mma import Role
+from mma import Role, attention_mask
 from model import MLLM, Config, DecoderBlock, attention, sample
 
 
-def test_mma_lets_the_image_know_the_question_of_its_own_turn_only(model, batch_of, pictures):
-    def image_states(first, later, kind="mma"):
-        turns = [("<image>" + first, "yes"), (later, "no")]
-        batch = batch_of([data.Example([pictures[0]], turns)])
-        return hidden_of(model, batch, kind)[batch["role"] == Role.IMAGE]
-
-    base = image_states("is there a red circle?", "more?")
-    assert (image_states("is there a red square?", "more?") - base).abs().max() > 1e-4
-    later = image_states("is there a red circle?", "how many squares?")
-    torch.testing.assert_close(later, base, rtol=0, atol=1e-12)
-    one, other = (image_states(first, "more?", "causal") for first in ("red?", "are there?"))
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-
-
-def written_out(q, k, v, mask):
-    """attention(q, k, v, mask), its weights written out."""
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~mask, -torch.inf)
-    return scores.softmax(-1) @ v
-
-
-def test_attention_is_the_softmax_of_what_the_mask_allows(model, batch_of, dialogues):
-    """The function, and the seam: each layer calls the one that it is given."""
+def test_attention_is_the_softmax_of_what_the_mask_allows():
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, heads, 9, 8, generator=g).double() for heads in (4, 2, 2))
-    mask = torch.rand(2, 1, 9, 9, generator=g) < 0.5
-    mask |= torch.eye(9, dtype=torch.bool)
-    torch.testing.assert_close(attention(q, k, v, mask), written_out(q, k, v, mask))
-    batch, calls = batch_of(dialogues), []
-    plain = hidden_of(model, batch, "mma")
+    mask = (torch.rand(2, 1, 9, 9, generator=g) < 0.5) | torch.eye(9, dtype=torch.bool)
+    found, (k, v) = attention(q, k, v, mask), (x.repeat_interleave(2, 1) for x in (k, v))
+    scores = (q @ k.mT / 8**0.5).masked_fill(~mask, -torch.inf)
+    torch.testing.assert_close(found, scores.softmax(-1) @ v)
 
-    def recorder(q, k, v, mask):
-        calls.append(mask)
-        return written_out(q, k, v, mask)
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_layer_reads_what_the_rule_allows(model, batch_of, dialogues, kind):
+    """Of rows with several turns; and each calls the attention that it is given."""
+    batch, seen = batch_of(dialogues), []
     for block in model.blocks:
-        block.attention.attend = recorder
-    torch.testing.assert_close(hidden_of(model, batch, "mma"), plain, rtol=0, atol=1e-9)
-    assert len(calls) == len(model.blocks)
+        block.attention.attend = lambda q, k, v, mask: seen.append(mask) or attention(q, k, v, mask)
+    model(**batch, mask=kind)
+    expected = attention_mask(kind, batch["role"], batch["turn"])
+    assert len(seen) == 3 and all(torch.equal(mask, expected) for mask in seen)
 
 
 def test_an_all_ignored_batch_gives_a_finite_loss(model, batch_of, dialogues):
@@ -67,21 +45,35 @@ def test_an_all_ignored_batch_gives_a_finite_loss(model, batch_of, dialogues):
 # --- Generation
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if not opens_answers(k)])
-def test_generation_cached_equals_uncached_equals_one_by_one(model, batch_of, dialogues, kind):
-    model.config.mask = kind
+def without_cache(model, batch, n, eos) -> list[int]:
+    """The greedy answer to a batch of one row, by full forward passes over the growing row."""
+    ids, role, turn = (batch[name] for name in ("ids", "role", "turn"))
+    out = []
+    for _ in range(n):
+        with torch.no_grad():
+            hidden = model(ids, role, batch.get("images"), batch.get("image_index"), turn)
+        out.append(int(model.head(hidden[0, -1]).argmax()))
+        if out[-1] == eos:
+            break
+        ids = torch.cat([ids, torch.tensor([[out[-1]]])], 1)
+        role = torch.cat([role, torch.tensor([[int(Role.ANSWER)]])], 1)
+        turn = torch.cat([turn, turn[:, -1:]], 1)
+    return out
+
+
+def test_generation_in_batches_ends_where_one_by_one_without_a_cache_does(
+    model, batch_of, dialogues
+):
     prompts = [(d, len(d.turns) - 1) for d in dialogues]
     rows = [batch_of([d], upto=t) for d, t in prompts]
     # A token that the model does say: some rows stop early, others do not
-    eos = without_cache(model, rows[0], kind, 6, -1)[3]
-    expected = [without_cache(model, row, kind, 8, eos) for row in rows]
+    eos = without_cache(model, rows[0], 6, -1)[3]
+    expected = [without_cache(model, row, 8, eos) for row in rows]
     assert {len(answer) for answer in expected} != {8} and max(map(len, expected)) > 4
-    alone = [model.generate(**row, eos=eos, max_new_tokens=8)[0] for row in rows]
-    assert alone == expected
     for turn in {t for _, t in prompts}:  # batches of prompts of different lengths
         here = [i for i, (_, t) in enumerate(prompts) if t == turn]
         batch = batch_of([dialogues[i] for i in here], upto=turn)
-        together = model.generate(**batch, eos=eos, max_new_tokens=8)
+        together = model.generate(**batch, eos=[eos, len(model.embed.weight)], max_new_tokens=8)
         assert together == [expected[i] for i in here]
         limits = [3 * k for k in reversed(range(len(here)))]  # each row may have one of its own
         limited = model.generate(**batch, eos=eos, max_new_tokens=limits)

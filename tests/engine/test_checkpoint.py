@@ -4,7 +4,6 @@ loses nothing."""
 import json
 import os
 import pickle
-import random
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, RUN, Crash, at_steps, crash, result_of, same, train_and_crash, weights_of
+from helpers import ROOT, RUN, Crash, at_steps, crash, train_and_crash, weights_of
 
 import eval as evaluation
 import train
@@ -21,8 +20,28 @@ from data import DataError
 from engine import checkpoint
 from engine.checkpoint import write_file
 from engine.run import Run
+from engine.tables import table
 
 pytestmark = pytest.mark.usefixtures("small")
+
+
+def result_of(out):
+    """What must be equal, bit for bit: parameters, metrics.jsonl, the final table."""
+    record = json.loads((out / "run.json").read_text())
+    return weights_of(out), (out / "metrics.jsonl").read_bytes(), table({"run": [record]})
+
+
+def same(a, b) -> bool:
+    equal = all(torch.equal(a[0][name], b[0][name]) for name in b[0])
+    return equal and a[0].keys() == b[0].keys() and a[1:] == b[1:]
+
+
+@pytest.fixture(scope="module")
+def whole(small, tmp_path_factory):
+    """The result of the run that nobody stops."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train.main([*RUN, "--out", str(out)])
+    return result_of(out)
 
 
 def resume(out, *options):
@@ -30,7 +49,7 @@ def resume(out, *options):
 
 
 # Before the first checkpoint, within both stages, right after stage 1
-@pytest.mark.parametrize("step", [1, 2, 3, 5, 6, 8, 10])
+@pytest.mark.parametrize("step", [1, 3, 5, 8])
 def test_a_crash_at_any_step_changes_nothing(whole, tmp_path, step):
     """Torn and later lines of metrics.jsonl are written again."""
     train_and_crash(tmp_path, step)
@@ -117,6 +136,10 @@ def test_the_best_weights_go_back_with_the_checkpoint(tmp_path, monkeypatch, by)
 # --- A file is written whole or not at all
 
 
+def cuda_error(file):
+    raise RuntimeError("CUDA error: device-side assert triggered")  # no full disk
+
+
 @pytest.mark.parametrize("dies", ["save", "fsync", "replace"])
 def test_a_crash_while_a_file_is_written_leaves_the_one_before(tmp_path, monkeypatch, dies):
     (tmp_path / "x").write_bytes(b"before")
@@ -129,6 +152,9 @@ def test_a_crash_while_a_file_is_written_leaves_the_one_before(tmp_path, monkeyp
     assert (tmp_path / "x").read_bytes() == b"before"
     write_file(tmp_path / "x", lambda file: file.write(b"after"))  # over what was left behind
     assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == [("x", b"after")]
+    with pytest.raises(RuntimeError, match="device-side"):
+        write_file(tmp_path / "y", cuda_error)
+    assert not (tmp_path / "y.part").exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -170,37 +196,6 @@ def test_what_is_no_checkpoint_is_named_and_no_code_in_it_is_run(tmp_path):
 
 
 # --- Killed
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_kill_and_resume_storm(tmp_path):
-    """SIGKILL at random moments, while saving too, with a loader's worker: the result is that of
-    the run nobody killed."""
-    options = (
-        "--preset tiny --device cpu --workers 1 --pt-pictures 4 --pictures 4 --questions 2 "
-        "--pt-steps 60 --steps 120 --eval-every 60 --save-every 3 --limit 100 --val-limit 50"
-    ).split()
-    base, r, kills = [sys.executable, "train.py", *options], random.Random(0), 0
-    whole, storm = tmp_path / "whole", tmp_path / "storm"
-    run, file = dict(cwd=ROOT, check=True, capture_output=True), storm / checkpoint.NAME
-    subprocess.run([*base, "--out", str(whole)], **run)
-    stormy = [*base, "--out", str(storm), "--resume"]
-    quiet = dict(cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    saved = lambda: file.stat().st_mtime_ns if file.exists() else 0
-    while kills < 40:
-        process, before, early = subprocess.Popen(stormy, **quiet), saved(), r.random() < 0.25
-        end = time.time() + r.uniform(0, 10)
-        while process.poll() is None and (saved() == before if not early else time.time() < end):
-            time.sleep(0.001)
-        time.sleep(0 if early else r.uniform(0, 0.5))  # it has saved, and goes on, and saves
-        process.kill()
-        if process.wait() != -signal.SIGKILL:
-            break
-        kills += 1
-    subprocess.run(stormy, **run)
-    assert kills >= 5  # how many fit depends on the machine
-    assert same(result_of(storm), result_of(whole))
 
 
 @pytest.mark.slow

@@ -23,24 +23,13 @@ RUN = (
     "--pt-steps 4 --steps 6 --eval-every 100 --save-every 2 --limit 21 --val-limit 10"
 ).split()
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-TWO = [*TORCHRUN, "--nproc_per_node=2", "train.py", *RUN]
-QUIET = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 PLACE = dict(cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def finished(command, out=()):
-    done = subprocess.run(
-        [*command, *map(str, out)], **PLACE, capture_output=True, text=True, timeout=300
-    )
+def finished(command):
+    done = subprocess.run(command, **PLACE, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def when_saved(job, out):
-    """Wait for its first checkpoint."""
-    while not (out / checkpoint.NAME).exists():
-        assert job.poll() is None
-        time.sleep(0.01)
 
 
 def result(out):
@@ -114,32 +103,36 @@ def test_two_processes_are_one_with_the_whole_model_and_with_parts_of_it(
     assert all(set(some) == {1, 2} for some in turns)  # answers of unequal shares are put together
 
 
+def interrupted(out, *options) -> dict:
+    """The checkpoint of two processes that are stopped, as a terminal does, after their first."""
+    where = dict(PLACE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [*TORCHRUN, "--nproc_per_node=2", "train.py", *RUN, *options, "--out", str(out)]
+    job = subprocess.Popen(command, **where, start_new_session=True)
+    while not (out / checkpoint.NAME).exists():
+        assert job.poll() is None
+        time.sleep(0.01)
+    os.killpg(job.pid, signal.SIGINT)
+    assert job.wait(timeout=120) != 0
+    return torch.load(out / checkpoint.NAME, weights_only=True)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_parts_of_a_model_go_on_with_another_number_of_processes(one, tmp_path):
-    command = [*TWO, "--fsdp", "--out", str(tmp_path)]
-    job = subprocess.Popen(command, **PLACE, **QUIET, start_new_session=True)
-    when_saved(job, tmp_path)
-    os.killpg(job.pid, signal.SIGINT)
-    assert job.wait(timeout=120) != 0
-    saved = torch.load(tmp_path / checkpoint.NAME, weights_only=True)["model"]
+    saved = interrupted(tmp_path, "--fsdp")["model"]
     assert {name: x.shape for name, x in saved.items()} == {n: x.shape for n, x in one[0].items()}
     with pytest.raises(SystemExit, match="--fsdp is False and was True"):
         train.main([*RUN, "--out", str(tmp_path), "--resume"])
     three = [*TORCHRUN, "--nproc_per_node=3", "train.py", *RUN, "--fsdp"]
-    assert "going on after step" in finished(three, ["--out", tmp_path, "--resume"])
+    assert "going on after step" in finished([*three, "--out", str(tmp_path), "--resume"])
     assert_close(result(tmp_path), one)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_stops_all_at_the_same_step_and_saves(one, tmp_path):
-    options = ["--save-every", "1000", "--out", str(tmp_path)]
-    job = subprocess.Popen([*TWO, *options], **PLACE, **QUIET, start_new_session=True)
-    when_saved(job, tmp_path)  # the end of stage 1
-    os.killpg(job.pid, signal.SIGINT)  # as a terminal does
-    assert job.wait(timeout=120) != 0
-    state = torch.load(tmp_path / checkpoint.NAME, weights_only=True)
+    options = ["--save-every", "1000"]  # the first checkpoint is the end of stage 1
+    state = interrupted(tmp_path, *options)
     assert state["stage"] == "sft" and 1 <= state["step"] <= 6
-    train.main([*RUN, *options, "--resume"])
+    train.main([*RUN, *options, "--out", str(tmp_path), "--resume"])
     assert_close(result(tmp_path), one)

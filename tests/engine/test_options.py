@@ -1,14 +1,12 @@
 """The command line: what fills it up, and where each setting comes from."""
 
 import json
-import re
 
 import pytest
 from helpers import TINY
 
 import train
 from engine.options import PRESETS, RECIPES, arguments
-from engine.plan import settings_table
 
 
 def test_what_is_left_open_comes_from_the_preset_and_the_recipe_of_the_data():
@@ -26,47 +24,36 @@ def test_what_is_left_open_comes_from_the_preset_and_the_recipe_of_the_data():
     assert arguments(["--optimizer", "adamw", "--lr", "0.5"]).lr == 0.5
 
 
-def settings_in(printed: str) -> dict:
-    """Name -> (where it comes from, value), of the settings table in what was printed."""
-    found, words, last = {}, {}, ""
-    rows = r"^(you|recipe|preset|variant|default|) {2,}(.*)$"
-    for origin, some in re.findall(rows, printed, re.MULTILINE):
-        last = origin or last
-        words[last] = f"{words.get(last, '')}{some} "
-    for origin, some in words.items():
-        for setting in some.split(", "):
-            name, _, value = setting.strip().partition(" ")
-            found[name] = origin, value
-    return found
-
-
 @pytest.mark.usefixtures("no_drawing")
 def test_each_setting_of_a_run_says_where_it_comes_from(tmp_path, capsys):
     """Also one that is given with the value that it has by default."""
     same = ["--vocab-size", "1024", "--max-tokens", "512", "--mask", "mma", "--questions", "6"]
     few = ["--pt-steps", "1", "--steps", "0", "--limit", "2", "--variant", "leaky-captions"]
     train.main([*TINY, *few, *same, "--out", str(tmp_path / "run")])
-    shown = settings_in(capsys.readouterr().out)
-    expected = {
-        "max_tokens": ("you", "512"), "mask": ("you", "mma"), "questions": ("you", "6"),
-        "steps": ("you", "0"), "workers": ("you", "0"), "variant": ("you", "leaky-captions"),
-        "image_size": ("recipe", "64"), "pt_lr_times": ("recipe", "2"),
-        "n_layer": ("preset", "4"), "lr": ("preset", "0.004"),
-        "pt_mask": ("variant", "leaky"), "allow_leaks": ("variant", "yes"),
-        "seed": ("default", "0"), "freeze": ("default", "encoder"), "accumulate": ("default", "1"),
-        "pt_freeze": ("default", "nothing"), "strict": ("default", "no"),
-    }  # fmt: skip
-    assert {name: shown[name] for name in expected} == expected
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert set(record["origin"]) == set(record["args"])
-    assert {n: o for n, (o, _) in shown.items()}.items() <= record["origin"].items()
+    said = " ".join(capsys.readouterr().out.split())
+    origin = json.loads((tmp_path / "run" / "run.json").read_text())["origin"]
+    end = len(said)
+    for group, settings in {  # in the order that they are printed, from the last
+        "default": ("seed 0", "freeze encoder", "accumulate 1", "pt_freeze nothing", "strict no"),
+        "variant": ("pt_mask leaky", "allow_leaks yes"),
+        "preset": ("n_layer 4", "lr 0.004"),
+        "recipe": ("image_size 64", "pt_lr_times 2"),
+        "you": ("max_tokens 512", "mask mma", "questions 6", "steps 0", "variant leaky-captions"),
+    }.items():
+        begin = said.rindex(f" {group} ", 0, end)
+        shown = [setting.strip() for setting in said[begin + len(group) + 2 : end].split(",")]
+        end = begin
+        for setting in settings:
+            assert any(x.startswith(setting) for x in shown), setting
+            assert origin[setting.split()[0]] == group
 
 
 def test_a_recipe_is_before_the_preset_and_you_are_before_both():
     options = ["--data", "nlvr+world", "--source", "x", "--preset", "tiny", "--pictures", "24"]
-    shown = settings_in(settings_table(arguments(options)))
-    assert shown["lr"] == ("recipe", "0.002") and shown["adam_lr"] == ("preset", "0.002")
-    assert shown["questions"] == ("recipe", "4") and shown["pictures"] == ("you", "24")
-    assert shown["freeze"] == ("recipe", "nothing")
-    shown = settings_in(settings_table(arguments([*options, "--freeze", "embed", "norm"])))
-    assert shown["freeze"] == ("you", "embed norm")
+    for more, expected in (
+        ([], {"lr": ("recipe", 0.002), "adam_lr": ("preset", 0.002), "pictures": ("you", 24),
+              "questions": ("recipe", 4), "freeze": ("recipe", [])}),
+        (["--freeze", "embed", "norm"], {"freeze": ("you", ["embed", "norm"])}),
+    ):  # fmt: skip
+        args = arguments([*options, *more])
+        assert {n: (args.origin[n], getattr(args, n)) for n in expected} == expected

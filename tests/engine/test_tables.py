@@ -1,9 +1,6 @@
 """Tables of runs: which runs stand together, what columns are called, what a cell says."""
 
-import json
-
 import pytest
-from helpers import ROOT
 
 from engine.tables import markdown, parts_of, pool, spread, table
 
@@ -37,16 +34,6 @@ def test_the_mask_heads_a_column_only_where_it_is_all_that_differs(option, value
     again["args"][option] = value
     assert list(pool([a, again])) == ["a", "c"]  # of other data is no other seed
     assert list(pool([a, {**run("c", seed=1), "code": "another"}])) == ["a", "c"]
-
-
-def test_the_published_weights_are_told_apart_by_mask_within_one_world():
-    def labels(*names):
-        files = [(name, ROOT / "weights" / name / "run.json") for name in names]
-        return list(pool([{**json.loads(f.read_text("utf-8")), "run": name} for name, f in files]))
-
-    for world in ("shapes", "nlvr"):
-        assert labels(f"{world}-mma", f"{world}-causal") == ["mma", "causal"]
-    assert labels("shapes-mma", "nlvr-causal") == ["shapes-mma", "nlvr-causal"]
 
 
 def test_pooled_seeds_by_hand():

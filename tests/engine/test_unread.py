@@ -100,29 +100,25 @@ def test_a_run_whose_pictures_are_gone_ends(large, tmp_path, monkeypatch):
 def test_the_fingerprint_is_of_texts_and_of_which_pictures(llava, tokenizer, tmp_path):
     """Where the data lie does not matter, nor what a picture's file holds."""
 
-    def print_of(change=lambda entries: None):
-        folder = shutil.copytree(llava.parent, tmp_path / str(len([*tmp_path.iterdir()])))
-        entries = json.loads(llava.read_text())
-        change(entries)
-        (folder / "data.json").write_text(json.dumps(entries))
-        if change is damaged:
-            cut_short(folder / "4.png")
+    def print_of(name: str, change=lambda one, other: None):
+        folder = shutil.copytree(llava.parent, tmp_path / name)
         source = data.load("llava", folder / "data.json")
+        shown = [group[0] for group in source.splits["train"] if group[0].images]
+        change(*shown[:2])
         source.read_pictures(32)
         return fingerprint(source, tokenizer, [])
 
-    def damaged(entries):
-        pass
+    def swap(one, other):
+        one.images[:], other.images[:] = list(other.images), list(one.images)
 
-    def another_picture(entries):
-        entries[4]["image"] = "6.png"
+    def ask(one, other):
+        one.turns[0] = ("<image>Why?", one.turns[0][1])
 
-    def another_question(entries):
-        entries[4]["conversations"][0]["value"] = "<image>Why?"
-
-    first = print_of()
-    assert print_of() == print_of(damaged) == first
-    assert print_of(another_picture) != first != print_of(another_question)
+    first = print_of("first")
+    assert (
+        print_of("elsewhere") == print_of("damaged", lambda e, _: cut_short(e.images[0])) == first
+    )
+    assert first != print_of("swapped", swap) != print_of("asked", ask) != first
 
 
 def test_what_is_asked_about_it_is_not_answered_and_said(large, tmp_path, capsys):
