@@ -176,9 +176,9 @@ EXPERIMENTS = {
         REAL_RATES, f"{SMOLLM2} --steps 400 --eval-every 200", program="lab.eyes"
     ),
     "eyes_smollm2-rehearsed": Experiment(
-        {"mma": ARMS["mma"]},
+        TWO_ARMS,
         f"{SMOLLM2} --rehearse 4 --precision bfloat16 --pt-pictures 8 --pt-steps 250 --pictures 8 "
-        "--questions 4 --steps 600 --eval-every 150 --limit 1200",
-        **REAL,
+        "--questions 2 --steps 1500 --eval-every 250 --limit 1200",
+        first_seed=FRESH_SEED, **REAL,
     ),
 }  # fmt: skip
