@@ -71,14 +71,11 @@ def test_a_category_may_have_any_name(tmp_path, answer):
     assert got[key] == pytest.approx(1 / 9)
     categories = got[f"{rule}categories"]
     assert {c: x["accuracy"] for c, x in categories.items()} == {c: c == "accuracy" for c in ODD}
-    overall, _, by_category = benchmarks.tables("f", got).partition("\n\n")
-    assert re.search(rf"\| {key} +\| +11.1 % \|", overall)
-    lines = [re.sub(" +", " ", line) for line in by_category.splitlines()]
-    assert lines[0].endswith(f"| {rule}accuracy |")
+    shown = re.sub(" +", " ", benchmarks.tables("f", got))
+    assert f"| {key} | 11.1 % |" in shown
     for name in ODD[1:]:
-        shown = {"": "(none)", "a|b": r"a\|b"}.get(name, name)
-        assert sum(line.startswith(f"| {shown} | 1 |") for line in lines) == 1
-        assert any(line.startswith(f"| {shown} |") and line.endswith(" 0.0 % |") for line in lines)
+        name = {"": "(none)", "a|b": r"a\|b"}.get(name, name)
+        assert len(re.findall(rf"\n\| {re.escape(name)} \| 1 \|.* 0\.0 % \|\n", shown + "\n")) == 1
 
 
 def test_a_row_without_options_is_an_open_question(choice, tmp_path):
@@ -141,23 +138,16 @@ def test_short_answers(tmp_path):
 def test_a_run_is_scored_and_says_how(choice, tmp_path, capsys):
     benchmarks.main([RUN, str(choice), "--json", str(tmp_path / "out.json"), "--device", "cpu"])
     out, record = capsys.readouterr().out, json.loads((tmp_path / "out.json").read_text())
-    shown = (
-        "strict: accuracy",
-        "greedy, at most 16 tokens",
-        "<image>Look well.",
-        "parse rule: strict",
-    )
-    assert all(text in out for text in shown)
+    for text in ("strict: accuracy", "at most 16 tokens", "<image>Look well.", "rule: strict"):
+        assert text in out
     assert record["scores"] == score(read(choice), [a["given"] for a in record["answers"]])
     assert len(record["answers"]) == 4
-    with pytest.raises(SystemExit, match="No such file"):
-        benchmarks.main([RUN, str(tmp_path / "none.tsv"), "--device", "cpu"])
 
 
-@pytest.mark.parametrize("world", ["sounds", "shapes-text"])
-def test_a_run_that_saw_no_picture_is_refused(choice, tokenizer, tmp_path, world):
+@pytest.mark.parametrize("world,says", [("sounds", "soun"), ("shapes-text", "text")])
+def test_a_run_that_saw_no_picture_is_refused(choice, tokenizer, tmp_path, world, says):
     run = make_run(tmp_path / "run", tokenizer, data=world)
-    with pytest.raises(SystemExit, match=f"run was trained on {world[:4].replace('shap', 'text')}"):
+    with pytest.raises(SystemExit, match=f"run was trained on {says}"):
         benchmarks.main([str(run), str(choice), "--device", "cpu"])
 
 
