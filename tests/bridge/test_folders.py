@@ -153,7 +153,9 @@ def test_shards_and_dtype(vision, saved):
     hidden = model(ids, role, images, torch.tensor([0]))
     assert hidden.dtype == torch.bfloat16 and hidden.isfinite().all()
     next(folder.glob("*.safetensors")).unlink()
-    with pytest.raises(DataError, match="no such file, but model.safetensors.index.json names it"):
+    with pytest.raises(
+        DataError, match="safetensors: not readable as safetensors: .*[Nn]o such file"
+    ):
         load(vision[0], folder)
     (folder / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(DataError, match="index.json: not readable as an index of files"):
