@@ -254,14 +254,14 @@ def write_run(trainer: Trainer, summary: dict, dialogues: Dialogues, args) -> di
     """The model, run.json and metrics.jsonl; checkpoints go. Returns the record of run.json."""
     trainer.model.save_pretrained(args.out)
     dialogues.processor.save_pretrained(args.out)
-    text = ""
+    lines = ""
     for line in trainer.state.log_history:
         measured = {"loss": line["loss"]} if "loss" in line else {}
         if "eval_loss" in line:
             measured["val"] = {"accuracy": line["eval_accuracy"], "loss": line["eval_loss"]}
         if measured:
-            text += json.dumps({"stage": "sft", "step": line["step"], **measured}) + "\n"
-    write_file(args.out / "metrics.jsonl", text)
+            lines += json.dumps({"stage": "sft", "step": line["step"], **measured}) + "\n"
+    write_file(args.out / "metrics.jsonl", lines)
     used = dict(vars(args))
     record = {
         "run": str(args.out), **summary,
@@ -271,11 +271,12 @@ def write_run(trainer: Trainer, summary: dict, dialogues: Dialogues, args) -> di
         "code": code.fingerprint(args), "torch": torch.__version__,
         "transformers": transformers.__version__,
     }  # fmt: skip
-    write_file(args.out / "run.json", json.dumps(record, indent=1, default=str) + "\n")
+    text = json.dumps(record, indent=1, default=str) + "\n"
+    write_file(args.out / "run.json", text)
     (args.out / BEGUN).unlink(missing_ok=True)
     for folder in args.out.glob("checkpoint-*"):
         shutil.rmtree(folder)
-    return record
+    return json.loads(text)
 
 
 def finetune(args) -> dict:

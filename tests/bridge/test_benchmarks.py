@@ -94,6 +94,11 @@ def test_a_row_without_options_is_an_open_question(choice, tmp_path):
     assert "(4 questions); right if equal to any" in told["parse rule"]
     assert "the people, each left out" in told["parse rule"]
     assert told["prompt (short)"] == prompt and told["prompt"] != prompt
+    choice.write_text("\n".join([*rows[:5], blank.format("yes")]) + "\n")
+    got = score(
+        read(choice), ["B", "B", "A", "A", "yes"]
+    )  # POPE's measures are of yes and no alone
+    assert got["strict: accuracy"] == 0.8 and "strict: precision" not in got
 
 
 @pytest.mark.parametrize("name", ["image_path", "question_id"])
