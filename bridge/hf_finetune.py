@@ -249,37 +249,33 @@ def trainer_of(model, dialogues: Dialogues, source, args, began: float) -> Train
     )  # fmt: skip
 
 
-def write_text(file: Path, text: str) -> None:
-    write_file(file, lambda opened: opened.write(text.encode()))
-
-
 def write_run(trainer: Trainer, summary: dict, dialogues: Dialogues, args) -> dict:
     """The model, run.json and metrics.jsonl; checkpoints go. Returns the record of run.json."""
     trainer.model.save_pretrained(args.out)
     dialogues.processor.save_pretrained(args.out)
-    text = ""
+    lines = ""
     for line in trainer.state.log_history:
         measured = {"loss": line["loss"]} if "loss" in line else {}
         if "eval_loss" in line:
             measured["val"] = {"accuracy": line["eval_accuracy"], "loss": line["eval_loss"]}
         if measured:
-            text += json.dumps({"stage": "sft", "step": line["step"], **measured}) + "\n"
-    write_text(args.out / "metrics.jsonl", text)
-    used = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    origin = used.pop("origin")
+            lines += json.dumps({"stage": "sft", "step": line["step"], **measured}) + "\n"
+    write_file(args.out / "metrics.jsonl", lines)
+    used = dict(vars(args))
     record = {
         "run": str(args.out), **summary,
         "params": sum(p.numel() for p in trainer.model.parameters()), "mask": args.mask,
-        "seed": args.seed, "origin": origin, "args": used,
+        "seed": args.seed, "origin": used.pop("origin"), "args": used,
         "seconds": trainer.seconds(), "clock": trainer.clock(), "left_out": dialogues.left_out,
         "code": code.fingerprint(args), "torch": torch.__version__,
         "transformers": transformers.__version__,
     }  # fmt: skip
-    write_text(args.out / "run.json", json.dumps(record, indent=1) + "\n")
+    text = json.dumps(record, indent=1, default=str) + "\n"
+    write_file(args.out / "run.json", text)
     (args.out / BEGUN).unlink(missing_ok=True)
     for folder in args.out.glob("checkpoint-*"):
         shutil.rmtree(folder)
-    return record
+    return json.loads(text)
 
 
 def finetune(args) -> dict:
@@ -288,19 +284,16 @@ def finetune(args) -> dict:
     source = open_source(args)
     model, dialogues = prepare(args)
     with hold(args.out):
-        return train_and_score(model, dialogues, source, args, began)
-
-
-def train_and_score(model, dialogues: Dialogues, source, args, began: float) -> dict:
-    trainer = trainer_of(model, dialogues, source, args, began)
-    # Captions have no question that the mask could show to a picture
-    captions = args.stage == "pt"
-    batch = dialogues.batch(trainer.eval_dataset[:8]) if captions else trainer.data_collator([0])
-    batch = {k: x.to(model.device) for k, x in batch.items()}
-    dialogues.left_out.clear()  # the first step is counted when it is trained on
-    with one_line("the first step"):
-        checked = [check_mma(model, batch)]
-    with hold(args.out):
+        trainer = trainer_of(model, dialogues, source, args, began)
+        # Captions have no question that the mask could show to a picture
+        captions = args.stage == "pt"
+        batch = (
+            dialogues.batch(trainer.eval_dataset[:8]) if captions else trainer.data_collator([0])
+        )
+        batch = {k: x.to(model.device) for k, x in batch.items()}
+        dialogues.left_out.clear()  # the first step is counted when it is trained on
+        with one_line("the first step"):
+            checked = [check_mma(model, batch)]
         if args.steps:
             train(trainer, args)
         checked.append(check_mma(model, batch))
@@ -310,7 +303,7 @@ def train_and_score(model, dialogues: Dialogues, source, args, began: float) -> 
 
 
 def train(trainer: Trainer, args) -> None:
-    write_text(args.out / BEGUN, json.dumps(begun_with(args)))
+    write_file(args.out / BEGUN, json.dumps(begun_with(args)))
     last = get_last_checkpoint(args.out) if args.resume else None
     try:
         trainer.train(resume_from_checkpoint=last)

@@ -29,10 +29,6 @@ class Call:
     cut: Tensor
     masks: int = 0  # how many were made of them
 
-    def readable(self) -> Tensor:
-        """bool [B, T]: the questions, if the pictures before them read them."""
-        return (self.role == QUESTION) & opens(self.kind, IMAGE, QUESTION)
-
 
 def opens(kind: str, q: Role, k: Role) -> bool:
     return bool(EXTRA_PAIRS[kind](torch.tensor(q), torch.tensor(k)))
@@ -79,9 +75,9 @@ def roles(kind, ids, attention_mask, position_ids, pictures: list[int], header: 
 
 def check_labels(labels: Tensor | None, call: Call) -> None:
     """ValueError for a label that a picture reads, and so gives away."""
-    if labels is None:
+    if labels is None or not opens(call.kind, IMAGE, QUESTION):
         return
-    if len(bad := (call.readable() & (labels.to(call.role.device) != -100)).nonzero()):
+    if len(bad := ((call.role == QUESTION) & (labels.to(call.role.device) != -100)).nonzero()):
         raise ValueError(
             "row {}, token {}: a picture reads this token, so it cannot have a label ({} such "
             "labels): they are -100 from a picture up to its answer".format(

@@ -71,31 +71,34 @@ def test_a_category_may_have_any_name(tmp_path, answer):
     assert got[key] == pytest.approx(1 / 9)
     categories = got[f"{rule}categories"]
     assert {c: x["accuracy"] for c, x in categories.items()} == {c: c == "accuracy" for c in ODD}
-    overall, _, by_category = benchmarks.tables("f", got).partition("\n\n")
-    assert re.search(rf"\| {key} +\| +11.1 % \|", overall)
-    lines = [re.sub(" +", " ", line) for line in by_category.splitlines()]
-    assert lines[0].endswith(f"| {rule}accuracy |")
+    shown = re.sub(" +", " ", benchmarks.tables("f", got))
+    assert f"| {key} | 11.1 % |" in shown
     for name in ODD[1:]:
-        shown = {"": "(none)", "a|b": r"a\|b"}.get(name, name)
-        assert sum(line.startswith(f"| {shown} | 1 |") for line in lines) == 1
-        assert any(line.startswith(f"| {shown} |") and line.endswith(" 0.0 % |") for line in lines)
+        name = {"": "(none)", "a|b": r"a\|b"}.get(name, name)
+        assert len(re.findall(rf"\n\| {re.escape(name)} \| 1 \|.* 0\.0 % \|\n", shown + "\n")) == 1
 
 
 def test_a_row_without_options_is_an_open_question(choice, tmp_path):
     """As some of MMMU's."""
     rows = choice.read_text().splitlines()
     blank = "5\tHow many?\t\t\t\t{}\tanimal\t1\t"
-    rows += [blank.format(answer) for answer in ("3", "['3.5', '7/2']", "3")]
+    rows += [blank.format(answer) for answer in ("3", "['3.5', '7/2']", "3", ["4"] * 9 + ["5"])]
     choice.write_text("\n".join(rows) + "\n")
     questions = read(choice)
-    assert [q.kind for q in questions] == ["choice"] * 4 + ["short"] * 3
+    assert [q.kind for q in questions] == ["choice"] * 4 + ["short"] * 4
     prompt = questions[4].example.turns[0][0]
     assert prompt.endswith("How many?\nAnswer the question using a single word or phrase.")
-    got = score(questions, ["B", "B", "A", "A", "three", "7/2", "4"])
-    assert got["strict: accuracy"] == got["lenient: accuracy"] == 5 / 7
+    got = score(questions, ["B", "B", "A", "A", "three", "7/2", "4", "5"])
+    assert got["strict: accuracy"] == got["lenient: accuracy"] == pytest.approx((5 + 0.3) / 8)
     told = benchmarks.how(questions, 16)
     assert "(4 questions); right if equal to any" in told["parse rule"]
+    assert "the people, each left out" in told["parse rule"]
     assert told["prompt (short)"] == prompt and told["prompt"] != prompt
+    choice.write_text("\n".join([*rows[:5], blank.format("yes")]) + "\n")
+    got = score(
+        read(choice), ["B", "B", "A", "A", "yes"]
+    )  # POPE's measures are of yes and no alone
+    assert got["strict: accuracy"] == 0.8 and "strict: precision" not in got
 
 
 @pytest.mark.parametrize("name", ["image_path", "question_id"])
@@ -125,39 +128,19 @@ def test_yes_or_no_is_asked_for_once(tmp_path):
     assert mme.example.turns == [(f"<image>{asks}", "Yes")]
 
 
-def test_short_answers(tmp_path):
-    people = str(["red"] * 2 + ["pink"] * 8)
-    rows = [{"index": 1, "answer": people}, {"index": 2, "answer": "2"}]
-    rows = [{**row, "question": "Which?", "image": picture("red")} for row in rows]
-    questions = read(tsv(tmp_path / "vqa.tsv", rows))
-    assert [q.answers for q in questions] == [["red"] * 2 + ["pink"] * 8, ["2"]]
-    # one of the red ones left out: 1 of 3; a pink one: 2 of 3
-    got = score(questions, ["red", "3"])
-    assert got["soft accuracy"] == pytest.approx((2 / 3 + 8 * 2 / 3) / 10 / 2)
-    told = benchmarks.how(questions, 16)["parse rule"]
-    assert "people, each left out" in told and "any of the accepted answers" in told
-
-
 def test_a_run_is_scored_and_says_how(choice, tmp_path, capsys):
     benchmarks.main([RUN, str(choice), "--json", str(tmp_path / "out.json"), "--device", "cpu"])
     out, record = capsys.readouterr().out, json.loads((tmp_path / "out.json").read_text())
-    shown = (
-        "strict: accuracy",
-        "greedy, at most 16 tokens",
-        "<image>Look well.",
-        "parse rule: strict",
-    )
-    assert all(text in out for text in shown)
+    for text in ("strict: accuracy", "at most 16 tokens", "<image>Look well.", "rule: strict"):
+        assert text in out
     assert record["scores"] == score(read(choice), [a["given"] for a in record["answers"]])
     assert len(record["answers"]) == 4
-    with pytest.raises(SystemExit, match="No such file"):
-        benchmarks.main([RUN, str(tmp_path / "none.tsv"), "--device", "cpu"])
 
 
-@pytest.mark.parametrize("world", ["sounds", "shapes-text"])
-def test_a_run_that_saw_no_picture_is_refused(choice, tokenizer, tmp_path, world):
+@pytest.mark.parametrize("world,says", [("sounds", "soun"), ("shapes-text", "text")])
+def test_a_run_that_saw_no_picture_is_refused(choice, tokenizer, tmp_path, world, says):
     run = make_run(tmp_path / "run", tokenizer, data=world)
-    with pytest.raises(SystemExit, match=f"run was trained on {world[:4].replace('shap', 'text')}"):
+    with pytest.raises(SystemExit, match=f"run was trained on {says}"):
         benchmarks.main([str(run), str(choice), "--device", "cpu"])
 
 

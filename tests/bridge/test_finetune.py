@@ -36,34 +36,39 @@ def command(chat, vision, llava) -> list[str]:
 
 
 def test_a_run_starts_from_pretrained_weights_and_is_opened_by_eval_and_benchmarks(
-    command, chat, vision, tmp_path, capsys
+    command, chat, vision, tmp_path, monkeypatch, capsys
 ):
-    vocab_size = len(read_tokenizer(chat))
+    """Stage 1 moves the projector alone, stage 2 all but the encoder, at rates of --schedule."""
+    seen, vocab_size = [], len(read_tokenizer(chat))
+    monkeypatch.setitem(finetune.SCHEDULES, "cosine", lambda *at: seen.append(at) or 0.5)
     start = load(vision[0], chat, pool=2, vocab_size=vocab_size)
     new_token, others = start.embed.weight[-1], start.embed.weight[:-1]
     torch.testing.assert_close(new_token, others.mean(0))
 
-    def changed(name, *steps) -> set:
-        finetune.main([*command, *steps, "--out", str(tmp_path / name)])
-        after = weights_of(tmp_path / name)
+    def changed(steps: int, *more) -> set:
+        out = tmp_path / f"{steps}{len(more)}"
+        line = [*command, "--pt-steps", "1", "--steps", str(steps), *more, "--out", str(out)]
+        finetune.main(line)
+        after = weights_of(out)
         parts = start.named_parameters()
         return {n.split(".")[0] for n, p in parts if not torch.equal(p, after[n])}
 
-    assert changed("pt", "--pt-steps", "1", "--steps", "0") == {"projector"}
+    assert changed(0) == {"projector"} and not seen
     all_but_encoder = {"projector", "blocks", "embed", "unembed", "norm"}
-    assert changed("both", "--pt-steps", "1", "--steps", "1") >= all_but_encoder
-    frozen = ["--pt-freeze", "encoder", "projector"]
-    assert "encoder" not in changed("again", "--pt-steps", "1", "--steps", "1", *frozen)
-    record = json.loads((tmp_path / "both" / "run.json").read_text())["args"]
+    assert changed(2, "--schedule", "cosine") >= all_but_encoder
+    assert list(dict.fromkeys(seen)) == [(0, 1), (0, 2), (1, 2)]
+    assert "encoder" not in changed(1, "--pt-freeze", "encoder", "projector")
+    out = tmp_path / "22"
+    record = json.loads((out / "run.json").read_text())["args"]
     sizes = [record[name] for name in ("n_layer", "image_size", "patch_size", "vocab_size", "pool")]
     assert sizes == [3, 33, 8, vocab_size, 2]  # those of the folders, not of the preset
     capsys.readouterr()
-    evaluation.main([str(tmp_path / "both"), "--device", "cpu", "--limit", "2"])
+    evaluation.main([str(out), "--device", "cpu", "--limit", "2"])
     assert "overall" in capsys.readouterr().out
     Image.new("RGB", (20, 20), "red").save(tmp_path / "a.png")
     line = {"image": "a.png", "text": "Is it red?", "label": "yes"}
     (tmp_path / "pope.json").write_text(json.dumps(line))
-    benchmarks.main([str(tmp_path / "both"), str(tmp_path / "pope.json"), "--device", "cpu"])
+    benchmarks.main([str(out), str(tmp_path / "pope.json"), "--device", "cpu"])
     assert "strict: accuracy" in capsys.readouterr().out
 
 
@@ -82,9 +87,8 @@ def test_a_stopped_run_goes_on(command, tmp_path):
 
 def test_a_tied_decoder_has_no_head_to_freeze(chat, vision, llava, tmp_path):
     """The default of --pt-freeze names parts that exist."""
-    folder = shutil.copytree(
-        chat, tmp_path / "tied", ignore=shutil.ignore_patterns("*.safetensors")
-    )
+    folder = shutil.copytree(chat, tmp_path / "tied")
+    (folder / "model.safetensors").unlink()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
     args = finetune.options([*folders(folder, vision, llava), *TINY])
@@ -128,13 +132,10 @@ def test_the_papers_settings(chat, vision):
     )  # fmt: skip
     assert args.pt_freeze == finetune.PT_FREEZE and args.freeze == ["encoder"]
     model = load(vision[0], chat, pool=4)
-    groups = {
-        stage: [o.param_groups[0] for o in make_optimizers(model, args, stage)]
-        for stage in ("pt", "sft")
-    }
-    assert [group["lr"] for group in groups["pt"]] == [2e-5, 1e-3]
-    projector = groups["sft"][1]
-    assert projector["lr"] == 2e-5 and len(projector["params"]) == 4
+    for stage, rates in (("pt", [2e-5, 1e-3]), ("sft", [2e-5, 2e-5])):
+        groups = [o.param_groups[0] for o in make_optimizers(model, args, stage)]
+        assert [group["lr"] for group in groups] == rates
+        assert len(groups[1]["params"]) == 4  # the projector's
     cosine = finetune.SCHEDULES[args.schedule]
     assert cosine(149, 50_000) == pytest.approx(1, abs=1e-4) and cosine(0, 50_000) < 0.01
     assert cosine(49_999, 50_000) == pytest.approx(0.05, abs=1e-4)
@@ -143,26 +144,14 @@ def test_the_papers_settings(chat, vision):
     assert other.pt_freeze == []
 
 
-def test_the_schedule_is_the_one_that_is_asked_for(command, tmp_path, monkeypatch):
-    seen = []
-
-    def schedule(step, steps):
-        seen.append((step, steps))
-        return 0.5
-
-    monkeypatch.setitem(finetune.SCHEDULES, "cosine", schedule)
-    steps = ["--schedule", "cosine", "--pt-steps", "1", "--steps", "2"]
-    finetune.main([*command, *steps, "--out", str(tmp_path / "run")])
-    assert list(dict.fromkeys(seen)) == [(0, 1), (0, 2), (1, 2)]
-
-
 @pytest.mark.slow
 def test_pretrained_weights_in_parts(chat, vision, llava, tmp_path):
     """Two processes, each with a part of pretrained weights, train what one does; adamw and
     activation checkpointing too."""
-    line = [*folders(chat, vision, llava), *"--pool 2 --device cpu".split()]
-    line += "--workers 0 --pt-pictures 4 --pictures 4 --pt-steps 2 --steps 3".split()
-    line += "--limit 3 --val-limit 3".split()
+    options = (
+        "--pool 2 --device cpu --workers 0 --pt-pictures 4 --pictures 4 --pt-steps 2 --steps 3"
+    )
+    line = [*folders(chat, vision, llava), *f"{options} --limit 3 --val-limit 3".split()]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     for name, start, more in (("one", [], []), ("two", torchrun, ["--fsdp"])):
         command = [*start, "-m", "bridge.finetune", *line, *more, "--out", str(tmp_path / name)]

@@ -3,7 +3,6 @@ compute something else, is one error that names the file and the setting."""
 
 import json
 import shutil
-import sys
 import warnings
 
 import pytest
@@ -23,7 +22,6 @@ LLAMA = dict(
     model_type="llama", vocab_size=90, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
     num_attention_heads=4,
 )  # fmt: skip
-SIGLIP = dict(model_type="siglip_vision_model")
 
 
 def written(folder, config) -> None:
@@ -57,27 +55,24 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.parametrize("change,says", DAMAGED)
-def test_a_setting_that_cannot_be_used_is_named(tmp_path, change, says):
-    written(tmp_path, LLAMA)
-    decoder_sizes(tmp_path)
-    written(tmp_path, {**LLAMA, **change})
-    with pytest.raises(DataError, match=says) as error:
-        decoder_sizes(tmp_path)
-    assert str(error.value).startswith(f"{tmp_path / 'config.json'}: ")
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("change,says", [
+DAMAGED_EYES = [
     ({"hidden_size": "32"}, "'hidden_size'"), ({"hidden_act": "gelu"}, "only 'gelu_pytorch_tanh'"),
     ({"model_type": "siglip2_vision_model"}, "model_type"), ({"num_channels": 1}, "num_channels"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("read,config,change,says", [
+    *((decoder_sizes, LLAMA, *damage) for damage in DAMAGED),
+    *((vision_sizes, dict(model_type="siglip_vision_model"), *damage) for damage in DAMAGED_EYES),
 ])  # fmt: skip
-def test_a_setting_of_an_encoder_that_cannot_be_used_is_named(tmp_path, change, says):
-    written(tmp_path, SIGLIP)
-    vision_sizes(tmp_path)
-    written(tmp_path, {**SIGLIP, **change})
-    with pytest.raises(DataError, match=f"config.json: .*{says}"):
-        vision_sizes(tmp_path)
+def test_a_setting_that_cannot_be_used_is_named(tmp_path, read, config, change, says):
+    written(tmp_path, config)
+    read(tmp_path)
+    written(tmp_path, {**config, **change})
+    with pytest.raises(DataError, match=says) as error:
+        read(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / 'config.json'}: ")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text,says", [("{", "JSON"), (None, "no such file")])
@@ -88,16 +83,6 @@ def test_a_broken_config_is_not_called_a_broken_tokenizer(tmp_path, text, says):
     for read in (vision_sizes, decoder_sizes, read_tokenizer):
         with pytest.raises(DataError, match=f"config.json: .*{says}"):
             read(tmp_path)
-
-
-def test_missing_packages_are_named(vision, saved, monkeypatch):
-    folder, _ = saved("llama")
-    for package in ("safetensors", "transformers"):
-        monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(
-            DataError, match=f"need the package {package}.*: pip install '?{package}"
-        ):
-            load(vision[0], folder)
 
 
 # --- Tensors
@@ -168,7 +153,9 @@ def test_shards_and_dtype(vision, saved):
     hidden = model(ids, role, images, torch.tensor([0]))
     assert hidden.dtype == torch.bfloat16 and hidden.isfinite().all()
     next(folder.glob("*.safetensors")).unlink()
-    with pytest.raises(DataError, match="no such file, but model.safetensors.index.json names it"):
+    with pytest.raises(
+        DataError, match="safetensors: not readable as safetensors: .*[Nn]o such file"
+    ):
         load(vision[0], folder)
     (folder / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(DataError, match="index.json: not readable as an index of files"):
@@ -193,29 +180,23 @@ def test_a_head_of_its_own_is_used_where_the_settings_tie_it(vision, saved):
     with pytest.warns(UserWarning, match="lm_head.weight is not the embedding: it is used"):
         model = load(vision[0], folder, vocab_size=91)
     assert not model.config.tied and len(model.unembed.weight) == 91
+    got, expected = logits(model, ids)[..., :90], type(theirs).from_pretrained(folder)(ids).logits
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     weights = safetensors.load_file(folder / "model.safetensors")
     bare = {name.removeprefix("model."): w for name, w in weights.items()}  # of a decoder alone
     safetensors.save_file(bare, folder / "model.safetensors", {"format": "pt"})
     with pytest.warns(UserWarning, match="lm_head.weight is not the embedding: it is used"):
         assert not load(vision[0], folder).config.tied
-    theirs = type(theirs).from_pretrained(folder)
-    got, expected = logits(model, ids)[..., :90], theirs(ids).logits
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-    assert (got - logits(load(vision[0], saved("tied")[0]), ids)).abs().max() > 1
 
 
-def test_two_copies_of_the_weights(vision, saved):
-    """model.safetensors is the one that transformers reads; in it there may be one."""
+def test_which_file_of_the_weights_is_read(vision, saved):
+    """model.safetensors, as transformers does; in it each tensor may be there once."""
     folder, theirs = saved("llama")
     changed(folder, "consolidated.safetensors", model__norm__weight=(32,))
     assert torch.equal(load(vision[0], folder).norm.weight, theirs.model.norm.weight)
     changed(folder, norm__weight=(32,))
     with pytest.raises(DataError, match="norm.weight .32. is there twice"):
         load(vision[0], folder)
-
-
-def test_damaged_folders_are_named(vision, saved):
-    folder, _ = saved("llama")
     (folder / "model.safetensors").write_bytes(b"no")
     with pytest.raises(DataError, match="model.safetensors: not readable"):
         load(vision[0], folder)

