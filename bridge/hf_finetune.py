@@ -259,7 +259,7 @@ def write_run(trainer: Trainer, summary: dict, dialogues: Dialogues, args) -> di
         if "eval_loss" in line:
             measured["val"] = {"accuracy": line["eval_accuracy"], "loss": line["eval_loss"]}
         if measured:
-            lines += json.dumps({"stage": "sft", "step": line["step"], **measured}) + "\n"
+            lines += json.dumps({"stage": args.stage, "step": line["step"], **measured}) + "\n"
     write_file(args.out / "metrics.jsonl", lines)
     used = dict(vars(args))
     record = {

@@ -109,6 +109,15 @@ def test_a_template_that_ends_no_answer_is_completed(folder):
     assert ids[-1] == dialogues.eos and ids.count(dialogues.eos) == 1
 
 
+def test_two_steps_write_a_run(folder, tmp_path):
+    record = run(folder, tmp_path / "run", "--data", "shapes", "--stage", "pt", "--steps", 2)
+    (line,) = lines_of(tmp_path / "run")
+    assert (line["stage"], line["step"], record["args"]["stage"]) == ("pt", 2, "pt")
+    assert record["n"] == 8 and record["clock"][0][0] == 2 and record["loss"] > 0
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    hf.AutoModelForImageTextToText.from_pretrained(tmp_path / "run")
+
+
 @pytest.mark.slow
 def test_training_learns_answers_and_goes_on(folder, tmp_path, monkeypatch):
     whole = run(folder, tmp_path / "whole", "--data", "shapes", "--steps", 40, "--eval-every", 20)
