@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, RUN, Crash, at_steps, crash, train_and_crash, weights_of
+import torch.nn.functional as F
+from helpers import ROOT, Crash, at_steps, crash, train_and_crash, weights_of
+from helpers import RUN as PLAIN
 
 import eval as evaluation
 import train
@@ -21,8 +23,26 @@ from engine import checkpoint
 from engine.checkpoint import write_file
 from engine.run import Run
 from engine.tables import table
+from engine.wings import VARIANTS, Variant
+from model import MLLM
 
+NOISY = ("--variant", "noisy")
+RUN = [*PLAIN, *NOISY]
 pytestmark = pytest.mark.usefixtures("small")
+
+
+class Noisy(MLLM):
+    """With dropout, as a fork's may be: torch's random generator goes on where it was, too."""
+
+    def head(self, hidden):
+        return super().head(F.dropout(hidden, 0.1, self.training))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def noisy():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VARIANTS, "noisy", Variant("dropout", Noisy))
+        yield
 
 
 def result_of(out):
@@ -37,7 +57,7 @@ def same(a, b) -> bool:
 
 
 @pytest.fixture(scope="module")
-def whole(small, tmp_path_factory):
+def whole(small, noisy, tmp_path_factory):
     """The result of the run that nobody stops."""
     out = tmp_path_factory.mktemp("whole") / "run"
     train.main([*RUN, "--out", str(out)])
@@ -52,7 +72,7 @@ def resume(out, *options):
 @pytest.mark.parametrize("step", [1, 3, 5, 8])
 def test_a_crash_at_any_step_changes_nothing(whole, tmp_path, step):
     """Torn and later lines of metrics.jsonl are written again."""
-    train_and_crash(tmp_path, step)
+    train_and_crash(tmp_path, step, *NOISY)
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"stage": "sft", "st')
     torch.manual_seed(99)
@@ -181,7 +201,7 @@ class Evil:
 
 def test_what_is_no_checkpoint_is_named_and_no_code_in_it_is_run(tmp_path):
     out, trace = tmp_path / "run", tmp_path / "evil-was-here"
-    train_and_crash(out, 8)
+    train_and_crash(out, 8, *NOISY)
     evil = pickle.dumps({"config": {}, "weights": Evil(trace)})
     for content in (b"", evil, {"weights": {}}, []):
         file = out / checkpoint.NAME
