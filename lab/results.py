@@ -198,7 +198,8 @@ def difference(result: dict, runs, claim: str, column: str, said: str, unit: str
     sides = claim.split(" > ")
     values = [values_of(runs, side, column) for side in sides]
     if unit != "points" and any(some.isna().any() for some in values):
-        return {"claim": said, "here": "not clear (a seed never is)"}
+        why = "a seed never is" if unit == "steps" else "a seed has none"
+        return {"claim": said, "here": f"not clear ({why})"}
     values = [some.dropna() for some in values]
     if not all(map(len, values)):
         return {}
