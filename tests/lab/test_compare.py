@@ -58,7 +58,7 @@ def begun(tmp_path):
 
 @pytest.fixture
 def named(monkeypatch):
-    """named(fields of Experiment) puts one in the place of `depth`."""
+    """named(fields of Experiment) puts one by the name of `depth`."""
 
     def named(**fields):
         lines = {"causal": "--mask causal", "mma": "--mask mma"}

@@ -34,11 +34,8 @@ def test_every_line_is_one_of_its_program(name):
 
 
 def test_what_the_experiments_vary():
-    shapes, depth, budget, rates, scenes = (
-        settings_of(name, *SOURCE) for name in ("shapes", "depth", "budget", "rates", "scenes")
-    )
-    same = [depth["mma@4"], budget["mma@1x"], rates["mma@0.004"]]
-    assert same == [shapes["mma"]] * 3
+    shapes, budget, scenes = (settings_of(name, *SOURCE) for name in ("shapes", "budget", "scenes"))
+    assert budget["mma@1x"] == shapes["mma"]
     assert budget["causal@4x"]["steps"] == 4 * shapes["mma"]["steps"]
     assert (scenes["causal@8000"]["scenes"], scenes["causal@8000"]["keep_best"]) == (8000, True)
     equal = ("data", "steps", "pt_steps", "pictures", "questions", "lr", "adam_lr", "preset",
