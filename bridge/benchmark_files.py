@@ -26,6 +26,7 @@ PROMPTS = {
     "short": "{hint}{question}\nAnswer the question using a single word or phrase.",
 }
 POPE = {"question": "text", "answer": "label", "image_path": "image"}  # our column -> its name
+MOST_NAMED = 10  # rows, each naming the one before, on the way to a picture
 LONGEST_INDEX = 64  # characters; an image field that is longer holds a picture
 SEPARATORS = {".tsv": "\t", ".csv": ","}
 
@@ -137,8 +138,13 @@ def inline(where: str, field: str, by_index: dict[str, dict], names: tuple = ())
         name = without_point(text)
         if len(text) > LONGEST_INDEX or name not in by_index:
             pictures.append(decoded(where, text))
-        elif name in names or not (named := by_index[name].get("image", "").strip()):
-            why = "has no picture of its own, or is there more than once"
+        elif (
+            name in names
+            or len(names) == MOST_NAMED
+            or not (named := by_index[name].get("image", "").strip())
+        ):
+            why = "has no picture of its own, is there more than once, or stands behind "
+            why += f"{MOST_NAMED} others"
             raise DataError(f"{where}: its image names row {name}, which {why}")
         else:
             pictures += inline(f"{where}, by way of row {name}", named, by_index, (*names, name))

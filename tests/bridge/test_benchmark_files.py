@@ -82,6 +82,12 @@ def test_damaged_files_are_named(tmp_path, row, says):
         read(tsv(tmp_path / "x.tsv", [row, *more]))
 
 
+def test_a_picture_is_not_looked_for_behind_any_number_of_rows(tmp_path):
+    rows = [{**ROW, "index": k, "image": str(k + 1)} for k in range(2000)]
+    with pytest.raises(DataError, match="row 0, by way .*row 11, which .* behind 10 others"):
+        read(tsv(tmp_path / "x.tsv", [*rows, {**ROW, "index": 2000, "image": SMALL}]))
+
+
 @pytest.mark.parametrize("change,says", [
     ({"label": True}, "line 2: expected an object .* all of them texts, got .*True"),
     ({"image": ["a.jpg"]}, "line 2: expected an object"),
