@@ -1,7 +1,7 @@
 """From pictures and dialogues to batches. One file for each step:
 
     errors.py       what is wrong with the user's data
-    pixels.py       a picture as a tensor, a file or a part of a file -> pixels
+    pixels.py       what a picture may be beside a file: a part of one, a tensor
     pictures.py     the files of pictures
     audio.py        sound, WAV files -> spectrograms, which are pictures
     prompt.py       the prompt format: tokenizer, rows of tokens with roles, batches
@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from data.draws import Wrapped, seed_of
 from data.errors import DataError, reason
 from data.packing import pack
-from data.pixels import Crop, pixels_of
+from data.pixels import Crop
 from data.prompt import (
     ANSWER_TOKEN,
     IMAGE_TOKEN,
@@ -41,6 +41,7 @@ from data.prompt import (
     about_picture,
     collate,
     encode,
+    pixels_of,
     row_or_empty_prompt,
     unusable,
 )

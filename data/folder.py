@@ -8,8 +8,7 @@ from data.draws import drawn_in_epochs, generator_of
 from data.errors import DataError
 from data.files import same_pictures
 from data.pictures import check_head
-from data.pixels import pixels_of
-from data.prompt import IMAGE_TOKEN, Example, Tokenizer, unusable
+from data.prompt import IMAGE_TOKEN, Example, Tokenizer, pixels_of, unusable
 
 READ_FIRST = 8192  # pictures that are read before training; of more it would take minutes
 

@@ -1,4 +1,4 @@
-"""Pixels of a picture, whatever it is given as: a tensor, a file, a file's bytes, a part of a file.
+"""What a picture may be beside a file: a part of one, or a tensor.
 
 Shapes:  size: side of the square picture that the model takes, in pixels
 """
@@ -32,20 +32,6 @@ def picture_key(image: Tensor | Path | bytes | Crop):
     if isinstance(image, Tensor):
         return image.data_ptr(), image.shape, image.stride(), image.dtype
     return image
-
-
-def pixels_of(image: Tensor | Path | bytes | Crop, size: int, where: str) -> Tensor:
-    """uint8 [3, size, size] of one of an example's images; `where` names the example in an
-    error."""
-    try:
-        if isinstance(image, Tensor):
-            return scaled(image, size)
-        from data.pictures import read_picture  # a built-in world has no files
-
-        return read_picture(image, size)
-    except DataError as error:
-        why = f"{where}: {error}" if where else str(error)
-        raise DataError(why, UNREADABLE) from None
 
 
 def scaled(image: Tensor, size: int) -> Tensor:

@@ -18,13 +18,14 @@ import io
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 import sentencepiece
 import torch
 from torch import Tensor
 
 from data.errors import DataError
-from data.pixels import picture_key, pixels_of
+from data.pixels import UNREADABLE, Crop, picture_key, scaled
 from mma import Role
 
 IMAGE_TOKEN = "<image>"  # a picture's placeholder in a message
@@ -218,6 +219,20 @@ def row_or_empty_prompt(row: Row, tokenizer: Tokenizer, image_size: int) -> Row:
         empty.unread = str(error)
         return empty
     return row
+
+
+def pixels_of(image: Tensor | Path | bytes | Crop, size: int, where: str) -> Tensor:
+    """uint8 [3, size, size] of one of an example's images; `where` names the example in an
+    error."""
+    try:
+        if isinstance(image, Tensor):
+            return scaled(image, size)
+        from data.pictures import read_picture  # a built-in world has no files
+
+        return read_picture(image, size)
+    except DataError as error:
+        why = f"{where}: {error}" if where else str(error)
+        raise DataError(why, UNREADABLE) from None
 
 
 def collate(rows: list[Row], pad: int, image_size: int) -> dict[str, Tensor]:
