@@ -165,10 +165,12 @@ def points_of(name: str, arm: str) -> float:
 
 def test_the_numbers_of_the_readme_are_in_the_results():
     words = " ".join(README.split())
-    nlvr = [points_of("nlvr+world", arm) for arm in ARMS]
+    found = {row["claim"]: row for row in result_of("nlvr+world")["differences"]}["mma > causal"]
+    points, low, high, seeds = (found[name] for name in ("difference", "low", "high", "n"))
+    assert seeds == "3"
     for said in (
         f"four times the steps causal catches up**: {points_of('budget', 'causal@4x'):.1f}",
-        f"(NLVR), mma {nlvr[0] - nlvr[1]:.1f} points higher (",
+        f"(NLVR), mma {points:.1f} points higher ({low:.1f} to {high:.1f}; three seeds)",
         f"{points_of('shapes_small', 'causal'):.1f} %, one seed, measured",
     ):
         assert said in words, said

@@ -278,9 +278,8 @@ def hold(out: Path):
         raise DataError(f"--out {out} cannot be written: {error.strerror}") from None
     try:
         first = int(os.environ.get("RANK", 0)) == 0
-        if (
-            first and fcntl
-        ):  # not flock: a loader's worker would hold that on after its parent was killed
+        if first and fcntl:
+            # Not flock: a loader's worker would hold that on after its parent was killed
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         elif first:
             file.seek(2**30)  # beyond what others may want to read
