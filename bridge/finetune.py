@@ -23,25 +23,16 @@ from engine.options import arguments, positive, rate
 from engine.precision import check_device
 from engine.run import check_out, one_line_errors
 
-# The paper's shapes: SigLIP-so400m-384, 27 x 27 patches pooled to 9 x 9, and Phi-3.5-mini. They are
-# what lab/size.py measures; a model that is loaded has the sizes of its folders.
-PAPER = dict(
-    model=dict(
-        encoder_width=1152, encoder_layers=27, encoder_heads=16, encoder_d_ff=4304, pool=3,
-        d_model=3072, n_layer=32, n_head=32, n_kv_head=32, d_ff=8192, tied=False,
-    ),
-    pictures=32, questions=1, checkpointing=True, pool=3,
-)  # fmt: skip
-PAPER_PICTURES = dict(image_size=384, patch_size=14)
-PRESETS = {  # as in engine.options; "own": what holds whatever the data
+# As in engine.options; "own": what holds whatever the data. The sizes are those of the folders; in
+# the paper SigLIP-so400m-384, whose 27 x 27 patches are here pooled to 9 x 9, and Phi-3.5-mini
+PRESETS = {
     "aki": dict(
-        **PAPER, optimizer="adamw", schedule="cosine", lr=0.00002, adam_lr=0.00002,
-        pt_adam_lr=0.001,
-        own=dict(**PAPER_PICTURES, steps=50_000, pt_steps=20_000, pt_pictures=32),
+        model=dict(n_layer=32), pictures=32, questions=1, checkpointing=True, pool=3,
+        optimizer="adamw", schedule="cosine", lr=0.00002, adam_lr=0.00002, pt_adam_lr=0.001,
+        own=dict(
+            image_size=384, patch_size=14, steps=50_000, pt_steps=20_000, pt_pictures=32
+        ),
     ),
-    # For timing alone: Muon is untried at this size, and at 32 rows its Newton-Schulz takes more
-    # FLOPs than the model (289 T against 209 T, lab/size.py). So aki, with AdamW, is first.
-    "paper": dict(**PAPER, lr=0.0005, adam_lr=0.00002, own=PAPER_PICTURES),
 }  # fmt: skip
 OF_THE_FOLDERS = ("n_layer", "image_size", "patch_size", "vocab_size")
 PT_FREEZE = ["encoder", "embed", "blocks", "norm", "unembed"]  # all but the projector

@@ -4,7 +4,6 @@
     python -m lab.bench arms          a training step of every arm of lab/experiments.py
     python -m lab.bench job           `python train.py`: seconds to 80, 95 and 97 % on validation
                                       and to the end
-    python -m lab.bench size          the paper's shapes: parameters, memory, FLOPs
 
 Tables go to runs/results/speed_TOPIC.{json,md}, on a GPU speed_TOPIC_gpu; --publish writes
 docs/results too. The arms of a table take turns within one run, after a warm-up, and their medians
@@ -37,7 +36,7 @@ from engine.options import arguments as arguments_of_train
 from engine.precision import autocast_of, scaler_of
 from engine.run import one_line_errors, read_record
 from engine.tables import spread
-from lab import publish, results, size
+from lab import publish, results
 from lab.experiments import EXPERIMENTS
 from lab.trials import understood
 from mma import ANSWER, IMAGE, QUESTION, TEXT
@@ -229,13 +228,11 @@ def run_job(seed: int) -> dict[str, float | None]:
 
 # --- The command
 
-TOPICS = {"mask": mask, "arms": arms, "job": job, "size": size.size}
+TOPICS = {"mask": mask, "arms": arms, "job": job}
 
 
 def note(topic: str, repeats: int) -> str:
     """The line under a table: the machine, the format of training, how the times were taken."""
-    if topic == "size":
-        return ""
     place = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"
     half = f"training in {USUAL.precision}, answering in float32"
     how = "float32" if USUAL.precision == "float32" else half
@@ -260,7 +257,7 @@ def main(argv=None) -> None:
     with one_line_errors():
         table = TOPICS[args.topic](args)
         record = {"table": table, "note": note(args.topic, args.repeats)}
-        name = f"speed_{args.topic}{'_gpu' * (CUDA and args.topic != 'size')}"
+        name = f"speed_{args.topic}{'_gpu' * CUDA}"
         for folder in [args.results] + [publish.PUBLISHED] * args.publish:
             files = publish.write(folder, name, record)
         print(files[-1].read_text(encoding="utf-8"))

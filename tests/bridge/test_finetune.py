@@ -119,7 +119,7 @@ def test_an_option_of_train_alone_is_refused_and_not_in_the_help(command, capsys
     with pytest.raises(SystemExit):
         finetune.options(["--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert f"{option} " not in said and "tiny, small, aki, paper (default: aki)" in said
+    assert f"{option} " not in said and "tiny, small, aki (default: aki)" in said
 
 
 def test_the_papers_settings(chat, vision):

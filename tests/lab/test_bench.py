@@ -10,7 +10,7 @@ import torch
 
 import train
 from data import DataError
-from lab import bench, publish, size
+from lab import bench, publish
 from lab.experiments import Experiment
 
 ARGS = types.SimpleNamespace(repeats=1, seeds=1)
@@ -82,34 +82,6 @@ def test_every_arm_of_the_comparison_is_timed_under_its_mask(losses, monkeypatch
     _, *rows = bench.arms(ARGS)
     assert rows == [["causal", "1000", "1.00"], ["rave", "2000", "2.00"], ["t", "3000", "3.00"]]
     assert [mask for mask, _ in losses] == ["causal", "mma", "prefix"]
-
-
-def test_the_papers_shapes(monkeypatch):
-    """Counted by hand from the configurations of SigLIP-so400m (without its pooling head) and
-    Phi-3.5-mini."""
-    model = size.paper_model()
-    counts, held = size.parameters(model), size.memory(model, ["encoder"], "muon", 1)
-    assert model.config.n_image_tokens == 81
-    block = 4 * 3072 * 3072 + 3 * 3072 * 8192 + 2 * 3072
-    assert counts["blocks"] == 32 * block
-    assert counts["embed"] == counts["unembed"] == 32_064 * 3072
-    layer = 4 * 1152 * 1152 + 2 * 1152 * 4304
-    assert counts["encoder"] == pytest.approx(27 * layer, rel=0.01)
-    assert held["weights"] * 2**30 == 4 * sum(counts.values())
-    # two for each weight and token, three times where it is trained, and attention's scores
-    tokens, patches = 32 * 262, 32 * 27 * 27
-    decoder = tokens * 32 * (block + 2 * 262 * 3072) + 32 * 120 * counts["unembed"]
-    encoder = patches * 27 * (layer + 2 * 27 * 27 * 1152)
-    passes = size.flops(model, ["encoder"])
-    assert passes == pytest.approx(6 * decoder + 2 * encoder, rel=0.01)
-
-    of = lambda model, frozen: 147e12 if "blocks" in frozen else passes
-    monkeypatch.setattr(size, "flops", of)
-    header, *rows = size.size()
-    assert header == ["32 rows of 262 tokens", *size.ARMS]
-    table = {name: cells for name, *cells in rows}
-    assert table["memory in all, GiB"] == ["51.4", "22.3", "65.0", "11.2"]
-    assert table["model, TFLOP"] == ["209", "147", "209", "209"]
 
 
 # What train.py writes, in its format (tests/test_train.py), without training
