@@ -63,8 +63,7 @@ class Run:
         self.progress, self.began = self.state["progress"], self.began - self.state["seconds"]
         self.processes.say("going on after step {step} of stage {stage}".format(**self.state))
         begun_by = self.progress["code"]
-        changed = {part for part in code_now if code_now[part] not in begun_by.get(part, "")}
-        if changed:
+        if changed := {part for part in code_now if code_now[part] not in begun_by.get(part, "")}:
             self.processes.say("the code has changed since: run.json will name both versions")
             begun_by |= {part: f"{begun_by.get(part, '')}+{code_now[part]}" for part in changed}
 
