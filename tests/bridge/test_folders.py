@@ -102,12 +102,10 @@ EIGHT_BITS = torch.zeros(48, 32).to(torch.float8_e4m3fn)
     ("llama", dict(model__side=(2,)), 'Unexpected key.* "model.side.weight"'),
     ("llama", dict(layers__7__mlp__up_proj=(48, 32)), 'Unexpected key.* "blocks.7.up.weight"'),
     ("llama", dict(model__norm=(33,)), "size mismatch for norm.weight"),
-    ("llama", dict(model__norm=()), "size mismatch for norm.weight"),
     ("llama", dict(embed_tokens=torch.zeros(9, 32, dtype=torch.int8)), "embed.* quantised .*int8"),
     ("llama", dict(layers__0__mlp__up_proj=EIGHT_BITS), "up_proj.* is quantised .*float8_e4m3fn"),
     ("phi3", dict(layers__0__mlp__gate_up_proj=(95, 32)), "gate_up_proj.weight .95, 32. does not"),
     ("phi3", dict(layers__0__mlp__gate_up_proj=()), "gate_up_proj.weight .. does not fit"),
-    ("siglip", dict(layers__0__self_attn__q_proj=(4, 32)), "mismatch .*blocks.0.q.weight"),
     ("siglip", dict(layers__0__self_attn__v_proj=None), 'Missing .*blocks.0.v.weight"'),
     ("siglip", dict(embeddings__patch_embedding=()), "mismatch for encoder.patch.weight"),
 ])  # fmt: skip
@@ -118,19 +116,6 @@ def test_every_tensor_is_accounted_for(vision, saved, tmp_path, kind, change, sa
     with pytest.raises(DataError, match=says) as error:
         load(eyes, folder)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("change,says", [
-    ({"model_type": "qwen2"}, 'Missing .*"blocks.0.attention.q.bias"'),
-    ({"model_type": "qwen3", "head_dim": 8}, 'Missing .*"blocks.0.attention.q.norm.weight"'),
-    ({"head_dim": 16}, "size mismatch for blocks.0.attention.q.weight"),
-])  # fmt: skip
-def test_settings_of_another_model_are_noticed_by_its_tensors(vision, saved, change, says):
-    folder, _ = saved("llama")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(DataError, match=says):
-        load(vision[0], folder)
 
 
 def test_shards_and_dtype(vision, saved):
