@@ -77,6 +77,15 @@ def row(letters: str, turns: str | None = None):
     return role, None if turns is None else torch.tensor([[int(c) for c in turns]])
 
 
+def reach(mask, hops: int):
+    """bool [B, T, T]: what a row knows of a column after so many layers of a mask [B, 1, T, T]."""
+    step = mask[:, 0].float() + torch.eye(mask.shape[-1])
+    found = step
+    for _ in range(hops - 1):
+        found = ((found @ step) > 0).float()
+    return found > 0
+
+
 # --- Data
 
 
