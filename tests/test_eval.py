@@ -5,7 +5,7 @@ import wave
 
 import pytest
 import torch
-from helpers import enlarge
+from helpers import enlarge, evaluated
 from PIL import Image
 
 import data
@@ -58,20 +58,16 @@ def run_eval(line: str, *options) -> None:
 
 
 def test_table_and_json(tmp_path, capsys):
-    file = tmp_path / "r.json"
-    run_eval("mma-0 mma-1 causal-0 --limit 60 --json", file, "--md", tmp_path / "r.md")
+    results = evaluated("mma-0", "mma-1", "causal-0", "--limit", 60, "--md", tmp_path / "r.md")
     printed = capsys.readouterr().out
     assert (tmp_path / "r.md").read_text(encoding="utf-8").strip() in printed
     assert "mma (2 seeds)" in printed and "±" in printed and " causal |" in printed
-    results = json.loads(file.read_text())["runs"]
-    assert [(r["run"], r["mask"]) for r in results] == [
-        ("mma-0", "mma"), ("mma-1", "mma"), ("causal-0", "causal"),
-    ]  # fmt: skip
+    named = [("mma-0", "mma"), ("mma-1", "mma"), ("causal-0", "causal")]
+    assert [(r["run"], r["mask"]) for r in results] == named
     for r in results:
         assert {"accuracy", "unparsed", "params", "seed", "args"} <= set(r)
         assert r["n"] == 60 == sum(f["n"] for f in r["families"].values())
-    run_eval("mma-0 --split val --mask v2v --limit 50 --json", file)
-    (record,) = json.loads(file.read_text())["runs"]
+    (record,) = evaluated("mma-0", "--split", "val", "--mask", "v2v", "--limit", 50)
     asked = {"data": "shapes", "source": None, "split": "val", "limit": 50}
     assert (record["mask"], record["evaluated"]) == ("v2v", asked)
 
@@ -189,9 +185,9 @@ def test_an_answer_is_scored_by_hand(tokenizer, dialogues):
 
 
 def test_a_summary_by_hand():
-    def r(family, correct, unparsed=False):
-        return dict(family=family, correct=correct, unparsed=unparsed, group="")
-
-    s = summarise([r("a", True), r("a", False), r("a", True), r("b", False, True)])
-    families = {"a": {"accuracy": 2 / 3, "n": 3}, "b": {"accuracy": 0.0, "n": 1}}
-    assert s == {"accuracy": 0.5, "n": 4, "unparsed": 1, "families": families}
+    names = ("family", "correct", "unparsed", "group")
+    some = ("a", True, False, "1"), ("a", False, False, "2"), ("a", True, False, "2")
+    assert summarise([dict(zip(names, r)) for r in (*some, ("b", False, True, ""))]) == {
+        "accuracy": 0.5, "n": 4, "unparsed": 1, "consistency": 0.5,
+        "families": {"a": {"accuracy": 2 / 3, "n": 3}, "b": {"accuracy": 0.0, "n": 1}},
+    }  # fmt: skip
