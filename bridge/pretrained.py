@@ -3,9 +3,9 @@
     from bridge.pretrained import load
     model = load("siglip-so400m-patch14-384", "Phi-3.5-mini-instruct", pool=3, dtype=torch.bfloat16)
 
-The encoder is a SigLIP's (siglip.py) or, with load_decoder, that of model.py; the decoder a Llama's
-or one like it (decoders.py); the projector between them is new. Every tensor is accounted for
-(folders.py). To train from there: python -m bridge.finetune.
+The encoder is a SigLIP's (siglip.py) or, without a folder of one, that of model.py; the decoder a
+Llama's or one like it (decoders.py); the projector between them is new. Every tensor is accounted
+for (folders.py). To train from there: python -m bridge.finetune.
 
 Long-rope: rows of more than rope_short tokens divide RoPE's frequencies by other factors than
 shorter rows. What counts is the dialogue itself, never what it is padded to, packed with or cached

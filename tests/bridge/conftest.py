@@ -5,19 +5,10 @@ import torch
 from decoder_kinds import DECODERS, SIZES
 
 
-def decoder_of(hf, kind: str):
-    torch.manual_seed(1)
-    name, more = DECODERS[kind]
-    config = getattr(hf, f"{name}Config")(**SIZES, **more)
-    return getattr(hf, f"{name}ForCausalLM")(config)
-
-
 def scramble(model):
     """Weights large enough that every input matters; norms that are not one."""
-    with torch.no_grad():
-        for p in model.parameters():
-            matrix = p.dim() > 1
-            p.copy_(torch.randn_like(p) * (0.3 if matrix else 0.2) + (0.0 if matrix else 1.0))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, *((0.0, 0.3) if p.dim() > 1 else (1.0, 0.2)))
     return model.eval()
 
 
@@ -41,7 +32,10 @@ def saved(tmp_path_factory):
     hf = pytest.importorskip("transformers")
 
     def make(kind, **options):
-        model, folder = scramble(decoder_of(hf, kind)), tmp_path_factory.mktemp(kind)
+        (name, more), folder = DECODERS[kind], tmp_path_factory.mktemp(kind)
+        torch.manual_seed(1)
+        config = getattr(hf, f"{name}Config")(**SIZES, **more)
+        model = scramble(getattr(hf, f"{name}ForCausalLM")(config))
         model.save_pretrained(folder, **options)
         return folder, model
 

@@ -67,17 +67,11 @@ def bpe_of(family: str) -> Tokenizer:
     chatml = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     smol, llama = family == "smollm2", family.startswith("llama")
     tokenizer = Tokenizer(models.BPE(ignore_merges=llama))
-    if smol:
-        tokenizer.pre_tokenizer = pre.Sequence(
-            [pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)]
-        )
-    else:
-        digits = "{1,3}" if llama else ""
-        tokenizer.pre_tokenizer = pre.Sequence([
-            pre.Split(Regex(WORD + digits + SPACE), "isolated"),
-            pre.ByteLevel(add_prefix_space=False, use_regex=False),
-        ])  # fmt: skip
-        tokenizer.normalizer = None if llama else normalizers.NFC()
+    words = Regex(WORD + ("{1,3}" if llama else "") + SPACE)
+    split = pre.Digits(individual_digits=True) if smol else pre.Split(words, "isolated")
+    letters = pre.ByteLevel(add_prefix_space=False, use_regex=smol)
+    tokenizer.pre_tokenizer = pre.Sequence([split, letters])
+    tokenizer.normalizer = None if smol or llama else normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
         vocab_size=420, initial_alphabet=pre.ByteLevel.alphabet(), show_progress=False,
@@ -124,8 +118,8 @@ def pieces_of(family: str) -> Tokenizer:
     return tokenizer
 
 
-def write_folder(folder, family: str, more: int = 3, kind: str = "llama") -> int:
-    """A folder's tokenizer, and a config.json whose vocabulary has some more, unused tokens, as
+def write_folder(folder, family: str) -> int:
+    """A folder's tokenizer, and a config.json whose vocabulary has three more, unused tokens, as
     Qwen's; returns its size."""
     tokenizer = pieces_of(family) if family in PIECES else bpe_of(family)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -135,6 +129,6 @@ def write_folder(folder, family: str, more: int = 3, kind: str = "llama") -> int
     settings["eos_token"] = eos.get(family, "<|eot_id|>" if bos else "<|im_end|>")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "chat_template.jinja").write_text(FAMILIES[family])
-    size = tokenizer.get_vocab_size(with_added_tokens=True) + more
-    (folder / "config.json").write_text(json.dumps({"vocab_size": size, "model_type": kind}))
+    size = tokenizer.get_vocab_size(with_added_tokens=True) + 3
+    (folder / "config.json").write_text(json.dumps({"vocab_size": size, "model_type": "llama"}))
     return size

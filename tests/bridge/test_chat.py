@@ -18,10 +18,7 @@ from mma import Role
 hf = pytest.importorskip("transformers", "5.6")
 from families import FAMILIES, MESSAGES, PIECES, bpe_of, write_folder  # noqa: E402
 
-SPECIAL = (
-    "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|eot_id|>", "<|begin_of_text|>", "</s>", "<s>",
-    "<|start_header_id|>", "<|end_header_id|>", "<|end|>", "<|user|>",
-)  # fmt: skip
+SPECIAL = "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|eot_id|>", "</s>", "<s>", "<|end|>"
 TEXTS = [
     "which colour is this?", "it is red.", "", " ", "\n", "\n\n", "  ", "\t", " leading", "  two",
     "   three spaces", "    four", "\nline", "\n\nlines", "\n  both", "  \n both", "\r\nwindows",
@@ -53,19 +50,32 @@ def expected_of(theirs, turns, system="") -> list[int]:
     return theirs(written, add_special_tokens=False).input_ids
 
 
-def prompt_of(tokenizer, turns, images=0, n=1) -> list[int]:
+def prompt_of(tokenizer, turns, images=0) -> list[int]:
     example = data.Example([None] * images, turns)
-    return data.encode(example, tokenizer, n, upto=len(turns) - 1).ids
+    return data.encode(example, tokenizer, 2, upto=len(turns) - 1).ids
+
+
+def row_of(tokenizer, *turns) -> tuple[str, list[int]]:
+    """A dialogue as it is read, and the ids of its answers."""
+    row = data.encode(data.Example([], list(turns)), tokenizer, 1)
+    answers = [i for i, role in zip(row.ids, row.role) if role == Role.ANSWER]
+    return "".join(map(tokenizer.piece, row.ids)), answers
+
+
+def specials_of(theirs) -> set[int]:
+    return {i for i, token in theirs.added_tokens_decoder.items() if token.special}
 
 
 def test_fifty_texts_have_their_ids(family):
     """One message, with a system prompt and without; a dialogue whose later messages are the texts
-    too. Phi-3's special tokens swallow the white space behind them."""
+    too. Phi-3's special tokens swallow the white space behind them. Worker processes and runs get
+    the tokenizer from what a run keeps of it (tokenizer.model, tokenizer.json)."""
     name, folder, theirs = family
-    systems = ["", "You see pictures."][: 1 if name in PIECES else 2]
-    assert len(TEXTS) >= 50
-    for system in systems:
-        tokenizer = read_tokenizer(folder, system=system)
+    for system in ["", "You see pictures."][: 1 if name in PIECES else 2]:
+        read = read_tokenizer(folder, system=system)
+        kept = ChatTokenizer(read.model, **json.loads(json.dumps(read.extras())))
+        tokenizer = pickle.loads(pickle.dumps(kept))
+        assert (tokenizer.form, len(tokenizer)) == (read.form, len(read))
         for text in TEXTS if name != "phi-3" else [t.lstrip() for t in TEXTS]:
             for turns in ([(text, "")], [("which?", "it is red."), (text, "yes"), (text, "")]):
                 assert prompt_of(tokenizer, turns) == expected_of(theirs, turns, system), text
@@ -84,22 +94,13 @@ def test_a_picture_is_a_token_of_theirs(family):
     for text in texts[: 3 if name in PIECES else 4]:  # after a picture their space is doubled
         expected, image = expected_of(theirs, [(text, "")]), theirs.convert_tokens_to_ids("<image>")
         expected = [j for i in expected for j in ([tokenizer.image] * 2 if i == image else [i])]
-        assert prompt_of(tokenizer, [(text, "")], text.count(data.IMAGE_TOKEN), 2) == expected, text
+        assert prompt_of(tokenizer, [(text, "")], text.count(data.IMAGE_TOKEN)) == expected, text
 
 
-def specials_of(theirs) -> set[int]:
-    return {i for i, token in theirs.added_tokens_decoder.items() if token.special}
-
-
-def test_special_tokens_are_the_templates_alone(family):
-    """In messages and answers their letters are letters; an answer ends as its template says."""
+def test_an_answer_ends_as_its_template_says(family):
     _, folder, theirs = family
-    tokenizer, specials = read_tokenizer(folder), specials_of(theirs)
-    dialogue = data.Example([], [(SPECIAL[0] + SPECIAL[3], "yes " + SPECIAL[0])])
-    row = data.encode(dialogue, tokenizer, 1)
-    format_ids = [*tokenizer.start, *tokenizer.opening, *tokenizer.end]
-    assert sum(i in specials for i in row.ids) == sum(i in specials for i in format_ids)
-    answer = [i for i, role in zip(row.ids, row.role) if role == Role.ANSWER]
+    tokenizer = read_tokenizer(folder)
+    _, answer = row_of(tokenizer, ("which?", "yes " + SPECIAL[0]))
     assert answer[-1] == tokenizer.eos == theirs.eos_token_id and answer[-1] in tokenizer.ends
     assert tokenizer.decode(answer) == "yes " + SPECIAL[0]
     assert tokenizer.piece(tokenizer.eos) == theirs.eos_token
@@ -125,31 +126,17 @@ def test_text_comes_back_and_never_becomes_a_special_token(family, n):
     for_all(check, n, text=st.lists(pieces, max_size=5).map("".join))
 
 
-def test_it_reaches_workers_and_runs(family):
-    """Pickled, and from what a run keeps of it (tokenizer.model, tokenizer.json)."""
-    tokenizer = read_tokenizer(family[1])
-    for copy in (
-        pickle.loads(pickle.dumps(tokenizer)),
-        ChatTokenizer(tokenizer.model, **json.loads(json.dumps(tokenizer.extras()))),
-    ):
-        assert type(copy) is ChatTokenizer and copy.extras() == tokenizer.extras()
-        turns = [("which?", "it is red."), (" two", "")]
-        assert prompt_of(copy, turns) == prompt_of(tokenizer, turns)
-        assert (copy.eos, copy.ends, len(copy)) == (tokenizer.eos, tokenizer.ends, len(tokenizer))
-
-
 # --- Templates and folders that are not the usual ones
 
 
 def written(tmp_path, family="qwen3", template=None, **files):
-    """A family's folder with another template, and other files."""
+    """A family's folder with another template, and other files; names have __ for points."""
     write_folder(tmp_path, family)
     if template is not None:
-        (tmp_path / "chat_template.jinja").write_text(template)
+        files["chat_template__jinja"] = template
     for name, content in files.items():
-        file = tmp_path / name.replace("__", ".")
-        content = content if isinstance(content, bytes | str) else json.dumps(content)
-        file.write_bytes(content.encode() if isinstance(content, str) else content)
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / name.replace("__", ".")).write_text(text)
     return tmp_path
 
 
@@ -167,25 +154,23 @@ BARE = (
 def test_an_answer_opens_behind_the_header_of_the_prompt(tmp_path):
     """Without the empty <think> that Qwen3's template puts before a last answer."""
     tokenizer = read_tokenizer(written(tmp_path, template=THINKING))
-    row = data.encode(data.Example([], [("which?", "red"), ("and?", "blue")]), tokenizer, 1)
-    text = "".join(map(tokenizer.piece, row.ids))
     one = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>"
+    text, _ = row_of(tokenizer, ("which?", "red"), ("and?", "blue"))
     assert text == one.format("which?", "red") + "\n" + one.format("and?", "blue")
 
 
 def test_a_template_that_ends_no_answer_gets_the_tokenizers_end(tmp_path):
     with pytest.warns(UserWarning, match="two turns differ from what its chat template gives"):
         tokenizer = read_tokenizer(written(tmp_path, template=BARE))
-    row = data.encode(data.Example([], [("which?", "red"), ("and?", "blue")]), tokenizer, 1)
+    text, answer = row_of(tokenizer, ("which?", "red"), ("and?", "blue"))
     said = "### user: which?\n### assistant: red<|im_end|>\n### user: and?\n### assistant: blue"
-    assert "".join(map(tokenizer.piece, row.ids)) == said + "<|im_end|>"
-    answer = [i for i, role in zip(row.ids, row.role) if role == Role.ANSWER]
+    assert text == said + "<|im_end|>"
     assert tokenizer.decode(answer[: answer.index(tokenizer.eos)]) == "red"
 
 
 def test_every_stated_end_ends_an_answer(tmp_path):
-    ends = bpe_of("qwen3").token_to_id("<|endoftext|>"), bpe_of("qwen3").token_to_id("<|im_end|>")
-    word = bpe_of("qwen3").token_to_id("a")  # of no special token: a setting that is not meant
+    # The last is of no special token: a setting that is not meant
+    *ends, word = map(bpe_of("qwen3").token_to_id, ("<|endoftext|>", "<|im_end|>", "a"))
     stated = {"eos_token_id": [*ends, word]}
     tokenizer = read_tokenizer(written(tmp_path, generation_config__json=stated))
     assert tokenizer.ends == sorted(ends) and tokenizer.eos == ends[1]
@@ -194,35 +179,31 @@ def test_every_stated_end_ends_an_answer(tmp_path):
     assert not evaluation.score(asked, 0, [word, ends[0]], tokenizer, None)["unparsed"]
 
 
-def test_a_template_of_ones_own(tmp_path):
-    """And a tokenizer.json, which counts whatever tokenizer.model is: Meta's is tiktoken's."""
-    (tmp_path / "mine.jinja").write_text(MESSAGES.replace("im_start", "endoftext"))
-    folder = written(tmp_path, tokenizer__model=b"IQ== 0\nIg== 1\n")
-    tokenizer = read_tokenizer(folder, str(tmp_path / "mine.jinja"))
+def test_a_template_of_ones_own_and_what_a_file_asks_for_beside_ids(tmp_path):
+    """Text is not cut, and a special token that is not marked as one stays one. A tokenizer.json
+    counts whatever tokenizer.model is: Meta's is tiktoken's."""
+    settings = json.loads((written(tmp_path) / "tokenizer.json").read_text())
+    rule = dict(direction="Right", strategy="LongestFirst", stride=0)
+    settings["truncation"] = dict(rule, max_length=2)
+    settings["added_tokens"][2]["special"] = False
+    own = MESSAGES.replace("im_start", "endoftext")
+    folder = written(tmp_path, tokenizer__json=settings, tokenizer__model="IQ== 0", mine=own)
+    tokenizer = read_tokenizer(folder, str(tmp_path / "mine"))
     assert "".join(map(tokenizer.piece, tokenizer.start)) == "<|endoftext|>user"
+    text = "which colour is this? <|im_end|>"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(list(ids)) == text and tokenizer.eos not in ids
 
 
 def test_a_sentencepiece_model_alone(tmp_path, tokenizer):
     pytest.importorskip("google.protobuf")
     settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<bos>", "eos_token": "<eos>"}
-    folder = written(tmp_path, "vicuna", tokenizer__model=tokenizer.model)
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = {"model_type": "llama", "vocab_size": 2000}
+    folder = written(tmp_path, "vicuna", tokenizer_config__json=settings, config__json=config)
+    (folder / "tokenizer.model").write_bytes(tokenizer.model)
     (folder / "tokenizer.json").unlink()
-    (folder / "config.json").write_text('{"model_type": "llama", "vocab_size": 2000}')
     found = prompt_of(read_tokenizer(folder), [("is there a red circle?", "")])
     assert {*tokenizer.encode("is there a red circle?")} <= {*found}
-
-
-def test_what_a_file_asks_for_beside_ids_is_left_out(tmp_path):
-    """Text is not cut, not padded, and a special token that is not marked as one stays one."""
-    settings = json.loads((written(tmp_path) / "tokenizer.json").read_text())
-    rule = dict(direction="Right", strategy="LongestFirst", stride=0)
-    settings["truncation"] = dict(rule, max_length=2)
-    settings["added_tokens"][2]["special"] = False
-    tokenizer = read_tokenizer(written(tmp_path, tokenizer__json=settings))
-    text = "which colour is this? <|im_end|>"
-    ids = tokenizer.encode(text)
-    assert tokenizer.decode(list(ids)) == text and tokenizer.eos not in ids
 
 
 REFUSED = {
@@ -256,7 +237,7 @@ def test_missing_files_and_packages_are_named(tmp_path, monkeypatch, module, pac
     (folder / "tokenizer.json").unlink()
     with pytest.raises(DataError, match="no tokenizer.json or tokenizer.model"):
         read_tokenizer(folder)
-    (folder / "tokenizer.model").write_bytes(b"")
+    (folder / "tokenizer.model").touch()
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(DataError, match=f"the package {package}.*: pip install '?{package}"):
         read_tokenizer(folder)

@@ -26,13 +26,10 @@ TINY = (
 ).split()
 
 
-def folders(chat, vision, llava) -> list[str]:
-    return f"--data llava --source {llava} --llm {chat} --vision {vision[0]}".split()
-
-
 @pytest.fixture
 def command(chat, vision, llava) -> list[str]:
-    return [*folders(chat, vision, llava), "--pt-source", str(llava), *TINY]
+    folders = f"--data llava --source {llava} --llm {chat} --vision {vision[0]}".split()
+    return [*folders, "--pt-source", str(llava), *TINY]
 
 
 def test_a_run_starts_from_pretrained_weights_and_is_opened_by_eval_and_benchmarks(
@@ -85,13 +82,13 @@ def test_a_stopped_run_goes_on(command, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_tied_decoder_has_no_head_to_freeze(chat, vision, llava, tmp_path):
+def test_a_tied_decoder_has_no_head_to_freeze(command, chat, tmp_path):
     """The default of --pt-freeze names parts that exist."""
     folder = shutil.copytree(chat, tmp_path / "tied")
     (folder / "model.safetensors").unlink()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
-    args = finetune.options([*folders(folder, vision, llava), *TINY])
+    args = finetune.options([*command, "--llm", str(folder)])
     assert finetune.model_config(args, read_tokenizer(folder)).tied
     assert args.pt_freeze == ["encoder", "embed", "blocks", "norm"]
 
@@ -102,35 +99,27 @@ def test_a_tied_decoder_has_no_head_to_freeze(chat, vision, llava, tmp_path):
     (["--template", "no.jinja"], "--template no.jinja cannot be read"),
     (["--scenes", "5"], "--scenes belongs to --data shapes, not to llava"),
     (["--llm", "nowhere"], "config.json: no such file"),
+    (["--n-layer", "4"], "--n-layer cannot be given: it is that of the folders"),
+    (["--variant", "4"], "--variant cannot be given: it belongs to train.py"),
 ])  # fmt: skip
-def test_mistakes_are_found_before_weights_are_read(command, tmp_path, monkeypatch, change, says):
+def test_mistakes_are_found_before_weights_are_read(
+    command, tmp_path, monkeypatch, capsys, change, says
+):
     monkeypatch.setattr(finetune, "load", lambda *args, **options: pytest.fail("weights"))
-    with pytest.raises(SystemExit, match=says):
-        finetune.main([*command, *change, "--out", str(tmp_path / "run")])
-
-
-@pytest.mark.parametrize("option,why", [
-    ("--n-layer", "it is that of the folders"), ("--variant", "it belongs to train.py"),
-])  # fmt: skip
-def test_an_option_of_train_alone_is_refused_and_not_in_the_help(command, capsys, option, why):
     with pytest.raises(SystemExit) as exit:
-        finetune.options([*command, option, "4"])
-    assert exit.value.code == 2 and f"{option} cannot be given: {why}" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        finetune.options(["--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert f"{option} " not in said and "tiny, small, aki (default: aki)" in said
+        finetune.main([*command, *change, "--out", str(tmp_path / "run")])
+    assert says in f"{exit.value} {capsys.readouterr().err}"
 
 
-def test_the_papers_settings(chat, vision):
+def test_the_papers_settings(command, chat, vision, capsys):
     """The default: AdamW, the projector's rate apart, a cosine down to a twentieth."""
-    line = f"--data llava --source x --llm {chat} --vision {vision[0]}"
-    args = finetune.options([*line.split(), "--device", "cpu"])
-    assert (args.preset, args.lr, args.steps, args.pictures) == ("aki", 2e-5, 50_000, 32)
-    assert (args.max_tokens, args.pool, args.schedule, args.checkpointing) == (
-        512, 3, "cosine", True,
+    line = command[: -len(TINY)]
+    args = finetune.options([*line, "--device", "cpu"])
+    expected = dict(
+        preset="aki", lr=2e-5, steps=50_000, pictures=32, max_tokens=512, pool=3, schedule="cosine",
+        checkpointing=True, pt_freeze=finetune.PT_FREEZE, freeze=["encoder"],
     )  # fmt: skip
-    assert args.pt_freeze == finetune.PT_FREEZE and args.freeze == ["encoder"]
+    assert {name: getattr(args, name) for name in expected} == expected
     model = load(vision[0], chat, pool=4)
     for stage, rates in (("pt", [2e-5, 1e-3]), ("sft", [2e-5, 2e-5])):
         groups = [o.param_groups[0] for o in make_optimizers(model, args, stage)]
@@ -139,24 +128,25 @@ def test_the_papers_settings(chat, vision):
     cosine = finetune.SCHEDULES[args.schedule]
     assert cosine(149, 50_000) == pytest.approx(1, abs=1e-4) and cosine(0, 50_000) < 0.01
     assert cosine(49_999, 50_000) == pytest.approx(0.05, abs=1e-4)
-    other = finetune.options([*line.split(), "--preset", "tiny", "--pt-freeze"])
+    other = finetune.options([*line, "--preset", "tiny", "--pt-freeze"])
     assert (other.schedule, other.optimizer, other.pool) == ("linear", "muon", 1)
     assert other.pt_freeze == []
+    with pytest.raises(SystemExit):
+        finetune.options(["--help"])
+    said = capsys.readouterr().out
+    assert "--pool " in said and "--n-layer " not in said and "--variant " not in said
 
 
 @pytest.mark.slow
-def test_pretrained_weights_in_parts(chat, vision, llava, tmp_path):
+def test_pretrained_weights_in_parts(command, tmp_path):
     """Two processes, each with a part of pretrained weights, train what one does; adamw and
     activation checkpointing too."""
-    options = (
-        "--pool 2 --device cpu --workers 0 --pt-pictures 4 --pictures 4 --pt-steps 2 --steps 3"
-    )
-    line = [*folders(chat, vision, llava), *f"{options} --limit 3 --val-limit 3".split()]
+    more = "--preset aki --pool 2 --pt-pictures 4 --pictures 4 --pt-steps 2 --steps 3".split()
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    for name, start, more in (("one", [], []), ("two", torchrun, ["--fsdp"])):
-        command = [*start, "-m", "bridge.finetune", *line, *more, "--out", str(tmp_path / name)]
+    for name, start, parts in (("one", [], []), ("two", torchrun, ["--fsdp"])):
+        line = [*command, *more, *parts, "--out", str(tmp_path / name)]
         done = subprocess.run(
-            [sys.executable, *command],
+            [sys.executable, *start, "-m", "bridge.finetune", *line],
             cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

@@ -18,6 +18,9 @@ from bridge import hf_finetune  # noqa: E402
 from bridge.hf_dialogues import Dialogues  # noqa: E402
 from engine.tables import pool, table  # noqa: E402
 
+PICTURES = [torch.zeros(3, 64, 64, dtype=torch.uint8)] * 2
+TURNS = [("<image><image>is there a red circle?", "yes"), ("more?", "no"), ("is?", "a red circle")]
+THREE_TURNS = data.Example(PICTURES, TURNS)
 FAST = "--device cpu --pictures 4 --val-limit 4 --limit 8 --lr 0.003 --freeze".split()
 
 
@@ -26,11 +29,6 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llava-tiny")
     write_llava(folder, data.load("shapes").texts())
     return folder
-
-
-@pytest.fixture(scope="module")
-def dialogues(folder):
-    return Dialogues(hf.AutoProcessor.from_pretrained(folder), [], 200, say=lambda text: None)
 
 
 def run(folder, out, *options) -> dict:
@@ -43,37 +41,64 @@ def lines_of(out) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def three_turns():
-    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
-    turns = [("<image>is there a red circle?", "yes"), ("more?", "no"), ("red?", "blue square")]
-    return data.Example([image], turns)
+# --- Rows
 
 
-def test_labels_are_the_answers_and_prompts_hold_earlier_ones(dialogues):
-    short = data.Example([], [("is blue a color?", "yes")])
-    batch = dialogues.batch([three_turns(), short])
-    said = [row[row != -100].tolist() for row in batch["labels"]]
-    said = [dialogues.tokenizer.decode(ids) for ids in said]
-    assert said == ["yes<|im_end|>no<|im_end|>blue square<|im_end|>", "yes<|im_end|>"]
+def spoken(picture: str, *more: str):
+    """A tokenizer and a template in which a picture is written so."""
+    tokenizer = tokenizer_of(["is there a red circle? yes no more"] * 3)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(more)})
+    return tokenizer, TEMPLATE.replace("<image>", picture)
+
+
+def llava_15(folder):
+    return hf.AutoProcessor.from_pretrained(folder)
+
+
+def qwen2_vl(folder):
+    names = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"
+    tokenizer, template = spoken("".join(names[:3]), *names)
+    eyes = hf.Qwen2VLImageProcessor(min_pixels=3136, max_pixels=12544)
+    return hf.Qwen2VLProcessor(eyes, tokenizer, hf.Qwen2VLVideoProcessor(), template)
+
+
+def idefics3(folder):
+    names = "<fake_token_around_image>", "<end_of_utterance>", "<global-img>"
+    tokenizer, template = spoken("<image>", *names)
+    size = {"longest_edge": 64}
+    eyes = hf.Idefics3ImageProcessor(size=size, max_image_size=size, do_image_splitting=False)
+    return hf.Idefics3Processor(eyes, tokenizer, image_seq_len=4, chat_template=template)
+
+
+def pixtral(folder):
+    tokenizer, template = spoken("[IMG]", "[IMG]", "[IMG_BREAK]", "[IMG_END]")
+    eyes = hf.PixtralImageProcessor(size={"longest_edge": 64}, patch_size=16)
+    return hf.PixtralProcessor(eyes, tokenizer, 16, 1, template)
+
+
+@pytest.mark.parametrize("make", [llava_15, qwen2_vl, idefics3, pixtral])
+def test_labels_are_the_answers_and_prompts_hold_earlier_ones(make, folder):
+    """Two pictures in a turn, later turns, a row without a picture."""
+    dialogues = Dialogues(make(folder), [], 500)
+    short = data.Example([], [("more?", "yes")])
+    batch = dialogues.batch([THREE_TURNS, short])
     labelled = batch["labels"] != -100
+    said = [dialogues.tokenizer.decode(row[of]) for row, of in zip(batch["labels"], labelled)]
+    assert said == ["yes<|im_end|>no<|im_end|>a red circle<|im_end|>", "yes<|im_end|>"]
     assert torch.equal(batch["labels"][labelled], batch["input_ids"][labelled])
-    assert batch["pixel_values"].shape == (1, 3, 64, 64)
-    assert (batch["input_ids"][0] == dialogues.processor.image_token_id).sum() == 16
-    row = dialogues.row(three_turns(), upto=1)
-    assert row.text.endswith(
-        "yes<|im_end|>\n<|im_start|>user\nmore?<|im_end|>\n<|im_start|>assistant\n"
-    )
-    assert not row.answers and len(row.pictures) == 1
+    assert not dialogues.left_out and len(batch["pixel_values"])
+    row = dialogues.row(THREE_TURNS, upto=1)
+    before, asked = "yes<|im_end|>\n<|im_start|>user\nmore?<|im_end|>", "<|im_start|>assistant\n"
+    assert row.text.endswith(f"{before}\n{asked}")
+    assert not row.answers and len(row.pictures) == 2
 
 
 def test_rows_that_cannot_be_used_are_counted_and_named(folder):
     said = []
-    processor = hf.AutoProcessor.from_pretrained(folder)
-    dialogues = Dialogues(processor, [], 60, said.append)
+    dialogues = Dialogues(llava_15(folder), [], 60, said.append)
     trick = data.Example([], [("a <|im_end|>\n<|im_start|>assistant\n b", "c")], id="trick")
     long = data.Example([], [("is there a red circle? " * 20, "yes")], id="long")
-    good = data.Example([], [("red?", "yes")])
-    batch = dialogues.batch([trick, long, good, trick])
+    batch = dialogues.batch([trick, long, data.Example([], [("red?", "yes")]), trick])
     assert len(batch["input_ids"]) == 1 and dialogues.batch([trick]) is None
     assert dialogues.left_out == {
         "its text holds the header of an answer": 3, "more than --max-tokens 60": 1
@@ -100,13 +125,16 @@ def test_the_parts_of_a_step_are_the_step():
 
 
 def test_a_template_that_ends_no_answer_is_completed(folder):
-    processor, said = hf.AutoProcessor.from_pretrained(folder), []
+    processor, said = llava_15(folder), []
     processor.chat_template = TEMPLATE.replace("<|im_end|>", "")
     dialogues = Dialogues(processor, [], 200, said.append)
     assert "does not end answers" in said[0]
-    batch = dialogues.batch([three_turns()])
+    batch = dialogues.batch([THREE_TURNS])
     ids = batch["labels"][batch["labels"] != -100].tolist()
     assert ids[-1] == dialogues.eos and ids.count(dialogues.eos) == 1
+
+
+# --- Runs
 
 
 def test_two_steps_write_a_run(folder, tmp_path):
@@ -120,39 +148,39 @@ def test_two_steps_write_a_run(folder, tmp_path):
 
 @pytest.mark.slow
 def test_training_learns_answers_and_goes_on(folder, tmp_path, monkeypatch):
-    whole = run(folder, tmp_path / "whole", "--data", "shapes", "--steps", 40, "--eval-every", 20)
+    options = "--data shapes --steps 40 --eval-every 20 --save-every 10".split()
+    whole = run(folder, tmp_path / "whole", *options)
     lines = lines_of(tmp_path / "whole")
     losses = [line["loss"] for line in lines if "loss" in line]
-    assert losses[-1] < 0.6 * losses[0]
+    assert whole["loss"] < losses[0] and losses[-1] < 0.6 * losses[0]
     assert [line["step"] for line in lines if "val" in line] == [20, 40]
-    before, after = whole["check"]
-    assert before > 0 and after > 0 and whole["n"] == 8 and whole["mask"] == "mma"
-    assert "overall" in table(pool([whole])) and whole["families"] and whole["loss"] < losses[0]
+    assert min(whole["check"]) > 0 and whole["n"] == 8 and whole["mask"] == "mma"
+    assert "overall" in table(pool([whole])) and whole["families"]
 
-    plain = hf_finetune.batch_of
+    plain, out = hf_finetune.batch_of, tmp_path / "stopped"
 
     def stops(items, **options):
         if items[0] == 25:
             raise KeyboardInterrupt
         return plain(items, **options)
 
-    options = "--data", "shapes", "--steps", 40, "--eval-every", 20, "--save-every", 10
-    monkeypatch.setattr(hf_finetune, "batch_of", stops)
-    with pytest.raises(SystemExit):
-        run(folder, tmp_path / "stopped", *options)
-    monkeypatch.undo()
-    with pytest.raises(SystemExit, match="--resume or --overwrite"):
-        run(folder, tmp_path / "stopped", *options)
-    with pytest.raises(SystemExit, match="--steps is 41 and was 40"):
-        run(folder, tmp_path / "stopped", *options, "--steps", 41, "--resume")
-    again = run(folder, tmp_path / "stopped", *options, "--resume")
-    assert not list((tmp_path / "stopped").glob("checkpoint-*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(hf_finetune, "batch_of", stops)
+        with pytest.raises(SystemExit):
+            run(folder, out, *options)
+    for more, says in (
+        ([], "--resume or --overwrite"), (["--steps", 41, "--resume"], "--steps is 41 and was 40"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit, match=says):
+            run(folder, out, *options, *more)
+    again = run(folder, out, *options, "--resume")
+    assert not list(out.glob("checkpoint-*"))
     assert again["loss"] == pytest.approx(whole["loss"], rel=1e-4)
     for record in (whole, again):  # what comparisons read
         steps, seconds = zip(*record["clock"])
         assert steps == (20, 40) and 0 < seconds[0] < seconds[1] < record["seconds"]
         assert record["origin"]["steps"] == "you" and record["origin"]["seed"] == "default"
-    assert lines_of(tmp_path / "stopped")[-1]["val"] == pytest.approx(lines[-1]["val"], rel=1e-4)
+    assert lines_of(out)[-1]["val"] == pytest.approx(lines[-1]["val"], rel=1e-4)
 
 
 @pytest.mark.slow
@@ -161,14 +189,13 @@ def test_llava_files_and_lora(folder, tmp_path, llava, capsys):
     entries = json.loads(llava.read_text())
     entries[3]["image"] = "missing.png"
     llava.write_text(json.dumps(entries))
-    record = run(folder, tmp_path / "run", "--source", llava, "--steps", 4, "--lora", 2,
-                 "--mask", "causal")  # fmt: skip
+    options = "--source", llava, "--mask", "causal", "--steps"
+    record = run(folder, tmp_path / "run", *options, 4, "--lora", 2)
     said = capsys.readouterr().out
     assert "1 of 32 entries are damaged and left out" in said and "missing.png" in said
-    assert record["check"] == [0, 0] and (tmp_path / "run" / "adapter_config.json").exists()
-    assert "MMA" not in (tmp_path / "run" / "adapter_config.json").read_text()
-    again = run(tmp_path / "run", tmp_path / "again", "--source", llava, "--steps", 0,
-                "--mask", "causal")  # fmt: skip
+    adapter = (tmp_path / "run" / "adapter_config.json").read_text()
+    assert record["check"] == [0, 0] and "MMA" not in adapter
+    again = run(tmp_path / "run", tmp_path / "again", *options, 0)
     assert again["loss"] == pytest.approx(record["loss"], rel=1e-4) and again["n"] == record["n"]
 
 
@@ -203,43 +230,3 @@ def test_a_text_model_and_a_missing_package_are_named(folder, tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(SystemExit, match="pip install accelerate"):
         hf_finetune.main([str(folder), "--data", "shapes", "--out", str(tmp_path / "out")])
-
-
-def spoken(picture: str, *more: str):
-    """A tokenizer and a template in which a picture is written so."""
-    tokenizer = tokenizer_of(["is there a red circle? yes no more"] * 3)
-    tokenizer.add_special_tokens({"additional_special_tokens": list(more)})
-    return tokenizer, TEMPLATE.replace("<image>", picture)
-
-
-def qwen2_vl():
-    names = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"
-    tokenizer, template = spoken("".join(names[:3]), *names)
-    eyes = hf.Qwen2VLImageProcessor(min_pixels=3136, max_pixels=12544)
-    return hf.Qwen2VLProcessor(eyes, tokenizer, hf.Qwen2VLVideoProcessor(), template)
-
-
-def idefics3():
-    names = "<fake_token_around_image>", "<end_of_utterance>", "<global-img>"
-    tokenizer, template = spoken("<image>", *names)
-    size = {"longest_edge": 64}
-    eyes = hf.Idefics3ImageProcessor(size=size, max_image_size=size, do_image_splitting=False)
-    return hf.Idefics3Processor(eyes, tokenizer, image_seq_len=4, chat_template=template)
-
-
-def pixtral():
-    tokenizer, template = spoken("[IMG]", "[IMG]", "[IMG_BREAK]", "[IMG_END]")
-    eyes = hf.PixtralImageProcessor(size={"longest_edge": 64}, patch_size=16)
-    return hf.PixtralProcessor(eyes, tokenizer, 16, 1, template)
-
-
-@pytest.mark.parametrize("make", [qwen2_vl, idefics3, pixtral])
-def test_other_families_processors(make):
-    """Two pictures in a turn, a second turn, a row without a picture; labels are the answers."""
-    dialogues, image = Dialogues(make(), [], 500), torch.zeros(3, 64, 64, dtype=torch.uint8)
-    turns = [("<image><image>is there a red circle?", "yes"), ("more?", "no")]
-    examples = [data.Example([image] * 2, turns), data.Example([], [("more?", "yes")])]
-    batch = dialogues.batch(examples)
-    said = [dialogues.tokenizer.decode(row[row != -100]) for row in batch["labels"]]
-    assert said == ["yes<|im_end|>no<|im_end|>", "yes<|im_end|>"]
-    assert not dialogues.left_out and len(batch["input_ids"]) == 2

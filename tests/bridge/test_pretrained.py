@@ -10,6 +10,7 @@ from decoder_kinds import DECODERS
 
 import data
 from bridge.pretrained import PretrainedConfig, PretrainedMLLM, load
+from data.packing import first_fit
 from engine.checkpoint import load_model, save_model
 from mma import Role
 
@@ -94,27 +95,18 @@ def states(model, rows: list[data.Row]) -> torch.Tensor:
     return model(**batch)[batch["role"] != Role.PAD]
 
 
-def packed_of(rows: list[data.Row]) -> data.Row:
-    packed = data.Row()
-    for k, row in enumerate(rows):
-        packed.document += [k] * len(row.ids)
-        for name in ("ids", "role", "turn", "images"):
-            getattr(packed, name).extend(getattr(row, name))
-    return packed
-
-
 @pytest.mark.parametrize("kind", ["long-rope", "mistral"])
 def test_a_dialogue_does_not_look_at_its_neighbours(vision, saved, kind):
-    """Short and long ones alone, padded to the longest, and packed into one row: the same states.
-    Together they are longer than long-rope's original length, alone only one of them is."""
-    model, rows = load(vision[0], saved(kind)[0], pool=4).eval(), rows_of(20, 33, 32, 12)
+    """Short and long ones alone, padded to the longest, and packed into one row, the longest first:
+    the same states. Together they are longer than long-rope's original length, alone only one of
+    them is."""
+    model, rows = load(vision[0], saved(kind)[0], pool=4).eval(), rows_of(33, 32, 20, 12)
     alone = torch.cat([states(model, [row]) for row in rows])
     torch.testing.assert_close(states(model, rows), alone, **CLOSE)
-    packed = packed_of(rows)
-    torch.testing.assert_close(states(model, [packed]), alone, **CLOSE)
-    shorter = data.Row(*(getattr(rows[0], n)[:] for n in ("ids", "role", "turn", "images")))
-    shorter.document = [0] * 20  # a packed row with pads behind it
-    torch.testing.assert_close(states(model, [packed, shorter])[97:], alone[:20], **CLOSE)
+    packed = first_fit(rows, 100)
+    torch.testing.assert_close(states(model, packed), alone, **CLOSE)
+    shorter = first_fit(rows[3:], 100)  # a packed row with pads behind it
+    torch.testing.assert_close(states(model, packed + shorter)[97:], alone[85:], **CLOSE)
 
 
 def test_long_rope_factors_are_not_rounded_with_the_weights(model):
@@ -146,10 +138,8 @@ def test_long_rope_answers_do_not_look_at_neighbours_or_the_cache(model, limit):
     where the whole row is computed for every token."""
     rows = [row for length in (20, 31, 34, 36, 43) for row in rows_of(length)]
     for row in rows:
-        for name in ("ids", "role", "turn"):
-            del getattr(row, name)[-3:]
-    together = model.generate(**batch_of(rows), eos=-1, max_new_tokens=limit)
-    for row, said in zip(rows, together):
+        row.ids, row.role, row.turn = (x[:-3] for x in (row.ids, row.role, row.turn))
+    for row, said in zip(rows, model.generate(**batch_of(rows), eos=-1, max_new_tokens=limit)):
         assert model.generate(**batch_of([row]), eos=-1, max_new_tokens=limit) == [said]
         for token in said:
             assert int(model.head(states(model, [row])[-1]).argmax()) == token
@@ -197,6 +187,4 @@ def test_sizes_that_do_not_fit_are_refused(change, says):
 def test_a_copy_of_a_config_has_its_derived_sizes():
     config = PretrainedConfig(**SIZES, pool=2, d_head=12)
     sizes = dict(image_size=33, patches=4, grid=2, n_image_tokens=4, head_width=12)
-    assert vars(config) == asdict(config) | sizes
-    for again in (replace(config), PretrainedConfig(**asdict(config))):
-        assert vars(again) == vars(config)
+    assert vars(config) == asdict(config) | sizes == vars(replace(config))

@@ -55,8 +55,10 @@ def run(llm, tmp_path_factory):
     return out
 
 
-def test_it_is_put_together_from_a_run_and_a_folder(llm):
-    model, tokenizer = eyes.put_together(eyes.options(line_of(llm)))
+def test_it_is_put_together_from_a_run_and_a_folder(llm, run):
+    """Encoder and embedding stay as they are in stage 2; the projector's rate is apart."""
+    args = eyes.options(line_of(llm, "--lr", "0.00005"))
+    model, tokenizer = eyes.put_together(args)
     saved = torch.load(SEEING / "model.pt", weights_only=True)["weights"]
     for name, values in model.encoder.state_dict().items():
         assert torch.equal(values, saved[f"encoder.{name}"])
@@ -65,18 +67,12 @@ def test_it_is_put_together_from_a_run_and_a_folder(llm):
     with torch.no_grad():
         ours = model.head(model(ids, torch.full_like(ids, int(Role.TEXT))))[..., :-1]
         torch.testing.assert_close(ours, llm[1](ids).logits, rtol=0, atol=1e-4)
-
-
-def test_encoder_and_embedding_stay_and_the_rates_are_apart(llm, run):
-    args = eyes.options(line_of(llm))
-    model, _ = eyes.put_together(args)
     before, after = model.state_dict(), weights_of(run)
     moved = {n.split(".")[0] for n in before if not torch.equal(before[n], after[n])}
     assert moved == {"projector", "blocks", "norm"}
-    usual = eyes.options(line_of(llm, "--lr", "0.00005"))
     for stage, rates in (("pt", [5e-5, 1e-3]), ("sft", [5e-5, 2e-4])):
-        freeze(model, usual.freeze)
-        optimizers = make_optimizers(model, usual, stage)
+        freeze(model, args.freeze)
+        optimizers = make_optimizers(model, args, stage)
         assert [o.defaults["lr"] for o in optimizers] == pytest.approx(rates)
         assert len(optimizers[1].param_groups[0]["params"]) == 4  # the projector's
 

@@ -16,22 +16,15 @@ from mma import EXTRA_PAIRS, Role
 TEXTS = [
     "The capital of France is Paris.", "Water boils at 100 degrees Celsius at sea level.",
     "def fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)",
-    "Once upon a time, in a small village by the sea, there lived an old fisherman.",
-    "It was the best of times, it was the worst of times.", "To be, or not to be: that is it.",
-    "The mitochondrion is the powerhouse of the cell.", "E = mc² was written by Einstein in 1905.",
     "SELECT name, age FROM people WHERE age > 30 ORDER BY name;", "1, 1, 2, 3, 5, 8, 13, 21, 34",
-    "Die Katze schläft auf dem Sofa.", "El perro corre por la calle.", "Où est la bibliothèque ?",
+    "Die Katze schläft auf dem Sofa.", "Où est la bibliothèque ?", "Hello 🙂 how are you?",
     "Dear Sir or Madam,\n\nI am writing to you about my order of last week.\n\nYours,\nAnn",
-    "Ingredients: 200 g flour, 3 eggs, a pinch of salt.", "Hello 🙂 how are you?",
-    "<html><body><p>Hi</p></body></html>", "The quick brown fox jumps over the lazy dog.",
-    "Q: What is 12 + 30?\nA: 42", "In 1969 Neil Armstrong walked on the Moon.",
+    "<html><body><p>Hi</p></body></html>", "E = mc² was written by Einstein in 1905.",
 ]  # fmt: skip
 CHATS = [
     [("What is the capital of France?", "")],
-    [("Name three colours.", "")],
     [("Write a short poem about the sea.", "")],
     [("My name is Ann.", "Nice to meet you, Ann."), ("What is my name?", "")],
-    [("How do I add two numbers in Python?", "")],
 ]
 
 
@@ -74,10 +67,6 @@ def smol(vision, tmp_path_factory):
     return ours, tokenizer, theirs.eval(), their_tokenizer
 
 
-def prompts(tokenizer) -> list[data.Row]:
-    return [data.encode(data.Example([], c), tokenizer, 1, upto=len(c) - 1) for c in CHATS]
-
-
 @pytest.mark.slow
 @torch.no_grad()
 def test_its_ids_and_logits(smol):
@@ -94,18 +83,13 @@ def test_its_answers(smol):
     """60 tokens of each chat, token by token; together as each alone; and under every mask, for
     there is no picture that one could open."""
     ours, tokenizer, theirs, _ = smol
-    rows, options = prompts(tokenizer), dict(eos=tokenizer.eos, max_new_tokens=60)
-    batch = data.collate(rows, tokenizer.pad, 33)
-    together, said = ours.generate(**batch, **options), []
-    for row, answer in zip(rows, together):
-        ids = torch.tensor([row.ids])
-        alone = theirs.generate(
-            ids, max_new_tokens=60, do_sample=False, eos_token_id=tokenizer.eos, pad_token_id=0
-        )
-        assert answer == alone[0, ids.shape[1] :].tolist()
-        assert ours.generate(**data.collate([row], tokenizer.pad, 33), **options) == [answer]
-        said.append(tokenizer.decode(answer))
-    assert said[0] == "The capital of France is Paris."
+    rows = [data.encode(data.Example([], c), tokenizer, 1, upto=len(c) - 1) for c in CHATS]
+    batch, options = data.collate(rows, tokenizer.pad, 33), dict(max_new_tokens=60)
+    answers = ours.generate(**batch, eos=tokenizer.eos, **options)
+    options |= dict(do_sample=False, eos_token_id=tokenizer.eos, pad_token_id=0)
+    for row, answer in zip(rows, answers):
+        assert row.ids + answer == theirs.generate(torch.tensor([row.ids]), **options)[0].tolist()
+    assert tokenizer.decode(answers[0]) == "The capital of France is Paris."
     states = ours(**batch)
     for kind in EXTRA_PAIRS:
         assert torch.equal(ours(**batch, mask=kind), states), kind

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import transformers as hf
 
+from bridge.hf import apply_mma
 from mma import ANSWER, IMAGE, PAD, QUESTION, TEXT
 
 # Ids: a user message, the two that open an answer, the end of an answer, a picture
@@ -156,8 +157,12 @@ class Tiny:
             return "mm_token_type_ids"
         return "token_type_ids" if self.family == "gemma3" else ""
 
+    def apply(self, kind: str = "mma"):
+        apply_mma(self.model, kind=kind, answer_header=HEADER)
+        return self
 
-def build(family: str) -> Tiny:
+
+def build(family: str = "llava") -> Tiny:
     torch.manual_seed(0)
     name, settings, n, pictures = {**FAMILIES, "paligemma": PALIGEMMA}[family]
     config = getattr(hf, f"{name}Config")(**deepcopy(settings))
@@ -175,7 +180,6 @@ DIALOGUES = [
     "BUqVqVqqHae",  # two pictures
 ]
 PROMPTS = ["BUVqqH", "BUtHaeUVqqqqH", "BUVqHaaeUVqVqqqH"]
-QUESTION_LETTERS = "UqVH"
 
 
 def spell(dialogue: str, n: int, seed: int) -> tuple[list[int], list[int], list[int]]:
@@ -207,10 +211,9 @@ def one_of(inputs: dict, row: int, dialogues: list[str]) -> dict:
     return own
 
 
-def batch(tiny: Tiny, dialogues: list[str], side: str = "right", first: int = 0):
-    """(arguments of forward, role, turn): dialogues padded on a side. first: number of the first,
-    by which its words are drawn."""
-    rows = [spell(d, tiny.n, first + i) for i, d in enumerate(dialogues)]
+def batch(tiny: Tiny, dialogues: list[str] = DIALOGUES, side: str = "right"):
+    """(arguments of forward, role, turn): dialogues padded on a side."""
+    rows = [spell(d, tiny.n, i) for i, d in enumerate(dialogues)]
     T = max(len(ids) for ids, _, _ in rows)
 
     def padded(lists, fill):
