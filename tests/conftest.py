@@ -15,7 +15,6 @@ from PIL import Image
 import data
 from data.nlvr.world import World
 from data.shapes import Shapes
-from lab import watch
 from model import MLLM, Config
 
 torch.set_num_threads(1)  # for tensors as small as these, threads cost more than they give
@@ -25,12 +24,11 @@ torch.set_num_threads(1)  # for tensors as small as these, threads cost more tha
 def made_once():
     """The texts of the worlds, held-out scenes and a tokenizer of the same text are the same in
     every run: make them once."""
-    plain_texts, plain_heldout = Shapes.texts, Shapes.heldout
-    plain_train = data.Tokenizer.train.__func__
-    texts = functools.cache(lambda: tuple(plain_texts(Shapes())))
+    plain_heldout = Shapes.heldout
     heldout = functools.cache(lambda split: plain_heldout(Shapes(), split))
-    train = functools.cache(plain_train)  # of a class, its texts and a size
+    train = functools.cache(data.Tokenizer.train.__func__)  # of a class, its texts and a size
 
+    @functools.wraps(plain_heldout)
     def some_heldout(self, split, limit=None):
         if self.n_blocks and split == "train":  # scenes of its own
             return plain_heldout(self, split, limit)
@@ -39,15 +37,13 @@ def made_once():
     def train_once(cls, texts, vocab_size):
         return train(cls, tuple(texts), vocab_size)
 
-    plain_sentences = World.texts
-    sentences = functools.cache(lambda: tuple(plain_sentences(World())))
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(World, "texts", lambda self: sentences())
+        for world in (Shapes, World):
+            texts = functools.cache(lambda make=world.texts, world=world: tuple(make(world())))
+            patch.setattr(world, "texts", lambda self, texts=texts: texts())
         # No test cuts the power: a disk that is waited for is most of a small checkpoint's time
         patch.setattr(os, "fsync", lambda file: None)
-        patch.setattr(Shapes, "texts", lambda self: texts())
-        patch.setattr(Shapes, "heldout", functools.wraps(plain_heldout)(some_heldout))
+        patch.setattr(Shapes, "heldout", some_heldout)
         patch.setattr(data.Tokenizer, "train", classmethod(train_once))
         yield
 
@@ -173,8 +169,6 @@ def small(tokenizer):
         patch.setattr(Shapes, "heldout", lambda self, split, limit=None: heldout(self, split, 20))
         patch.setattr(data.Tokenizer, "train", lambda texts, vocab_size: tokenizer)
         without_drawing(patch)
-        # What it draws is looked at elsewhere
-        patch.setattr(watch, "write_curves", lambda path, records: path.write_bytes(b"drawn"))
         yield
 
 

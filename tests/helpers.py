@@ -5,6 +5,7 @@ import functools
 import io
 import itertools
 import json
+import tempfile
 from itertools import permutations
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+import eval as evaluation
 import train
 from data.nlvr import BOXES
 from lab import watch
-from mma import EXTRA_PAIRS, Role
+from mma import EXTRA_PAIRS, IMAGE, QUESTION, TEXT, Role
 
 ROOT = Path(__file__).parent.parent
 KINDS = list(EXTRA_PAIRS)  # a fork may have added to them: see `opens`
@@ -48,14 +50,12 @@ def enlarge(model):
 # written without a look at mma.EXTRA_PAIRS
 OPENS = {
     "causal": lambda a, b: False,
-    "mma": lambda a, b: a == Role.IMAGE and b == Role.QUESTION,
-    "prefix": lambda a, b: {a, b} <= {Role.IMAGE, Role.QUESTION},
-    "v2v": lambda a, b: a == b == Role.IMAGE,
-    "f": lambda a, b: a == Role.IMAGE and b in (Role.IMAGE, Role.QUESTION),
-    "mutual": lambda a, b: (
-        not {a, b} & {Role.PAD, Role.ANSWER} and (a == Role.IMAGE) != (b == Role.IMAGE)
-    ),
-    "leaky": lambda a, b: a == Role.IMAGE and b != Role.IMAGE,
+    "mma": lambda a, b: a == IMAGE and b == QUESTION,
+    "prefix": lambda a, b: {a, b} <= {IMAGE, QUESTION},
+    "v2v": lambda a, b: a == b == IMAGE,
+    "f": lambda a, b: a == IMAGE and b in (IMAGE, QUESTION),
+    "mutual": lambda a, b: (a == IMAGE) != (b == IMAGE) and {a, b} <= {TEXT, IMAGE, QUESTION},
+    "leaky": lambda a, b: a == IMAGE and b != IMAGE,
 }
 
 
@@ -77,6 +77,15 @@ def row(letters: str, turns: str | None = None):
     return role, None if turns is None else torch.tensor([[int(c) for c in turns]])
 
 
+def reach(mask, hops: int):
+    """bool [B, T, T]: what a row knows of a column after so many layers of a mask [B, 1, T, T]."""
+    step = mask[:, 0].float() + torch.eye(mask.shape[-1])
+    found = step
+    for _ in range(hops - 1):
+        found = ((found @ step) > 0).float()
+    return found > 0
+
+
 # --- Data
 
 
@@ -91,19 +100,19 @@ def three_boxes(k: int) -> bytes:
     return out.getvalue()
 
 
-def write_nlvr_split(root, split, identifiers, flat=False, directory=lambda n: n % 20, orders=(0,)):
+def write_nlvr_split(root, split, identifiers, flat=False, orders=(0,)):
     """A split in NLVR's layout: its boxes are red, green, blue in the order K of `orders`; the
     label is true for even m."""
     lines = []
     for n, m in identifiers:
-        folder = root / split / "images" / ("" if flat else str(directory(n)))
+        directory = {} if flat else {"directory": str(n % 20)}
+        folder = root / split / "images" / directory.get("directory", "")
         folder.mkdir(parents=True, exist_ok=True)
         for k in orders:
             (folder / f"{split}-{n}-{m}-{k}.png").write_bytes(three_boxes(k))
-        sentence, label = f"There are {n} Black squares.", ("true", "false")[m % 2]
-        line = {"sentence": sentence, "label": label, "identifier": f"{n}-{m}"}
-        lines.append(line | ({} if flat else {"directory": str(directory(n))}))
-    (root / split / f"{split}.json").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+        line = {"sentence": f"There are {n} Black squares.", "label": ("true", "false")[m % 2]}
+        lines.append(json.dumps({**line, "identifier": f"{n}-{m}", **directory}))
+    (root / split / f"{split}.json").write_text("\n".join(lines) + "\n\n")
 
 
 # --- Runs
@@ -116,6 +125,27 @@ def without_drawing(patch) -> None:
 
 def weights_of(out) -> dict:
     return torch.load(out / "model.pt", weights_only=True)["weights"]
+
+
+def own_data(file) -> list[str]:
+    """The options of a run on the fixture `llava`."""
+    return ["--data", "llava", "--source", str(file), "--image-size", "32"]
+
+
+def train_tiny(out, *options) -> None:
+    train.main([*TINY, *map(str, options), "--out", str(out)])
+
+
+def evaluated(*line) -> list[dict]:
+    """What eval.py writes of runs to --json."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "r.json"
+        evaluation.main([*map(str, line), "--device", "cpu", "--json", str(file)])
+        return json.loads(file.read_text())["runs"]
+
+
+def record_of(out) -> dict:
+    return json.loads((out / "run.json").read_text())
 
 
 def lines_of(out) -> list[dict]:

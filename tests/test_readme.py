@@ -1,4 +1,5 @@
-"""Commands in README and docs parse; the trained models in weights/ answer as they did."""
+"""Commands in README and docs parse; the trained models in weights/ answer as they did; no cell of
+the tour fails."""
 
 import importlib
 import re
@@ -44,11 +45,17 @@ def test_a_command_parses(command, monkeypatch):
 def test_the_trained_models_answer(monkeypatch, capsys):
     """A question on which they differ."""
     monkeypatch.chdir(ROOT)
-    runs, picture = (
-        ["weights/shapes-mma", "weights/shapes-causal"],
-        "weights/shapes-mma/example.png",
-    )
     question = "which is higher up, the blue circle or the blue diamond?"
-    evaluation.main([*runs, "--image", picture, "--question", question, "--device", "cpu"])
-    said = {f"{runs[0]}: blue diamond", f"{runs[1]}: blue circle"}
+    line = "weights/shapes-mma weights/shapes-causal --device cpu --image"
+    evaluation.main([*line.split(), "weights/shapes-mma/example.png", "--question", question])
+    said = {"weights/shapes-mma: blue diamond", "weights/shapes-causal: blue circle"}
     assert said <= set(capsys.readouterr().out.splitlines())
+
+
+@pytest.mark.slow
+def test_the_tour_runs_from_nothing():
+    """Opened where it lies; nbclient raises what a cell raised."""
+    nbformat, nbclient, _ = map(pytest.importorskip, ("nbformat", "nbclient", "ipykernel"))
+    tour = nbformat.read(ROOT / "docs" / "tour.ipynb", as_version=4)
+    where = {"metadata": {"path": ROOT / "docs"}}
+    nbclient.NotebookClient(tour, timeout=600, resources=where).execute()

@@ -4,10 +4,9 @@ held-out answers."""
 import json
 
 import pytest
-from helpers import TINY, lines_of
+from helpers import evaluated, lines_of, own_data, record_of, train_tiny
 
 import data
-import eval as evaluation
 import train
 from data import Row
 from engine import answering
@@ -33,11 +32,9 @@ def test_answers_do_not_depend_on_the_size_of_a_batch(model, tokenizer, dialogue
     expected = answers()
     assert model.training and len(set(expected)) > 3 and [rows for rows, *_ in shapes] == [9]
     assert answers(batch_size=2) == expected and max(shapes)[0] == 2
-
     one = KVCache(model, 1, 1)
-    bytes_a_token = one.k.nbytes + one.v.nbytes
-    for tokens in (1, 100, 150):  # of the cache of a batch
-        monkeypatch.setattr(answering, "CACHE_BYTES", tokens * bytes_a_token)
+    for tokens in (1, 150):  # of the cache of a batch
+        monkeypatch.setattr(answering, "CACHE_BYTES", tokens * (one.k.nbytes + one.v.nbytes))
         assert answers() == expected
         assert all(B == 1 or B * (T + new) <= tokens for B, T, new in shapes)
     assert 1 < max(B for B, *_ in shapes) < 9  # 150 tokens are enough for two rows, or three
@@ -45,30 +42,28 @@ def test_answers_do_not_depend_on_the_size_of_a_batch(model, tokenizer, dialogue
 
 def test_cache_and_masks_of_a_batch_are_bounded_at_the_papers_size():
     """By hand: 32 layers of 32 heads of 96 numbers, keys and values, float32; 180 tokens asked and
-    twice an answer of 120 and 4 tokens. Of 8,000 tokens asked one row's mask takes 61 MiB, and
-    four times that while it is made: 16 of them are 3.8 GiB, of 4."""
-    a_token = 32 * 32 * 96 * 2 * 4
-    batches = list(row_batches([Row(ids=[1] * 180, role=[1] * 180)] * 256, 244, 256, a_token))
-    assert sum(map(len, batches)) == 256
-    assert 256 * 424 * a_token > 75 * 2**30  # what all at once would take
-    assert all(2**31 < len(b) * 424 * a_token <= answering.CACHE_BYTES for b in batches[:-1])
-    batches = list(row_batches([Row(ids=[1] * 8000, role=[1] * 8000)] * 64, 4, 256, 1))
-    assert [len(b) for b in batches] == [16] * 4
+    twice an answer of 120 and 4 tokens: 9.9 rows of 424 tokens in 4 GiB. Of 8,000 tokens asked one
+    row's mask takes 61 MiB, and four times that while it is made: 16 of them are 3.8 GiB."""
+    for rows, tokens, new, a_token, sizes in (
+        (256, 180, 244, 32 * 32 * 96 * 2 * 4, [12] * 21 + [4]), (64, 8000, 4, 1, [16] * 4),
+    ):  # fmt: skip
+        prompts = [Row(ids=[1] * tokens, role=[1] * tokens)] * rows
+        assert [len(some) for some in row_batches(prompts, new, 256, a_token)] == sizes
 
 
 def test_the_loss_of_held_out_answers_is_that_of_a_loop_over_single_rows(
-    model, tokenizer, dialogues, batch_of, losses_in_float64, tmp_path, monkeypatch
+    model, tokenizer, dialogues, batch_of, losses_in_float64, tmp_path
 ):
     """In batches of any size and shared out among processes; without what cannot be read."""
     losses = [model.loss(**batch_of([e])).item() for e in dialogues]
     n = [int((batch_of([e])["role"] == Role.ANSWER).sum()) for e in dialogues]
     expected = sum(loss * tokens for loss, tokens in zip(losses, n)) / sum(n)
     unread = data.Example([tmp_path / "none.png"], [("<image>red?", "yes")])
-    for batch_size in (1, 2, 256):
-        sums = answer_loss(model, tokenizer, [*dialogues, unread], batch_size)
-        assert sums[1] == sum(n) and mean_loss([sums])["loss"] == pytest.approx(expected, abs=1e-9)
-    parts = [answer_loss(model, tokenizer, dialogues[rank::2]) for rank in range(2)]
-    assert mean_loss(parts)["loss"] == pytest.approx(expected, abs=1e-9)
+    for batch_size, processes in ((1, 1), (2, 1), (256, 1), (256, 2)):
+        shares = ([*dialogues, unread][rank::processes] for rank in range(processes))
+        sums = [answer_loss(model, tokenizer, share, batch_size) for share in shares]
+        assert sum(tokens for _, tokens in sums) == sum(n)
+        assert mean_loss(sums) == {"loss": pytest.approx(expected, abs=1e-9)}
     assert mean_loss([answer_loss(model, tokenizer, [unread])]) == {}
 
 
@@ -80,33 +75,24 @@ def test_free_text_is_judged_by_its_loss_and_shown_beside_the_truth(llava, tmp_p
         e["conversations"] = [{"from": "human", "value": "<image>"}] if "image" in e else []
         e["conversations"] += [{"from": "gpt", "value": f"picture number {i} of many"}]
     llava.write_text(json.dumps(entries[:30]))
-    out, source = tmp_path / "run", ["--data", "llava", "--source", str(llava)]
-    options = ["--image-size", "32", "--keep-best", "--out", str(out)]
-    train.main([*TINY, *source, *options])
-    said = capsys.readouterr()
-    looks = [line["val"]["loss"] for line in lines_of(out) if "val" in line]
-    record = json.loads((out / "run.json").read_text())
+    train_tiny(tmp_path / "run", *own_data(llava), "--keep-best")
+    said, record = capsys.readouterr(), record_of(tmp_path / "run")
+    looks = [line["val"]["loss"] for line in lines_of(tmp_path / "run") if "val" in line]
     assert record["kept"]["by"] == "loss" and record["kept"]["val"] == min(looks)
     assert len(looks) == 2 and 0 < record["loss"] < 20
     assert said.out.count(", where the true answer is 'picture number") == 3
     assert f"| token loss  |     {record['loss']:.3f} |" in said.out
     assert "val loss=" in said.err
-    evaluation.main([str(out), "--device", "cpu", "--json", str(tmp_path / "r.json")])
-    again = json.loads((tmp_path / "r.json").read_text())["runs"][0]
-    assert again["loss"] == pytest.approx(record["loss"], abs=1e-5)
+    assert evaluated(tmp_path / "run")[0]["loss"] == pytest.approx(record["loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize("n,shown", [(1, [0]), (2, [0, 1]), (4, [0, 1, 2]), (9, [0, 3, 6])])
 def test_three_answers_are_shown_of_any_number(n, shown):
     results = [{"given": f"{i}{'图' * 80}", "answer": f"{i} is\nshort"} for i in range(n)]
-    truth = "where the true answer is"
-    assert train.beside_true(results) == [
-        f"said '{i}{'图' * 55} ...', {truth} '{i} is short'" for i in shown
-    ]
+    line = f"said '{{0}}{'图' * 55} ...', where the true answer is '{{0}} is short'"
+    assert train.beside_true(results) == [line.format(i) for i in shown]
 
 
-@pytest.mark.parametrize("answers,known,free", [
-    (["a", "b", "c"], None, True), (["a", "b", "c"], {"a"}, False), (["a", "a"], None, False),
-])  # fmt: skip
-def test_answers_are_free_where_most_of_them_differ(answers, known, free):
-    assert are_free(answers, known) == free
+def test_answers_are_free_where_most_of_them_differ():
+    assert are_free(["a", "b", "c"], None)
+    assert not are_free(["a", "b", "c"], {"a"}) and not are_free(["a", "a"], None)

@@ -5,9 +5,8 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from helpers import ROOT, TINY
+from helpers import ROOT, TINY, train_and_crash, train_tiny
 
-import train
 from engine import code
 from engine.run import read_record
 from lab import variants
@@ -36,35 +35,30 @@ def test_a_changed_file_is_other_code_and_its_line_ends_are_not(tmp_path, monkey
         file.write_text(text, "utf-8")
 
 
-def test_the_program_counts(monkeypatch):
-    """That of a Hugging Face model, too, which has no variant."""
-    for name, args in (
-        ("lab/eyes.py", PLAIN), ("bridge/hf_finetune.py", SimpleNamespace(model="folder")),
-    ):  # fmt: skip
-        monkeypatch.setitem(sys.modules, "program", SimpleNamespace(__file__=str(ROOT / name)))
-        assert code.fingerprint(args, "program") != code.fingerprint(PLAIN, "train")
+@pytest.mark.parametrize("file, args", [
+    ("lab/eyes.py", PLAIN),
+    ("bridge/hf_finetune.py", SimpleNamespace(model="Hugging Face's, which has no variant")),
+])  # fmt: skip
+def test_the_program_counts(monkeypatch, file, args):
+    monkeypatch.setitem(sys.modules, "program", SimpleNamespace(__file__=str(ROOT / file)))
+    assert code.fingerprint(args, "program") != code.fingerprint(PLAIN, "train")
 
 
 def test_a_run_that_goes_on_with_other_code_names_both(tmp_path, monkeypatch, capsys, no_drawing):
-    plain = train.clip_and_step
-    with monkeypatch.context() as patch:
-        steps = iter([plain, plain, lambda *args: 1 / 0])
-        patch.setattr(train, "clip_and_step", lambda *args: next(steps)(*args))
-        with pytest.raises(ZeroDivisionError):
-            train.main([*TINY, "--save-every", "1", "--out", str(tmp_path / "run")])
-    before = code.fingerprint(PLAIN)
+    train_and_crash(tmp_path / "run", 4, *TINY)
+    before = code.fingerprint(PLAIN)["core"]
     monkeypatch.setattr(code, "CORE", (*code.CORE, "LICENSE"))  # as if a file had changed
-    train.main([*TINY, "--resume", "--out", str(tmp_path / "run")])
+    train_tiny(tmp_path / "run", "--resume")
     assert "the code has changed since" in capsys.readouterr().out
-    record = read_record(tmp_path / "run")
-    assert record["code"] == {"core": f"{before['core']}+{code.fingerprint(PLAIN)['core']}"}
-    assert code.told_apart([record, record]) == ""
-    assert "2 versions of the code" in code.told_apart([record, {**record, "code": before}])
+    made_by = read_record(tmp_path / "run")["code"]
+    assert made_by == {"core": f"{before}+{code.fingerprint(PLAIN)['core']}"}
 
 
-def test_a_part_that_one_run_alone_has_makes_no_version():
-    plain, cca = ({"code": code.fingerprint(args, "train")} for args in (PLAIN, CCA))
-    assert cca["code"].keys() == {"core", "lab/variants.py"}
-    assert code.told_apart([plain, cca]) == "" != code.told_apart([plain, {"code": "of before"}])
-    other = {"code": {**cca["code"], "lab/variants.py": "another"}}
-    assert "2 versions" in code.told_apart([plain, cca, other])
+@pytest.mark.parametrize("made_by, versions", [
+    (["a", "a"], 0), (["a", "b"], 2), (["a", {"core": "b"}], 2), (["a", None, "b"], 3),
+    ([{"core": "a"}, {"core": "a", "lab": "x"}], 0),  # a part that one alone has
+    ([{"core": "a"}, {"core": "a", "lab": "x"}, {"core": "a", "lab": "y"}], 2),
+])  # fmt: skip
+def test_versions_are_told_apart_where_runs_share_a_part(made_by, versions):
+    said = code.told_apart([{"code": made} if made else {} for made in made_by])
+    assert f"made by {versions} versions" in said if versions else said == ""

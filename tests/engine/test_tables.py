@@ -20,20 +20,23 @@ def cells(*runs) -> dict[str, list[str]]:
     return {name.strip(): [cell.strip() for cell in row] for name, *row in lines}
 
 
-@pytest.mark.parametrize("option,value", [
-    ("data", "nlvr"), ("source", "other.json"), ("pt_source", "other.json"), ("preset", "small"),
-    ("variant", "rings"), ("lr", 0.2),
+A, AGAIN = run("a"), run("c", seed=1)
+NAMED = run("caf\udce9", lr=0.2)  # a folder's name may be any bytes
+SAME = dict(workers=3, limit=7, eval_every=9)  # what makes no other run
+
+
+@pytest.mark.parametrize("runs, columns", [
+    ([A, run("b", "causal", **SAME), AGAIN], ["mma (2 seeds)", "causal"]),
+    *(([A, run("b", "causal", **{option: value}), AGAIN], ["a (2 seeds)", "b"])
+      for option, value in dict(data="nlvr", source="other", pt_source="other", preset="small",
+                                variant="rings", lr=0.2).items()),
+    ([A, run("c", seed=1, source="other")], ["a", "c"]),  # of other data is no other seed
+    ([A, {**AGAIN, "code": "another"}], ["a", "c"]),
+    ([A, dict(A)], ["a", "a'"]),  # the same seed twice is one seed
+    ([NAMED, A], ["caf\\udce9", "a"]),
 ])  # fmt: skip
-def test_the_mask_heads_a_column_only_where_it_is_all_that_differs(option, value):
-    a, b, again = run("a"), run("b", "causal"), run("c", seed=1)
-    assert list(pool([a, b, again])) == ["mma (2 seeds)", "causal"]
-    b["args"] |= {"workers": 3, "limit": 7, "eval_every": 9}  # what makes no other run
-    assert list(pool([a, b])) == ["mma", "causal"]
-    b["args"][option] = value
-    assert list(pool([a, b, again])) == ["a (2 seeds)", "b"]
-    again["args"][option] = value
-    assert list(pool([a, again])) == ["a", "c"]  # of other data is no other seed
-    assert list(pool([a, {**run("c", seed=1), "code": "another"}])) == ["a", "c"]
+def test_the_mask_heads_a_column_only_where_it_is_all_that_differs(runs, columns):
+    assert list(pool(runs)) == columns
 
 
 def test_pooled_seeds_by_hand():
@@ -41,23 +44,18 @@ def test_pooled_seeds_by_hand():
     found = cells(a, b, c)
     assert found["**overall**"] == ["85.0 ± 7.1", "50.0"] and found["parameters"][0] == "1,234"
     assert spread([]) == "-" and spread([1.0]) == "1.0" and spread([1.0, 3.0]) == "2.0 ± 1.4"
-    assert list(pool([a, dict(a)])) == ["x", "x'"]  # the same seed twice is one seed
-    other = run("w", families={"b": {"accuracy": 0.4, "n": 10}}, lr=0.2)
-    assert cells(a, other)["b"] == ["-", "40.0"]
-    named = run("caf\udce9", lr=0.2)  # a folder's name may be any bytes
-    assert list(pool([named, c])) == ["caf\\udce9", "z"]
 
 
 def test_families_of_two_words_are_told_by_each_word_too():
     numbers = {"towers count": (0.5, 10), "towers place": (0.25, 30), "scattered count": (1.0, 30)}
     families = {name: {"accuracy": a, "n": n} for name, (a, n) in numbers.items()}
-    parts = parts_of(families)
-    assert list(parts) == ["scattered", "towers", "count", "place"]
-    assert parts["towers"] == {"accuracy": (5 + 7.5) / 40, "n": 40}
-    assert parts["count"] == {"accuracy": (5 + 30) / 40, "n": 40}
-    found = cells(run("x", families=families))
-    shown = (found[name] for name in ("towers place", "towers", "count"))
-    assert [*shown] == [["25.0"], ["31.2"], ["87.5"]]
+    assert parts_of(families) == {
+        "scattered": {"accuracy": 1.0, "n": 30}, "towers": {"accuracy": (5 + 7.5) / 40, "n": 40},
+        "count": {"accuracy": (5 + 30) / 40, "n": 40}, "place": {"accuracy": 0.25, "n": 30},
+    }  # fmt: skip
+    found = cells(run("x", families=families), A)
+    shown = [found[name] for name in ("towers place", "towers", "count", "a")]
+    assert shown == [["25.0", "-"], ["31.2", "-"], ["87.5", "-"], ["-", "50.0"]]
 
 
 @pytest.mark.parametrize("names", [
