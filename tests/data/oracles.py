@@ -15,6 +15,13 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def questions_of(world, S: int, per_scene: int, seed: int, families=()):
+    """Layouts of training, and what is asked about each."""
+    g = generator(seed)
+    facts = world.facts(world.new_layouts("train", S, g), g)
+    return facts.layout.tolist(), world.questions(facts, per_scene, families)
+
+
 def words_of(question: str) -> list[str]:
     return re.sub("[?,]", "", question).split()
 

@@ -57,7 +57,7 @@ def test_entries_are_dialogues_split_by_picture(llava):
     (b'{"data": [\n{"id": 1},\n{"id": 2}\n]}', "expected a list .*, found something else"),
     (b'{"id": 1, "image":\n["a.jpg"', "not readable as JSON .*line 2"),
     (b"\xff\xfe\x00", "not readable as JSON"),
-    (b"[" + 5000 * b"9" + b"]", "not readable as JSON"), (None, "no such file"),
+    (b"[" + 5000 * b"9" + b"]", "not readable as JSON"), (None, "no such file .check --source"),
     (b"[1, 2]", "entry 1: expected an object"),  # not one is good
 ])  # fmt: skip
 def test_a_damaged_file_is_named(tmp_path, content, message):
@@ -91,7 +91,7 @@ def left_out(file, message: str) -> None:
      "message 0 is from 'system': take it out, it is not used"),
     (lambda e, talk: talk[1].update(value="<image>"), "an answer cannot hold"),
     (lambda e, talk: e.pop("image") and None, "1 <image> in the messages, but 0 pictures"),
-    (lambda e, talk: e.update(image="missing.png"), "no such picture .*missing.png"),
+    (lambda e, talk: e.update(image="missing.png"), "no such picture .*missing.png .set --images"),
     (lambda e, talk: e.update(image="../../etc/passwd"), "outside .*set --images"),
     (lambda e, talk: e.update(image=[3]), "image must be a file name"),
     (lambda e, talk: e.update(image="a\0.png"), "cannot be a file's name"),
@@ -134,21 +134,20 @@ def test_captions_of_their_own_for_stage_1(llava, tokenizer):
     assert folder.read_pictures(32) == f"{n} captions of held-out pictures are not used"
     assert "a caption" in " ".join(folder.texts())
     assert folder.drop_unusable(tokenizer, 4, 128) == (1, 1)  # the caption behind many words
-    with pytest.raises(DataError, match="--pt-images belongs to --pt-source FILE"):
-        data.load("llava", llava, pt_images=llava.parent)
 
 
-@pytest.mark.parametrize("prefix", ["", "pt_"])
-def test_errors_name_the_option_that_was_given(llava, tmp_path, prefix):
-    option = "--" + prefix.replace("_", "-")
+def test_errors_of_captions_name_the_options_that_were_given(llava, tmp_path):
     for paths, message in (
-        ({"source": tmp_path / "nope.json"}, f"nope.json: no such file .check {option}source"),
-        ({"images": tmp_path / "nope"}, f"nope: no such folder of pictures .check {option}images"),
-        ({"images": tmp_path}, f"no such picture .*set {option}images to the folder"),
+        ({"pt_source": tmp_path / "nope.json"}, "nope.json: no such file .check --pt-source"),
+        ({"pt_images": tmp_path / "nope"}, "nope: no such folder of pictures .check --pt-images"),
+        ({"pt_images": tmp_path}, "no such picture .*set --pt-images to the folder"),
     ):
-        paths = {prefix + name: path for name, path in {"source": llava, **paths}.items()}
         with pytest.raises(DataError, match=message):
-            data.load("llava", **{"source": llava, **paths}, strict=True)
+            data.load("llava", llava, **{"pt_source": llava, **paths}, strict=True)
+    with pytest.raises(DataError, match="--pt-images belongs to --pt-source FILE"):
+        data.load("llava", llava, pt_images=tmp_path)
+    with pytest.raises(DataError, match="nope: no such folder of pictures .check --images"):
+        data.load("llava", llava, images=tmp_path / "nope")
 
 
 def test_the_split_follows_the_names_alone(llava, tmp_path, monkeypatch):

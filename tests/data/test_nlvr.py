@@ -14,7 +14,6 @@ import train
 from data import IMAGE_TOKEN, DataError
 from data.nlvr import asks, picture_kind, plain
 from data.nlvr.world import FAMILIES
-from lab import weights
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
 ORDERS = sorted(map("".join, permutations("rgb")))
@@ -146,32 +145,30 @@ def test_plain_and_mixed_batches(nlvr):
     assert {e.family for e in mixed.heldout("val")} == {own}
 
 
-def test_weights_are_tested_where_only_an_official_split_is_there(nlvr, tmp_path, capsys):
-    """Half precision, another folder than in training, no train: what people have who test it."""
-    run, given, result = tmp_path / "run", tmp_path / "weights", tmp_path / "r.json"
+def test_a_run_is_tested_where_only_an_official_split_is_there(nlvr, tmp_path, capsys):
+    """In another folder than in training, without train: what people have who test it."""
+    run, elsewhere, result = tmp_path / "run", tmp_path / "elsewhere", tmp_path / "r.json"
     options = "--pt-steps 1 --steps 1 --questions 4 --limit 6 --data nlvr+world".split()
     train.main([*TINY, *options, "--source", str(nlvr.parent), "--out", str(run)])
     record = json.loads((run / "run.json").read_text())
     assert (record["n"], record["args"]["image_size"], record["args"]["patch_size"]) == (6, 100, 20)
-    weights.main([str(run), str(given)])
-    elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (nlvr / "test").rename(elsewhere / "test-P")
     nlvr.rename(tmp_path / "gone")
-    command = [str(given), "--device", "cpu", "--data", "nlvr"]
-    here = [*command, "--source", str(elsewhere)]
-    evaluation.main([*here, "--split", "test-P", "--json", str(result)])
+    command = [str(run), "--device", "cpu", "--data", "nlvr", "--source"]
+    official = ["--split", "test-P", "--json", str(result)]
+    evaluation.main([*command, str(elsewhere), *official])
     record = json.loads(result.read_text())["runs"][0]
     assert record["n"] == 36 and 0 <= record["consistency"] <= 1
     assert record["families"].keys() == {"unknown count"}
     assert "| consistency " in capsys.readouterr().out
-    for line, message in (
-        (here, "nlvr has no split 'val'; there are test-P, all"),
-        ([*command, "--source", str(nlvr)], r"no such folder \(check --source\)"),
-        ([*command, "--source", str(given)], "weights: expected folders such as train"),
+    for source, message in (
+        (elsewhere, "nlvr has no split 'val'; there are test-P, all"),
+        (nlvr, r"no such folder \(check --source\)"),
+        (run, "run: expected folders such as train"),
     ):
         with pytest.raises(SystemExit, match=f"error: .*{message}"):
-            evaluation.main(line)
+            evaluation.main([*command, str(source)])
     with pytest.raises(SystemExit, match="train.json: no such file"):
         train.main([*TINY, "--data", "nlvr", "--source", str(elsewhere), "--out", str(run) + "2"])
 

@@ -7,7 +7,7 @@ import oracles
 import pytest
 import torch
 from helpers import TINY
-from oracles import found, generator
+from oracles import found, generator, questions_of, words_of
 
 import eval as evaluation
 import train
@@ -57,10 +57,9 @@ def test_the_pictures_of_a_pair_stand_in_their_order():
 def test_often_one_word_or_one_picture_does_not_tell(world, family, least, most, needs_both):
     """Of a name's two words both have other things, and both pictures have some of what is asked
     for."""
-    g = generator(3)
-    facts = world.facts(world.new_layouts("train", 1000, g), g)
-    asked = [question for ((_, question, _),) in world.questions(facts, 1, (family,))]
-    needed = map(needs_both, facts.layout.tolist(), map(oracles.words_of, asked))
+    scenes, asked = questions_of(world, 1000, 1, 3, (family,))
+    words = [words_of(question) for ((_, question, _),) in asked]
+    needed = map(needs_both, scenes, words)
     assert least < sum(needed) / 1000 < most
 
 

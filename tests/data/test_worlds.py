@@ -12,6 +12,7 @@ import oracles
 import pytest
 import torch
 from helpers import ROOT
+from oracles import questions_of
 
 import data
 from data import DataError, families
@@ -118,13 +119,6 @@ def test_splits_are_disjoint_and_held_out_scenes_are_of_theirs(make):
         assert len(layout) == 200 and set(split_of(cells).tolist()) <= set(residues)
         found[split] = {tuple(scene) for scene in cells.tolist()}
     assert sum(map(len, found.values())) == len(set().union(*found.values()))
-
-
-def questions_of(world, S: int, per_scene: int, seed: int):
-    """Layouts of training, and what is asked about each."""
-    g = oracles.generator(seed)
-    facts = world.facts(world.new_layouts("train", S, g), g)
-    return facts.layout.tolist(), world.questions(facts, per_scene)
 
 
 @in_families
