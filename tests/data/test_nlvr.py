@@ -35,6 +35,8 @@ def test_every_split_is_read_in_all_six_orders_whatever_files_there_are(nlvr, pa
             orders.setdefault(example.id, []).append(colours_of(example))
         assert [sorted(some) for some in orders.values()] == n * [ORDERS]
     assert colours_of(source.heldout("test")[0]) == "grb"  # the lowest K there is, 2, comes first
+    own = {e.images[0].path.stem[-1] for e in source.heldout("dev")}
+    assert own == {*"012345"}  # its own pictures, where they are there
     dev = source.heldout("dev", 10)  # a limit takes each example once before any twice
     assert len({e.id for e in dev}) == 10
     assert dev[0].turns == [(IMAGE_TOKEN * 3 + "there are zero black squares", "true")]
