@@ -121,12 +121,9 @@ def read(path: Path) -> tuple[Tensor, str]:
 def values(frames: bytes, width: int) -> Tensor:
     """float32, -1 to 1, of PCM samples of `width` bytes: unsigned if one, else signed and little-
     endian."""
-    part = torch.frombuffer(bytearray(frames), dtype=torch.uint8).view(-1, width).to(torch.int64)
-    if width == 1:
-        return (part[:, 0] - 128) / 128
-    unsigned = (part << 8 * torch.arange(width)).sum(1)
-    half = 1 << 8 * width - 1
-    return ((unsigned + half) % (2 * half) - half) / half
+    part = torch.frombuffer(bytearray(frames), dtype=torch.uint8).view(-1, width)
+    part = part ^ 128 if width == 1 else part
+    return F.pad(part, (4 - width, 0)).view(torch.int32)[:, 0] / 2**31
 
 
 def resampled(samples: Tensor, rate: int) -> Tensor:

@@ -15,14 +15,12 @@ def tone(hertz: float, rate: int = 8000, seconds: float = 2) -> torch.Tensor:
 
 
 def save(path, channels: list[torch.Tensor], width: int = 2, rate: int = 8000):
-    """A WAV file, a sample at a time, by the standard library's words for PCM."""
-    top, frames = 2 ** (8 * width - 1) - 1, bytearray()
-    for value in torch.stack(channels, 1).flatten().tolist():
-        number = round(value * top)
-        frames += (number + 128 * (width == 1)).to_bytes(width, "little", signed=width > 1)
+    """A WAV file of PCM samples of `width` bytes."""
+    numbers = (torch.stack(channels, 1) * (2 ** (8 * width - 1) - 1)).round().to(torch.int64)
+    eight_bytes = (numbers + 128 * (width == 1)).flatten()[:, None].view(torch.uint8)
     with wave.open(str(path), "wb") as file:
         file.setparams((len(channels), width, rate, 0, "NONE", ""))
-        file.writeframes(bytes(frames))
+        file.writeframes(eight_bytes[:, :width].contiguous().numpy().tobytes())
     return path
 
 
@@ -39,40 +37,37 @@ def test_every_width_is_read_mono_and_stereo(tmp_path, width):
     it."""
     wanted, file = torch.cat([torch.tensor([1.0, -1.0, 0.0]), tone(440)[3:]]), tmp_path / "x.wav"
     for channels in ([wanted], [tone(440) * 2, tone(440) * 0], [wanted] * 3):
-        save(file, channels, width)
-        for content in (file.read_bytes(), extensible(file.read_bytes(), audio.PCM)):
-            file.write_bytes(content)
+        content, expected = save(file, channels, width).read_bytes(), torch.stack(channels).mean(0)
+        for file_content in (content, extensible(content, audio.PCM)):
+            file.write_bytes(file_content)
             sound, done = audio.read(file)
             assert sound.shape == (audio.SAMPLES,) and sound.dtype == torch.float32 and done == ""
-            expected = torch.stack(channels).mean(0)
             assert (sound - expected).abs().max() < 1.1 / 2 ** (8 * width - 1) + 1e-6
 
 
-@pytest.mark.parametrize("rate", [4000, 11025, 48000])
-def test_any_rate_becomes_8_khz(tmp_path, rate):
-    sound, done = audio.read(save(tmp_path / "x.wav", [tone(440, rate)], rate=rate))
-    assert (sound - tone(440)).abs()[100:-100].max() < 0.01
-    assert done == f"{tmp_path / 'x.wav'}: {rate} samples a second are made 8000"
-    if rate > 16000:  # what 8 kHz cannot hold is gone, not folded back
-        sound, _ = audio.read(save(tmp_path / "x.wav", [tone(6000, rate)], rate=rate))
-        assert sound.abs()[100:-100].max() < 0.01
-
-
-@pytest.mark.parametrize("seconds,rate,n_bytes,says", [
-    (0.5, 8000, None, "its 0.5 s are followed by silence, up to 2 s"),
-    (3, 16000, None,
+@pytest.mark.parametrize("seconds,rate,n_bytes,heard,says", [
+    (2, 4000, None, 2, "4000 samples a second are made 8000"),
+    (2, 11025, None, 2, "11025 samples a second are made 8000"),
+    (0.5, 8000, None, 0.5, "its 0.5 s are followed by silence, up to 2 s"),
+    (3, 16000, None, 2,
      "16000 samples a second are made 8000; only the first 2 of its 3.0 s are heard"),
-    (2, 8000, 44 + 4 * 8000 + 3, "the file is cut off: of its 2.0 s only 1.00 s are there"),
+    (2, 8000, 44 + 4 * 8000 + 3, 1, "the file is cut off: of its 2.0 s only 1.00 s are there, and "
+     "silence follows, up to 2 s"),
 ])  # fmt: skip
-def test_short_and_long_ones_are_filled_and_cut_and_it_is_said(
-    tmp_path, seconds, rate, n_bytes, says
+def test_any_rate_and_length_becomes_two_seconds_at_8_khz_and_it_is_said(
+    tmp_path, seconds, rate, n_bytes, heard, says
 ):
     file = save(tmp_path / "x.wav", [tone(440, rate, seconds)] * 2, rate=rate)
     file.write_bytes(file.read_bytes()[:n_bytes])
     sound, done = audio.read(file)
-    n = min(audio.SAMPLES, 8000 if n_bytes else round(8000 * seconds))
+    n = round(8000 * heard)
     assert (sound - tone(440))[100 : n - 100].abs().max() < 0.01 and not sound[n:].any()
-    assert done.startswith(f"{file}: {says}") and "\n" not in done
+    assert done == f"{file}: {says}"
+
+
+def test_what_8_khz_cannot_hold_is_gone_and_not_folded_back(tmp_path):
+    sound, _ = audio.read(save(tmp_path / "x.wav", [tone(6000, 48000)], rate=48000))
+    assert sound.abs()[100:-100].max() < 0.01
 
 
 GOOD = b"RIFF\x24\x06\0\0WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 16000, 2, 16)
@@ -80,8 +75,8 @@ GOOD += b"data" + struct.pack("<I", 1600) + bytes(1600)
 
 
 @pytest.mark.parametrize("content,says", [
-    (b"this is no sound", "not a readable WAV"), (b"", "it ends too early"),
-    (GOOD[:30], "it ends too early"),
+    (None, "no such file"), (b"this is no sound", "not a readable WAV"),
+    (b"", "it ends too early"), (GOOD[:30], "it ends too early"),
     (GOOD[:20] + b"\3\0" + GOOD[22:], "save it as plain 16-bit PCM"),  # floats
     (extensible(GOOD, audio.PCM.replace(b"\1", b"\3")), "save it as plain 16-bit PCM"),
     (GOOD[:40] + bytes(4), "no sound in it"),
@@ -90,8 +85,9 @@ GOOD += b"data" + struct.pack("<I", 1600) + bytes(1600)
 ])  # fmt: skip
 def test_what_cannot_be_read_is_one_error_that_names_the_file(tmp_path, content, says):
     file = tmp_path / "x.wav"
-    file.write_bytes(content)
-    for path, message in ((file, says), (tmp_path, "Is a directory.$"), (file.parent / "y", "no")):
+    if content is not None:
+        file.write_bytes(content)
+    for path, message in ((file, says), (tmp_path, "Is a directory")):
         with pytest.raises(DataError, match=message) as error:
             audio.read(path)
         assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
@@ -101,17 +97,14 @@ def test_what_cannot_be_read_is_one_error_that_names_the_file(tmp_path, content,
 
 
 def test_a_tone_is_a_line_at_its_band_and_low_is_at_the_bottom():
-    lines = []
     for hertz in (200, 800, 2000, 3500):
         picture = audio.picture_of(tone(hertz).float()[None])
         assert picture.shape == (1, 3, 64, 64) and picture.dtype == torch.uint8
         assert torch.equal(picture[0, 0], picture[0, 2])
-        rows = picture[0, 0, :, 5:-5].float().mean(1)
-        lines.append(int(rows.argmax()))
+        line = picture[0, 0, :, 5:-5].float().mean(1).argmax()
         # 2595 log10(1 + f / 700) of the row's middle is the tone's, within a band
         mel = 2595 * torch.log10(torch.tensor(1 + hertz / 700)) / (2146.06 / 65)
-        assert abs((64 - lines[-1]) - mel) < 1.01
-    assert lines == sorted(lines, reverse=True)
+        assert abs((64 - line) - mel) < 1.01
 
 
 def test_a_click_is_a_column_at_its_time():
@@ -122,7 +115,6 @@ def test_a_click_is_a_column_at_its_time():
 
 
 def test_the_level_of_a_recording_does_not_matter_and_silence_is_black():
-    sound = torch.randn(2, audio.SAMPLES, generator=torch.Generator().manual_seed(0)) / 10
-    loud, quiet = audio.picture_of(sound).int(), audio.picture_of(sound / 50).int()
-    assert (loud - quiet).abs().max() <= 1
-    assert not audio.picture_of(torch.zeros(1, audio.SAMPLES)).any()
+    sound = torch.randn(1, audio.SAMPLES, generator=torch.Generator().manual_seed(0)) / 10
+    loud, quiet, none = audio.picture_of(torch.cat([sound, sound / 50, 0 * sound])).int()
+    assert (loud - quiet).abs().max() <= 1 and not none.any()

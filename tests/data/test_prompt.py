@@ -5,17 +5,14 @@ import random
 
 import pytest
 import torch
-from helpers import LETTERS
 from hypothesis import strategies as st
 from PIL import Image
 from properties import for_all, tries
 
 import data
 from data import DataError, Example, Row, Tokenizer, collate, encode, pixels_of
-from lab.variants import TextFirstTokenizer
 from mma import Role
 
-LETTER = {int(role): letter for letter, role in LETTERS.items()}
 NAMES = (  # of special tokens, of bytes, of what templates have
     "<answer>", "<pad>", "<unk>", "<s>", "</s>", "<bos>", "<eos>", "<0x41>", "<0x0A>", "<|end|>",
     "<|user|>", "<|assistant|>", "[INST]", "[/INST]", "USER:", "ASSISTANT:", data.IMAGE_TOKEN,
@@ -24,21 +21,6 @@ PIECES = st.text(max_size=6) | st.sampled_from(
     (*NAMES, " ", "\n", "is there a red", "色は？", "🙂")
 )
 TEXT = st.lists(PIECES, max_size=5).map("".join)
-
-
-def same(text: str) -> str:
-    return text.replace("\u2581", " ")  # sentencepiece's own sign for a space
-
-
-@pytest.fixture(params=[Tokenizer, TextFirstTokenizer])
-def any_tokenizer(request, tokenizer):
-    return request.param(tokenizer.model)
-
-
-def special(tokenizer) -> set[int]:
-    """What a text may never become."""
-    sp = tokenizer.sp
-    return {i for i in range(sp.get_piece_size()) if sp.is_control(i) or sp.is_unknown(i)}
 
 
 @st.composite
@@ -58,6 +40,10 @@ def example_of(turns) -> Example:
     return Example(list(range(sum(len(texts) - 1 for texts, _ in turns))), messages)
 
 
+def tokens_of(row: Row) -> list[tuple]:
+    return list(zip(row.ids, row.role, row.turn, strict=True))
+
+
 @tries(60, 5000)
 def test_text_comes_back_and_never_becomes_a_special_token(tokenizer, n):
     """Also from a tokenizer that was sent to a worker. A word of the data is one token."""
@@ -66,85 +52,52 @@ def test_text_comes_back_and_never_becomes_a_special_token(tokenizer, n):
 
     def check(text):
         ids = tokenizer.encode(text)
-        assert tokenizer.decode(list(ids)) == same(text)
-        assert not special(tokenizer) & set(ids)
+        assert tokenizer.decode(list(ids)) == text.replace("\u2581", " ")
+        assert not any(tokenizer.sp.is_control(i) or tokenizer.sp.is_unknown(i) for i in ids)
 
     for_all(check, n, text=TEXT)
 
 
-def test_roles_and_turns_of_a_dialogue(tokenizer):
-    example = Example(["p"], [("<image>\nis there a red circle?", "yes"), ("blue?", "no")])
-    row = encode(example, tokenizer, 4)
-    assert "".join(LETTER[r] for r in row.role) == "tVVVVQQQQQQQAAtttAA"
-    assert "".join(map(str, row.turn)) == "0" + "1" * 13 + "2" * 5
-    assert row.ids[0] == tokenizer.bos and row.ids[1:5] == [tokenizer.image] * 4
-    assert row.ids[11] == row.ids[16] == tokenizer.answer
-    assert row.ids[13] == row.ids[18] == tokenizer.eos
-
-
 @tries(40, 3000)
-def test_a_dialogue_comes_back_from_its_row(any_tokenizer, n):
-    """Texts and answers by their roles and turns; special tokens where the format puts them and
-    nowhere else. A prompt is the row up to an answer."""
-    tokenizer, never = any_tokenizer, special(any_tokenizer) - {any_tokenizer.image}
-
+def test_a_row_is_the_dialogue_with_roles_and_turns_and_a_prompt_its_beginning(tokenizer, n):
     def check(turns):
-        example = example_of(turns)
-        row = encode(example, tokenizer, 2)
-        format_ids = [*tokenizer.start, *(len(turns) - 1) * tokenizer.next]
-        format_ids += len(turns) * [*tokenizer.opening, *tokenizer.end]
-        found, expected = (sorted(i for i in x if i in never) for x in (row.ids, format_ids))
-        assert found == expected
-        assert [i == tokenizer.image for i in row.ids] == [r == Role.IMAGE for r in row.role]
-        assert row.role.count(Role.IMAGE) == 2 * len(example.images)
-        tokens = list(zip(row.ids, row.role, row.turn))
+        example, expected = example_of(turns), [(tokenizer.bos, Role.TEXT, 0)]
         for t, (texts, answer) in enumerate(turns, 1):
-            ids = [i for i, role, turn in tokens if turn == t and role == Role.ANSWER]
-            assert ids[-len(tokenizer.end) :] == tokenizer.end
-            assert tokenizer.decode(ids[: -len(tokenizer.end)]) == same(answer.strip())
             asks = len(texts) > 1 and any(text.strip() for text in texts)
-            message = [i for text in texts for i in tokenizer.encode(text.strip())]
             role = Role.QUESTION if asks else Role.TEXT
-            expected = [(i, Role.TEXT) for i in (tokenizer.next if t > 1 else [])]
-            expected += [(i, role) for i in message + tokenizer.opening]
-            outside = (Role.IMAGE, Role.ANSWER)
-            assert expected == [(i, r) for i, r, turn in tokens if turn == t and r not in outside]
+            for k, text in enumerate(texts):
+                expected += [(tokenizer.image, Role.IMAGE, t)] * 2 * (k > 0)
+                expected += [(i, role, t) for i in tokenizer.encode(text.strip())]
+            expected.append((tokenizer.answer, role, t))
             prompt = encode(example, tokenizer, 2, upto=t - 1)
-            cut = len(prompt.ids)
-            assert tokens[:cut] == list(zip(prompt.ids, prompt.role, prompt.turn))
-            assert tokens[cut][1:] == (Role.ANSWER, t)
-            assert len(prompt.images) == prompt.role.count(Role.IMAGE) / 2
+            assert tokens_of(prompt) == expected
+            assert prompt.images == example.images[: prompt.role.count(Role.IMAGE) // 2]
+            answer_ids = (*tokenizer.encode(answer.strip()), tokenizer.eos)
+            expected += [(i, Role.ANSWER, t) for i in answer_ids]
+        row = encode(example, tokenizer, 2)
+        assert tokens_of(row) == expected and row.images == example.images
 
     for_all(check, n, turns=written())
 
 
 @tries(15, 500)
-def test_no_row_is_longer_than_it_may_be_and_no_picture_is_cut(any_tokenizer, n):
+def test_no_row_is_longer_than_it_may_be_and_no_picture_is_cut(tokenizer, n):
     """Of a dialogue and of its prompts, at every number of tokens: as much as fits, or, where that
-    would cut a picture, what comes before its turn. What begins a dialogue must fit."""
-    n_start = len(any_tokenizer.start)
+    would cut a picture, what comes before its turn."""
 
     def check(turns, n_image_tokens):
-        example = example_of(turns)
         for upto in (None, *range(len(turns))):
-            whole = encode(example, any_tokenizer, n_image_tokens, upto=upto)
-            says = f"with {n_start} tokens, .*; raise --max-tokens, {n_start} leaves no room"
-            with pytest.raises(DataError, match=says):
-                encode(example, any_tokenizer, n_image_tokens, n_start, upto)
-            for limit in range(n_start + 1, len(whole.ids) + 2):
-                row = encode(example, any_tokenizer, n_image_tokens, limit, upto)
-                check_row(row, whole, limit)
+            whole = encode(example_of(turns), tokenizer, n_image_tokens, upto=upto)
+            for limit in range(2, len(whole.ids) + 2):
+                row = encode(example_of(turns), tokenizer, n_image_tokens, limit, upto)
+                kept = len(row.ids)
+                assert kept <= limit and tokens_of(row) == tokens_of(whole)[:kept]
+                assert row.images == whole.images[: len(row.images)]
                 assert row.role.count(Role.IMAGE) == n_image_tokens * len(row.images)
-
-    def check_row(row, whole, limit):
-        kept = len(row.ids)
-        assert kept <= limit and row.images == whole.images[: len(row.images)]
-        parts = whole.ids[:kept], whole.role[:kept], whole.turn[:kept]
-        assert (row.ids, row.role, row.turn) == parts
-        if kept < min(limit, len(whole.ids)):  # from there on a turn is gone
-            turn = whole.turn[kept]
-            assert turn != whole.turn[kept - 1]
-            assert (int(Role.IMAGE), turn) in zip(whole.role[limit:], whole.turn[limit:])
+                if kept < min(limit, len(whole.ids)):
+                    turn = whole.turn[kept]
+                    assert turn != whole.turn[kept - 1]
+                    assert (Role.IMAGE, turn) in zip(whole.role[limit:], whole.turn[limit:])
 
     for_all(check, n, turns=written(), n_image_tokens=st.integers(1, 5))
 
@@ -156,6 +109,8 @@ MANY_LETTERS = "".join(chr(0x4E00 + i) for i in range(1500))
     (lambda t: encode(Example([], [("<image>red?", "yes")], id="x"), t, 4),
      "^x: 1 <image> in the messages, but 0 pictures"),
     (lambda t: encode(Example(["a"], [("red?", "yes")]), t, 4), "^0 <image> in .*, but 1 pictures"),
+    (lambda t: encode(Example([], [("red?", "yes")]), t, 4, 1),
+     "^every dialogue begins with 1 tokens, .*; raise --max-tokens, 1 leaves no room for more$"),
     (lambda t: t.encode("what is \ud800?"), "is not UTF-8 text"),
     (lambda t: Tokenizer.train([MANY_LETTERS], 3),
      "^--vocab-size 3 is too small: this text needs 1763 or more$"),
@@ -183,11 +138,10 @@ def test_collate_pads_on_the_right_and_reads_each_picture_once(tokenizer, tmp_pa
     assert batch["images"].dtype == torch.uint8 and batch["images"][0, 0].min() == 255
     for seen, image in zip(batch["images"], shown):
         assert torch.equal(seen, pixels_of(image, 16, ""))
-    for b, row in enumerate(rows):
-        n = len(row.ids)
-        assert batch["ids"][b, :n].tolist() == row.ids
-        assert (batch["ids"][b, n:] == tokenizer.pad).all()
-        assert (batch["role"][b, n:] == Role.PAD).all()
+    padding = len(rows[1].ids) - len(rows[0].ids)
+    for name, fill in (("ids", tokenizer.pad), ("role", Role.PAD), ("turn", 0)):
+        short, long = (getattr(row, name) for row in rows)
+        assert batch[name].tolist() == [short + padding * [fill], long]
 
 
 def test_packed_rows_are_full_and_rows_of_like_length_stay_as_they_are():

@@ -1,5 +1,4 @@
-"""What every built-in world promises. What is special to one, such as its questions against a slow
-reading of its scenes, stands in a file of its own."""
+"""What every built-in world promises. What is special to one stands in a file of its own."""
 
 import pickle
 import re
@@ -7,15 +6,13 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from itertools import islice
-from pathlib import Path
 from types import SimpleNamespace
 
+import oracles
 import pytest
-import test_shapes
-import test_shapes_pairs
-import test_sounds
 import torch
 from helpers import ROOT
+from oracles import questions_of
 
 import data
 from data import DataError, families
@@ -55,22 +52,21 @@ def content(examples) -> list:
 @pytest.mark.parametrize("stage,step", [("pt", 200), ("sft", 7)])
 def test_a_step_follows_stage_step_and_seed_alone(make, stage, step):
     """Also in a worker, which gets the world pickled."""
-    world = make()
+    world, other_stage = make(), "sft" if stage == "pt" else "pt"
     drawn = content(world.draw(stage, step, 16, 4, 0))
     world.heldout("val", 3)
     assert drawn == content(world.draw(stage, step, 16, 4, 0))
     assert drawn == content(pickle.loads(pickle.dumps(world)).draw(stage, step, 16, 4, 0))
-    others = [(stage, step + 1, 0), (stage, step, 1), ("sft" if stage == "pt" else "pt", step, 0)]
-    for stage_, step_, seed in others:
-        assert drawn != content(world.draw(stage_, step_, 16, 4, seed))
+    for of in ((stage, step + 1, 16, 4, 0), (stage, step, 16, 4, 1), (other_stage, step, 16, 4, 0)):
+        assert drawn != content(world.draw(*of))
 
 
 @every_world
 def test_a_step_is_what_a_batch_is_made_of(make, tokenizer):
-    """As many pictures and questions as it is asked for; pictures of one size, an <image> for each
-    of them, a name for the family; answers of the closed set where they are held out."""
+    """As many pictures and questions as it is asked for, of the families it says; pictures of one
+    size, an <image> for each; answers of the closed set where they are held out."""
     world, side = make(), 100 if make is TowersAndItems else 64
-    captions, asked = world.draw("pt", 0, 16, 5, 0), world.draw("sft", 300, 16, 5, 0)
+    captions, asked = world.draw("pt", 0, 16, 5, 0), world.draw("sft", 500, 16, 5, 0)
     held = world.heldout("val", 40)
     # In words alone a scene's questions are turns; beside NLVR's sentence stands a second turn
     turns = sum(len(e.turns) for e in asked)
@@ -79,6 +75,10 @@ def test_a_step_is_what_a_batch_is_made_of(make, tokenizer):
     if make is not TowersAndItems:  # the questions of a scene share its pictures, as objects
         shown = {id(image) for e in asked for image in e.images}
         assert len(shown) == {Pairs: 32, ShapesText: 0}.get(make, 16)
+    if make not in (TowersAndItems, ShapesText):
+        assert {e.family for e in asked} == {*world.families_of("sft", 500)}
+        first = world.draw("sft", 0, 16, 5, 0)
+        assert {e.family for e in first} == {*world.families_of("sft", 0)}
     for e in [*captions, *asked, *held]:
         for image in e.images:
             assert image.dtype == torch.uint8 and image.shape == (3, side, side)
@@ -93,15 +93,12 @@ def test_texts_have_every_word_of_what_is_drawn_and_held_out(make):
     """The tokenizer is trained on them: it then knows each word whole."""
     world = make()
     texts = islice(world.texts(), 20_000 if make is TowersAndItems else 6000)
-    known = {word for text in texts for word in text.split()}
-    drawn = [
-        world.draw(*of, 16, 6, 3) for of in (("pt", 0), ("pt", 500), ("sft", 0), ("sft", 1500))
-    ]
-    for e in [*sum(drawn, []), *world.heldout("val"), *world.heldout("test")]:
-        for message, answer in e.turns:
-            words = f"{message} {answer}".replace(data.IMAGE_TOKEN, " ").split()
-            unknown = {*words} - known - {"first", "second"}  # before the pictures of a pair
-            assert not unknown
+    known = {word for text in texts for word in text.split()} | {"first", "second"}  # of a pair
+    steps = [("pt", 0), ("pt", 500), ("sft", 0), ("sft", 1500)]
+    drawn = [e for step in steps for e in world.draw(*step, 16, 6, 3)]
+    for e in [*drawn, *world.heldout("val"), *world.heldout("test")]:
+        words = " ".join(text for turn in e.turns for text in turn)
+        assert {*words.replace(data.IMAGE_TOKEN, " ").split()} <= known
 
 
 @every_world
@@ -124,50 +121,35 @@ def test_splits_are_disjoint_and_held_out_scenes_are_of_theirs(make):
     assert sum(map(len, found.values())) == len(set().union(*found.values()))
 
 
-def questions_of(world, S: int, per_scene: int, seed: int = 0):
-    """Layouts of training, and what is asked about each."""
-    g = torch.Generator().manual_seed(seed)
-    facts = world.facts(world.new_layouts("train", S, g), g)
-    return facts.layout.tolist(), world.questions(facts, per_scene)
-
-
 @in_families
-def test_families_take_turns_and_each_scene_is_asked_all_of_them(make):
-    world = make()
-    n, starts = len(world.families), set()
-    for asked in questions_of(world, 100, 2 * n)[1]:
+def test_families_take_turns_and_answers_are_balanced(make):
+    """Each scene is asked all families. An answer is as likely as any other that makes sense for
+    the question, and each one occurs."""
+    world, starts, answers, counts = make(), set(), set(), defaultdict(Counter)
+    n = len(world.families)
+    for asked in questions_of(world, 2500, n + 1, 2)[1]:
         names = [family for family, *_ in asked]
-        assert names[:n] == names[n:] and {*names} == {*world.families}
+        assert names[0] == names[-1] and {*names} == {*world.families}
         starts.add(names[0])
-    assert starts == {*world.families}
+        for family, question, answer in asked[:n]:
+            known = list(world.known_answers(question))
+            counts[family, len(known)][known.index(answer)] += 1
+            answers.add(answer)
+    assert starts == {*world.families} and answers == world.answers
+    for (family, n_known), places in counts.items():
+        shares = [count / places.total() for count in places.values()]
+        assert len(shares) == n_known and max(shares) - min(shares) < 0.05, (family, places)
     held = world.heldout("val")
     assert Counter(e.family for e in held) == dict.fromkeys(world.families, 60)
     assert [e.id for e in held] == [f"val-{i // n}" for i in range(60 * n)]
 
 
-@in_families
-def test_answers_are_balanced_in_every_family(make):
-    """As likely one as the other of those that make sense for a question; each one occurs."""
-    world, counts, answers = make(), defaultdict(Counter), set()
-    for asked in questions_of(world, 2500, len(make().families), 2)[1]:
-        for family, question, answer in asked:
-            known = list(world.known_answers(question))
-            counts[family, len(known)][known.index(answer)] += 1
-            answers.add(answer)
-    for (family, n), places in counts.items():
-        shares = [count / places.total() for count in places.values()]
-        assert len(shares) == n and max(shares) - min(shares) < 0.05, (family, places)
-    assert answers == world.answers
-
-
-@pytest.mark.parametrize("name,oracle", [
-    ("shapes", test_shapes.oracle), ("shapes-pairs", test_shapes_pairs.oracle),
-    ("sounds", test_sounds.oracle),
+@pytest.mark.parametrize("make,oracle", [
+    (Shapes, oracles.of_shapes), (Pairs, oracles.of_pairs), (Sounds, oracles.of_sounds),
 ])  # fmt: skip
-def test_every_answer_is_exact(name, oracle):
-    """By a slow reading of the scene, in training and where they are held out; shapes-text asks
-    what shapes asks."""
-    world = IN_FAMILIES[name]()
+def test_every_answer_is_exact(make, oracle):
+    """In training and where they are held out; shapes-text asks what shapes asks."""
+    world = make()
     for scene, asked in zip(*questions_of(world, 400, 12, 3)):
         assert all(oracle(scene, question) == answer for _, question, answer in asked)
     scenes, n = world.layouts("val"), len(world.families)
@@ -182,14 +164,6 @@ def test_the_question_alone_tells_little(make):
         assert ceiling < chance + 0.03, family
 
 
-@in_families
-def test_a_world_says_what_its_steps_ask(make):
-    for stage, step in [("pt", 0), ("sft", 0), ("sft", 500)]:
-        if make is not ShapesText:  # whose dialogues are of several families
-            asked = {e.family for e in make().draw(stage, step, 16, 4, 0)} - {"caption"}
-            assert asked == set(make().families_of(stage, step))
-
-
 @pytest.mark.parametrize("make, pt_steps, steps, families", [
     (Shapes, 9, 0, list(Shapes.families)), (Shapes, 9, 400, ["spatial"]), (Shapes, 9, 401, []),
     (ShapesText, 0, 400, ["spatial"]), (ShapesText, 1, 400, []), (TowersAndItems, 9, 0, []),
@@ -201,19 +175,18 @@ def test_what_a_run_has_not_asked_yet(make, pt_steps, steps, families):
 # --- By name
 
 
-@pytest.mark.parametrize("name", data.NAMES)
-def test_an_option_that_a_data_set_does_not_take_is_an_error_that_names_those_that_do(name):
-    source = {"source": "x"} if "source" in data.WORLDS[name].takes else {}
-    for option in data.OPTIONS:
-        takers = [other for other in data.NAMES if option in data.WORLDS[other].takes]
-        if name not in takers:
+def test_an_option_that_a_data_set_does_not_take_is_an_error_that_names_those_that_do():
+    for name, world in data.WORLDS.items():
+        source = {"source": "x"} if "source" in world.takes else {}
+        for option in {*data.OPTIONS} - {*world.takes}:
+            takers = [other for other in data.NAMES if option in data.WORLDS[other].takes]
             flag = "--" + option.replace("_", "-")
             says = f"{flag} belongs to --data {' or '.join(takers)}, not to {name}"
             with pytest.raises(DataError, match=re.escape(says)):
                 data.load(name, **{**source, option: 16})
-    if source:
-        with pytest.raises(DataError, match=re.escape(f"--data {name} needs --source: the path")):
-            data.load(name)
+        if source:
+            with pytest.raises(DataError, match=re.escape(f"--data {name} needs --source: the")):
+                data.load(name)
 
 
 def test_every_data_set_has_a_recipe_and_a_fork_adds_one_by_a_line(monkeypatch):
@@ -236,20 +209,22 @@ assert "shapes" in loaded() and not loaded() & {"sounds", "nlvr", *files}, loade
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("name", [*IN_FAMILIES, "nlvr"])
-def test_a_world_is_shown(name, monkeypatch, capsys, tmp_path):
-    few, files = shown.question_only, []
+@pytest.mark.parametrize("name,writes,refused", [
+    ("shapes", ["--png"], "--wav"), ("shapes-pairs", ["--png"], "--wav"),
+    ("shapes-text", [], "--png"), ("sounds", ["--png", "--wav"], None),
+    ("nlvr", ["--png"], "--wav"),
+])  # fmt: skip
+def test_a_world_is_shown(name, writes, refused, monkeypatch, capsys, tmp_path):
+    few = shown.question_only
     monkeypatch.setattr(shown, "question_only", lambda world: few(world, 400))
-    for option in ["--png"] * (name != "shapes-text") + ["--wav"] * (name == "sounds"):
-        files += [option, str(tmp_path / f"x.{option[2:]}")]
-    shown.main([name, *files])
+    files = {option: tmp_path / f"x.{option[2:]}" for option in writes}
+    shown.main([name, *(str(word) for option in files.items() for word in option)])
     out = capsys.readouterr().out
     assert "<image>" not in out and "examples a second" in out
     assert re.search(r"^  .* -> [a-z0-9 ]+$", out, re.M)
     assert ("question only  chance" in out) == (name != "nlvr")
-    assert all(Path(file).stat().st_size > 1000 for file in files[1::2])
-    other = ("--png", "shows no picture") if name == "shapes-text" else ("--wav", "sounds")
-    if name != "sounds":
+    assert all(file.stat().st_size > 1000 for file in files.values())
+    if refused:
         with pytest.raises(SystemExit):
-            shown.main([name, other[0], "x"])
-        assert other[1] in capsys.readouterr().err
+            shown.main([name, refused, "x"])
+        assert f"error: {refused}" in capsys.readouterr().err
