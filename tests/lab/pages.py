@@ -21,10 +21,13 @@ PROBE = """<head><script>
 const errors = [];
 for (const kind of ["error", "unhandledrejection"])
   addEventListener(kind, event => errors.push(String(event.message ?? event.reason)));
-addEventListener("load", async () => {
+const asked = async () => {
   if (typeof ready !== "undefined") await ready;
+  %s
+};
+addEventListener("load", async () => {
   window.focus();
-  const said = await (async () => {%s})().catch(String);
+  const said = await asked().catch(String);
   parent.postMessage(JSON.stringify([errors, said]), "*");
 });
 </script>"""
