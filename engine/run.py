@@ -56,15 +56,16 @@ class Run:
         if processes.is_main:
             self._prepare_folder(tokenizer)
 
-    def _say_where_it_goes_on(self, code_now: str) -> None:
+    def _say_where_it_goes_on(self, code_now: dict[str, str]) -> None:
         if not self.state:
             self.processes.say(f"no checkpoint in {self.out}: from the start")
             return
         self.progress, self.began = self.state["progress"], self.began - self.state["seconds"]
         self.processes.say("going on after step {step} of stage {stage}".format(**self.state))
-        if code_now not in self.progress["code"]:
+        begun_by = self.progress["code"]
+        if changed := {part for part in code_now if code_now[part] not in begun_by.get(part, "")}:
             self.processes.say("the code has changed since: run.json will name both versions")
-            self.progress["code"] += f"+{code_now}"
+            begun_by |= {part: f"{begun_by.get(part, '')}+{code_now[part]}" for part in changed}
 
     def _prepare_folder(self, tokenizer) -> None:
         if not self.args.resume:  # --overwrite: until it has finished, there is no run

@@ -48,7 +48,7 @@ if __name__ == "__main__":
     families = {name: {"accuracy": right, "n": 50} for name in ("place", "count")}
     record = {"accuracy": right, "families": families, "n": 100, "unparsed": 0, "params": 7,
               "seconds": 1.0, "mask": args.mask, "seed": args.seed, "args": vars(args),
-              "code": os.environ["CODE"]}
+              "code": json.loads(os.environ["CODE"])}
     curve = [{"step": 10 * k, "val": {"accuracy": k * right / 4, "loss": (1 - right) / k}}
              for k in range(1, 5)]
     lines = [json.dumps(line) for line in [{"step": 5}, *curve]]

@@ -38,7 +38,8 @@ def call(tmp_path, monkeypatch):
     """call(words...) -> the JSON that it wrote."""
 
     def call(*words):
-        monkeypatch.setenv("CODE", code.fingerprint(SimpleNamespace(variant=None), "train"))
+        made_by = code.fingerprint(SimpleNamespace(variant=None), "train")
+        monkeypatch.setenv("CODE", json.dumps(made_by))
         compare.main(["--name", "it", "--runs", str(tmp_path / "runs"), *words])
         return read(tmp_path / "runs" / "results" / "it.json")
 
@@ -113,7 +114,7 @@ def test_a_run_is_made_once_and_known_by_its_settings_and_its_code(
     for other in ("--lr 0.002", "--source x.json", "--limit 7"):
         call(f"{LINES[1]} {other}", "--seeds", "0")
     assert len(begun()) == 5
-    monkeypatch.setattr(code, "DECIDE", (*code.DECIDE, "LICENSE"))  # as if a file had changed
+    monkeypatch.setattr(code, "CORE", (*code.CORE, "LICENSE"))  # as if a file had changed
     call(LINES[1], "--seeds", "0", "--any-code")
     assert len(begun()) == 5
     call(LINES[1], "--seeds", "0")
