@@ -3,6 +3,7 @@
 import functools
 import io
 import re
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -95,16 +96,9 @@ def say(folder, monkeypatch):
     lines of its own: they do not count."""
 
     def say(*lines, run="run", show=("--image", folder / "a.png")):
-        left, out = iter(lines), io.StringIO()
-
-        def read(prompt):
-            line = next(left)
-            if isinstance(line, BaseException):
-                raise line
-            return line
-
+        out = io.StringIO()
         monkeypatch.setattr(talk, "print", functools.partial(print, file=out), raising=False)
-        monkeypatch.setattr("builtins.input", read)
+        monkeypatch.setattr("builtins.input", Mock(side_effect=lines))
         talk.main([str(folder / run), "--device", "cpu", *map(str, show)])
         said = out.getvalue().splitlines()
         assert said[0] == HELP or "--audio" in show
