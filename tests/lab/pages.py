@@ -46,7 +46,8 @@ def browse(page, script: str, width: int = 1000, dark: bool = False):
     frame.write_text(FRAME % width)
     options = "--headless --no-sandbox --disable-gpu --virtual-time-budget=100000 --dump-dom"
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-    call = [CHROMIUM, *options.split(), scheme, frame.as_uri()]
+    profile = f"--user-data-dir={page.with_name('profile')}"  # not the one of who runs the tests
+    call = [CHROMIUM, *options.split(), scheme, profile, frame.as_uri()]
     said = subprocess.run(call, capture_output=True, encoding="utf-8", timeout=120).stdout
     errors, result = json.loads(html.unescape(re.search("<html>(.*)</html>", said, re.S)[1]))
     assert errors == []
