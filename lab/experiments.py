@@ -48,8 +48,8 @@ ARMS = {
 SEEDS = {"causal": 5, "mma": 5, "prefix": 5, "v2v": 3, "cca": 3, "t&i": 3, "dot": 3}
 FOUR_ARMS = {name: ARMS[name] for name in ("causal", "mma", "prefix", "t&i")}
 TWO_ARMS = {name: ARMS[name] for name in ("causal", "mma")}
-# Not arms: where the picture comes before the question, mutual is mma pair by pair
-# (tests/lab/test_experiments.py); leaky and leaky-captions are lessons; dialogues have a table.
+# Not arms: where the picture comes before the question, mutual is mma pair by pair; leaky and
+# leaky-captions are lessons; dialogues have a table.
 DIALOGUES = ("dialogues", "dialogues-half", "dialogues-again", "dialogues-first")
 NO_ARM = ("mutual", "leaky", "leaky-captions", *DIALOGUES)
 

@@ -139,7 +139,7 @@ def png(image, size: int, side: int) -> str:
 def record(runs: list[tuple[str, MLLM, data.Tokenizer]], asked: list[data.Example]) -> dict:
     """One picture, or row of pictures, with its questions, each with the turns of its dialogue: an
     example of the page."""
-    config, questions = runs[0][1].config, [{"family": e.family, "turns": []} for e in asked]
+    config, questions = runs[0][1].config, [{"turns": []} for _ in asked]
     for t in range(max(len(e.turns) for e in asked)):
         cut = [until(e, t) for e in asked]
         seen = [(trace(model, tokenizer, cut), tokenizer) for _, model, tokenizer in runs]

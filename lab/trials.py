@@ -68,7 +68,7 @@ def identity(args) -> dict:
     return json.loads(json.dumps(kept, default=str))
 
 
-def find(runs: Path, args, made_by: str = "") -> Path | None:
+def find(runs: Path, args, made_by: dict | None = None) -> Path | None:
     """The finished run below `runs` that began with these settings. An option that is younger than
     the run has its default; one that the program does not know makes it another run. made_by: the
     code, by default any."""
@@ -79,7 +79,7 @@ def find(runs: Path, args, made_by: str = "") -> Path | None:
         made = json.loads(file.read_text(encoding="utf-8"))
         younger = {n for n in wanted if n not in made and origin.get(n) != "you"}
         same = made == {n: value for n, value in wanted.items() if n not in younger}
-        if same and made_by in ("", read_record(file.parent).get("code")):
+        if same and made_by in (None, read_record(file.parent).get("code")):
             return file.parent
     return None
 
@@ -126,7 +126,7 @@ def trial_of(experiment: Experiment, arm: str, seed: int, folders: dict[str, Pat
     settings, made_by = identity(args), code.fingerprint(args, program)
     digest = sha256(json.dumps([settings, made_by], sort_keys=True).encode()).hexdigest()
     name = slug(f"{settings.get('data', '')}-{arm}")[:80]
-    there = find(runs / program, args, "" if any_code else made_by)
+    there = find(runs / program, args, None if any_code else made_by)
     folder = there or runs / program / f"{name}-{seed}-{digest[:6]}"
     needs = [folders[base] for base in BASE.findall(line)]
     return Trial(arm, seed, program, words, settings, folder, needs)

@@ -1,26 +1,35 @@
 """Results as a JSON has them, and a program whose runs take no time."""
 
-import json
-
 from lab.compare import SHOWN
 from lab.experiments import Experiment
 
 # It answers as its mask and seed say, and says that the code $CODE made it. --fail fails where the
-# seed is not 0; --wait waits for SIGTERM, which it survives by saving.
+# seed is not 0; --wait waits for SIGTERM, which it survives by saving. Asked of a finished run, it
+# notes down what, and answers as eval.py or, asked for the loss, lab.text_loss would.
 FAKE = """
 import argparse, json, os, signal, sys
 from pathlib import Path
 
 def arguments(argv=None):
     parser = argparse.ArgumentParser()
-    for name, default in (("data", "shapes"), ("mask", "mma"), ("source", None), ("llm", None)):
-        parser.add_argument(f"--{name}", default=default)
-    for name, kind, default in (("lr", float, 0.004), ("seed", int, 0), ("limit", int, None)):
+    for name, kind, default in (
+        ("data", str, "shapes"), ("mask", str, "mma"), ("source", str, None), ("llm", str, None),
+        ("lr", float, 0.004), ("seed", int, 0), ("limit", int, None), ("out", Path, None),
+    ):
         parser.add_argument(f"--{name}", type=kind, default=default)
-    parser.add_argument("--out", type=Path)
     for flag in ("fail", "wait", "resume"):
         parser.add_argument(f"--{flag}", action="store_true")
     return parser.parse_args(argv)
+
+def main(argv):
+    run, *words, flag, file = argv
+    with open(Path(run) / "asked", "a") as asked:
+        asked.write(" ".join(words) + ";")
+    if "--fail" in words:
+        raise SystemExit("error: no such split")
+    of_eval = {"runs": [{"accuracy": 0.25, "n": 8, "families": {}}]}
+    losses = [{"loss": 3.5}, {"loss": 9.25}]
+    Path(file).write_text(json.dumps(losses if "loss" in words else of_eval))
 
 def save(number, frame):
     (args.out / "saved").write_text("")
@@ -46,29 +55,6 @@ if __name__ == "__main__":
     (args.out / "metrics.jsonl").write_text("\\n".join(lines))
     (args.out / "run.json").write_text(json.dumps(record, default=str))
 """
-# What a finished run is asked: it notes down what, and answers as eval.py or lab.text_loss would
-ASKED = """
-import json
-from pathlib import Path
-
-def main(argv):
-    run, *words, flag, file = argv
-    with open(Path(run) / "asked", "a") as asked:
-        asked.write(" ".join(words) + ";")
-    if "--fail" in words:
-        raise SystemExit("error: no such split")
-    of_eval = {"runs": [{"accuracy": 0.25, "n": 8, "families": {}}]}
-    losses = [{"loss": 3.5}, {"loss": 9.25}]
-    Path(file).write_text(json.dumps(losses if "loss" in words else of_eval))
-"""
-
-
-def read(file):
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def contents(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def run_of(accuracy, seed=0, families=None, curve=None, **more):

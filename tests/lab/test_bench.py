@@ -2,8 +2,9 @@
 
 import json
 import re
-import sys
-import types
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from data import DataError
 from lab import bench, publish
 from lab.experiments import Experiment
 
-ARGS = types.SimpleNamespace(repeats=1, seeds=1)
+ARGS = SimpleNamespace(repeats=1, seeds=1)
 
 
 @pytest.fixture
@@ -84,31 +85,30 @@ def test_every_arm_of_the_comparison_is_timed_under_its_mask(losses, monkeypatch
     assert [mask for mask, _ in losses] == ["causal", "mma", "prefix"]
 
 
-# What train.py writes, in its format (tests/test_train.py), without training
-A_RUN = """
-import json, sys
-from pathlib import Path
-out = Path(sys.argv[sys.argv.index("--out") + 1])
-out.mkdir()
-lines = [{"stage": "pt", "step": 10}, {"stage": "sft", "step": 10}]
-for step, accuracy in ((20, 0.85), (40, 0.96)):
-    lines.append({"stage": "sft", "step": step, "val": {"accuracy": accuracy}})
-(out / "metrics.jsonl").write_text("\\n".join(map(json.dumps, lines)))
-run = {"accuracy": 0.5, "args": {"data": "shapes"}, "seconds": 60, "clock": [[20, 10], [40, 30]]}
-(out / "run.json").write_text(json.dumps(run))
-"""
-
-
 def test_the_default_job_is_timed_from_its_command(monkeypatch):
     """The run's clock began when a minute less had passed than at the end."""
-    monkeypatch.setattr(bench, "TRAIN", [sys.executable, "-c", A_RUN])
-    header, seed, mean = bench.job(ARGS)
+    curve = [{"step": k, "val": {"accuracy": a}} for k, a in ((20, 0.85), (40, 0.96))]
+    run = {
+        "accuracy": 0.5,
+        "args": {"data": "shapes"},
+        "seconds": 60,
+        "clock": [[20, 10], [40, 30]],
+    }
+
+    def trained(command, cwd):
+        out = Path(command[-1])
+        out.mkdir()
+        (out / "metrics.jsonl").write_text("\n".join(map(json.dumps, [{"step": 20}, *curve])))
+        (out / "run.json").write_text(json.dumps(run))
+        return Mock(returncode=0)
+
+    monkeypatch.setattr(bench.subprocess, "run", trained)
+    header, (_, first, second, *last), mean = bench.job(ARGS)
     assert header == ["seed", "to 80 %", "to 95 %", "to 97 %", "in all", "test, %"]
-    in_all = float(seed[4])
-    assert in_all < 30
-    assert [float(x) for x in seed[1:3]] == pytest.approx([in_all - 50, in_all - 30], abs=0.2)
-    assert seed[3] == "never" and seed[5] == "50.0" and mean[3] == "never by all"
-    monkeypatch.setattr(bench, "TRAIN", [sys.executable, "-c", "raise SystemExit(2)"])
+    assert float(second) - float(first) == pytest.approx(20, abs=0.2)
+    assert float(last[1]) - float(second) == pytest.approx(30, abs=0.2)
+    assert (last[0], last[2], mean[3]) == ("never", "50.0", "never by all")
+    monkeypatch.setattr(bench.subprocess, "run", lambda *args, **options: Mock(returncode=2))
     with pytest.raises(DataError, match="ended with status 2"):
         bench.job(ARGS)
 

@@ -13,10 +13,6 @@ from lab import curves, experiments, recording, watch
 from mma import EXTRA_PAIRS
 
 ORANGE, BLUE = (240, 140, 40), (74, 111, 181)
-RECORDS = [
-    {"stage": "pt", "step": 10, "loss": 2.0},
-    {"stage": "sft", "step": 10, "loss": 1.0, "val": {"accuracy": 0.5, "loss": 0.5}},
-]
 
 
 def colours_in(picture) -> set:
@@ -33,8 +29,8 @@ def drawn(monkeypatch):
 
 def test_the_figures_of_masks(tmp_path, drawn):
     """Blue is read, orange opened: patches x question, under mma alone."""
-    figure, masks = tmp_path / "f.png", tmp_path / "m.png"
-    curves.main(["--figure", str(figure), "--masks", str(masks)])
+    files = [tmp_path / "f.png", tmp_path / "m.png"]
+    curves.main(["--figure", str(files[0]), "--masks", str(files[1])])
     cells = [torch.tensor(ax.collections[0].get_array()) for ax in drawn[0].axes[1:]]
     causal, mma = cells
     patches, question = ((mma == 2).nonzero()[:, k].unique().tolist() for k in (0, 1))
@@ -42,49 +38,45 @@ def test_the_figures_of_masks(tmp_path, drawn):
     assert patches == list(range(patches[0], patches[0] + 16))
     assert question[0] > patches[-1] and len(question) > 5
     assert all(torch.equal(some == 1, torch.ones_like(some).tril() == 1) for some in cells)
-    picture = Image.open(figure).convert("RGB")
-    left = picture.crop((0, 0, picture.width // 2, picture.height))
-    assert ORANGE in colours_in(picture)
-    assert ORANGE not in colours_in(left) and BLUE in colours_in(left)
     assert sum(len(ax.collections) for ax in drawn[1].axes) == len(EXTRA_PAIRS)
-    assert {ORANGE, BLUE} <= colours_in(Image.open(masks))
+    assert all({ORANGE, BLUE} <= colours_in(Image.open(file)) for file in files)
 
 
 def points_of(ax):
     return {line.get_label(): list(map(tuple, line.get_xydata())) for line in ax.lines}
 
 
-def test_the_curves_of_a_training(tmp_path, drawn):
-    for upto in (0, 1, 2):
-        watch.write_curves(tmp_path / "c.png", RECORDS[:upto])
-        assert Image.open(tmp_path / "c.png").size == (1210, 440)
+@pytest.mark.parametrize("not_asked, label, style", [
+    (["spatial"], "spatial: not asked yet", "--"), ([], "spatial: 0.0 %", "-"),
+])  # fmt: skip
+def test_the_curves_of_a_training(tmp_path, drawn, not_asked, label, style):
+    """From the first step on, whatever is there; a family that was not asked yet is said and
+    dashed."""
+    families = {"place": {"accuracy": 0.5, "n": 2}, "spatial": {"accuracy": 0, "n": 2}}
+    look = {"accuracy": 0.25, "loss": 0.5, "families": families}
+    records = [{"stage": "pt", "step": 10, "loss": 2.0}]
+    for step, said in ((10, ["spatial"]), (20, not_asked)):
+        val = look | {"not_asked": said}
+        records.append({"stage": "sft", "step": step, "loss": 1.0, "val": val})
+    for upto in range(4):
+        watch.write_curves(tmp_path / "c.png", records[:upto])
+    assert Image.open(tmp_path / "c.png").size == (1210, 440)
     left, right = drawn[-1].axes
-    stages = {"stage 1": [(10, 2)], "stage 2: questions": [(10, 1)]}
-    assert points_of(left) == {**stages, "stage 2: validation": [(10, 0.5)]}
-    assert points_of(right) == {"overall: 50.0 %": [(10, 50)]}
+    assert points_of(left) == {
+        "stage 1": [(10, 2)],
+        "stage 2: questions": [(10, 1), (20, 1)],
+        "stage 2: validation": [(10, 0.5), (20, 0.5)],
+    }
+    assert points_of(right) == {
+        "overall: 25.0 %": [(10, 25), (20, 25)],
+        "place: 50.0 %": [(10, 50), (20, 50)],
+        label: [(10, 0), (20, 0)],
+    }
+    assert [line.get_linestyle() for line in right.lines] == ["-", "-", style]
     for ax in (left, right):
         assert ax.get_xlabel() and ax.get_ylabel() and ax.get_legend()
         assert all(line.get_marker() == "o" for line in ax.lines)  # one point alone is no line
     assert not {ORANGE, BLUE} & colours_in(Image.open(tmp_path / "c.png"))  # those are mma, causal
-
-
-@pytest.mark.parametrize("not_asked, label, style", [
-    (["spatial"], "spatial: not asked yet", "--"), ([], "spatial: 0.0 %", "-"),
-])  # fmt: skip
-def test_a_family_that_was_not_asked_yet_is_said_and_dashed(
-    tmp_path, drawn, not_asked, label, style
-):
-    families = {"place": {"accuracy": 0.5, "n": 2}, "spatial": {"accuracy": 0, "n": 2}}
-    looks = [
-        {"accuracy": 0.25, "families": families, "not_asked": said}
-        for said in (["spatial"], not_asked)
-    ]
-    records = [{"stage": "sft", "step": k, "loss": 1.0, "val": val} for k, val in enumerate(looks)]
-    watch.write_curves(tmp_path / "c.png", records)
-    _, right = drawn[-1].axes
-    styles = {line.get_label(): line.get_linestyle() for line in right.lines}
-    assert styles == {"overall: 25.0 %": "-", "place: 50.0 %": "-", label: style}
-    assert points_of(right)["place: 50.0 %"] == [(0, 50), (1, 50)]
 
 
 def test_the_command_draws_finished_runs(tmp_path, drawn, capsys):
@@ -102,8 +94,9 @@ def test_the_command_draws_finished_runs(tmp_path, drawn, capsys):
     (ax,) = drawn[-1].axes
     assert ax.get_xlabel() and ax.get_ylabel() and str(png) in capsys.readouterr().out
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == [*points_of(ax)] == ["mma (2 seeds)", "causal"]
-    assert [list(line.get_ydata()) for line in ax.lines] == [[55.0, 85.0], [40.0, 50.0]]
+    assert labels == ["mma (2 seeds)", "causal"]
+    points = points_of(ax)
+    assert [points[name] for name in labels] == [[(1, 55), (2, 85)], [(1, 40), (2, 50)]]
     assert {ORANGE, BLUE} <= colours_in(Image.open(png))
     (runs[2] / "metrics.jsonl").unlink()
     for words, why in ((call, "metrics.jsonl is missing"), (call[:1], "belong together")):
@@ -113,17 +106,11 @@ def test_the_command_draws_finished_runs(tmp_path, drawn, capsys):
         curves.write_curves(png, {"a": [{}]})
 
 
-@pytest.mark.parametrize("labels", [
-    ["causal", "mma"], ["mma (3 seeds)", "causal (3 seeds)"], ["new", "mma@4"],
-    ["shapes-causal-0 (3 seeds)", "shapes-mma-0", "new"],
-])  # fmt: skip
-def test_mma_is_orange_and_causal_is_blue(labels):
-    for label, colour in curves.colours_of(labels).items():
-        rgb = tuple(round(255 * c) for c in colour)
-        assert ("mma" in label) == (rgb == ORANGE) and ("causal" in label) == (rgb == BLUE)
-
-
 def test_arms_have_colours_and_values_of_an_option_shades():
+    """mma is orange and causal is blue, wherever a label has these names."""
+    colours = curves.colours_of(["mma (3 seeds)", "shapes-causal-0 (3 seeds)", "new"]).values()
+    mma, causal, other = (tuple(round(255 * c) for c in colour) for colour in colours)
+    assert (mma, causal) == (ORANGE, BLUE) and other not in (ORANGE, BLUE)
     shades = curves.colours_of(["mma@2", "mma@4"])
     assert sum(shades["mma@2"]) > sum(shades["mma@4"])
     assert len({*curves.colours_of([*experiments.ARMS]).values()}) == len(experiments.ARMS)
@@ -133,7 +120,7 @@ def test_without_matplotlib_training_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(watch, "told", False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for _ in range(2):
-        watch.write_curves(tmp_path / "curves.png", RECORDS)
+        watch.write_curves(tmp_path / "curves.png", [])
     said = capsys.readouterr().err
     assert said.count("pip install matplotlib") == 1 and not list(tmp_path.iterdir())
 
@@ -179,7 +166,6 @@ def test_text_of_a_sheet_stays_whole_below_its_own_picture(said):
 
 
 @pytest.mark.parametrize("messages, turn, shown", [
-    (["<image><image>both?"], 0, [0, 1]),
     (["<image><image><image>all?"], 0, [0, 1, 2]),
     (["<image>this?", "<image>and this?"], 0, [0]),
     (["<image>this?", "<image>and this?"], 1, [1]),
@@ -210,8 +196,7 @@ def test_a_sheet_is_spread_over_all_answers(tmp_path, model, tokenizer, pictures
         assert files == ({"example.png", "sheet.png"} if write else set())
     ((some, size, frames),) = sheets
     assert [r["prompt"][0] for r in some] == [shown[k * 60 // 24] for k in range(24)]
-    assert all(a is r["prompt"][0] for a, r in zip(framed, [*some, *some], strict=True))
-    assert size == 16 and frames[0] == []
-    assert frames[1] == real(model, tokenizer, *some[1]["prompt"])
+    assert framed == [r["prompt"][0] for r in [*some, *some]] and size == 16
+    assert frames[:2] == [[], real(model, tokenizer, *some[1]["prompt"])]
     example = data.pixels_of(tmp_path / "example.png", 16, "")
     assert torch.equal(example, pictures[60 // 24 % 4])

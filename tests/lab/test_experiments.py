@@ -1,15 +1,10 @@
 """Published comparisons: each line is one of its program; what a fork adds is among them."""
 
 import pytest
-import torch
 
-import data
-from engine.batches import StepBatches
-from engine.options import arguments as train_arguments
 from engine.wings import VARIANTS, Variant
 from lab import compare, experiments, trials
-from mma import EXTRA_PAIRS, attention_mask
-from model import Config
+from mma import EXTRA_PAIRS
 
 SOURCE = ["--", "--preset", "tiny", "--device", "cpu", "--source", "x"]
 
@@ -54,11 +49,3 @@ def test_a_mask_and_a_method_that_a_fork_adds_are_arms(monkeypatch):
     monkeypatch.setitem(VARIANTS, "method", Variant("a method"))
     added = {"mine": "--mask mine", "method": "--mask causal --variant method"}
     assert experiments.arms_of_the_table() == {**before, **added}
-
-
-def test_mutual_needs_no_run_of_its_own(tokenizer):
-    args = train_arguments(["--preset", "tiny"])
-    source, config = data.load("shapes"), Config(vocab_size=len(tokenizer))
-    batch = StepBatches(source, tokenizer, config, "sft", args)[0][0]
-    masks = (attention_mask(mask, batch["role"], batch["turn"]) for mask in ("mma", "mutual"))
-    assert torch.equal(*masks)

@@ -1,7 +1,6 @@
 """A model is put together from two runs: what is taken, what is new, what stays; and what is
 refused."""
 
-import json
 import pickle
 import shutil
 
@@ -14,7 +13,7 @@ import eval as evaluation
 import train
 from data.shapes import Shapes
 from data.shapes.questions import FAMILIES
-from lab import eyes, talk
+from lab import eyes
 
 pytestmark = pytest.mark.usefixtures("nothing_drawn")
 
@@ -49,9 +48,8 @@ def made(line):
 
 
 def equal(a: dict, b: dict, *names) -> bool:
-    """Of the tensors whose names begin so; by default of all."""
-    a, b = ({n: w for n, w in some.items() if n.startswith(names or "")} for some in (a, b))
-    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+    """Of the tensors whose names begin so."""
+    return all(torch.equal(a[n], b[n]) for n in a.keys() | b.keys() if n.startswith(names))
 
 
 def test_encoder_and_decoder_are_those_of_the_runs_and_the_projector_is_new(runs, line, made):
@@ -61,15 +59,15 @@ def test_encoder_and_decoder_are_those_of_the_runs_and_the_projector_is_new(runs
     weights, fresh = model.state_dict(), made("--fresh")
     assert equal(weights, text, *DECODER) and not equal(fresh, text, *DECODER)
     for some in (weights, fresh):
-        assert equal(some, seeing, "encoder")
+        assert equal(some, seeing, "encoder") and equal(some, made("--mask", "causal"), "projector")
         assert not equal(some, seeing, "projector") and not equal(some, text, "projector")
-        assert equal(some, made("--mask", "causal"), "projector")
     assert not equal(weights, made("--seed", "1"), "projector")
     assert tokenizer.model == (runs / "text" / "tokenizer.model").read_bytes()
     assert args.vocab_size == len(tokenizer) == model.config.vocab_size
 
 
 def test_training_leaves_the_encoder_and_moves_the_rest_in_both_stages(line, made, tmp_path):
+    """A run that eval.py and others open like any other."""
     before = made()
     for stage in ("--steps", "--pt-steps"):
         out = tmp_path / stage
@@ -78,49 +76,34 @@ def test_training_leaves_the_encoder_and_moves_the_rest_in_both_stages(line, mad
         assert equal(after, before, "encoder")  # pixel_mean, too
         for name in ("projector.0.weight", "blocks.0.attention.q.weight", "embed.weight"):
             assert not torch.equal(after[name], before[name]), name
-    for command in (evaluation, talk):  # they open the run like any other
-        assert command.open_run(out, "cpu", "causal")[0].config.mask == "causal"
+    assert evaluation.open_run(out, "cpu", "causal")[0].config.mask == "causal"
 
 
-def other_tokenizer(folder):
+def other_tokenizer(run):
     tokenizer = data.Tokenizer.train(["red green blue yellow"] * 20, 300)
-    (folder / "tokenizer.model").write_bytes(tokenizer.model)
+    (run / "tokenizer.model").write_bytes(tokenizer.model)
 
 
-def other_words(folder):
-    """Of its tokenizer and, as it should be, of its model."""
-    tokenizer = data.Tokenizer.train(["abc abd"] * 20, 4096)
-    (folder / "tokenizer.model").write_bytes(tokenizer.model)
-    saved = torch.load(folder / "model.pt", weights_only=True)
-    saved["config"]["vocab_size"] = len(tokenizer)
-    saved["weights"]["embed.weight"] = saved["weights"]["embed.weight"][: len(tokenizer)]
-    torch.save(saved, folder / "model.pt")
-
-
-def variant(folder):
-    record = json.loads((folder / "run.json").read_text())
-    record["args"]["variant"] = "text-first"
-    (folder / "run.json").write_text(json.dumps(record))
-
-
-def hugging_face(folder):
-    (folder / "run.json").rename(folder / "config.json")
+def variant(run):
+    record = (run / "run.json").read_text()
+    (run / "run.json").write_text(record.replace('"variant": null', '"variant": "text-first"'))
 
 
 @pytest.mark.parametrize("option, damage, says", [
     ("--llm", other_tokenizer, "they are not of one run"),
-    ("--llm", other_words, "its tokenizer has no token for"),
     ("--llm", variant, "only the decoder of a plain run"),
-    ("--llm", hugging_face, "a Hugging Face folder needs --template"),
+    ("--llm", lambda run: (run / "run.json").rename(run / "config.json"),
+     "a Hugging Face folder needs --template"),
     ("--encoder", shutil.rmtree, "not a finished run"),
-    ("--rehearse", None, "--rehearse belongs to a Hugging Face folder"),
+    ("--data llava --source", None, "its tokenizer has no token for"),
+    ("--rehearse", 2, "--rehearse belongs to a Hugging Face folder"),
 ])  # fmt: skip
-def test_mistakes_are_one_line(runs, line, tmp_path, option, damage, says):
-    folder = shutil.copytree(runs / "text", tmp_path / "damaged")
-    if damage:
-        damage(folder)
+def test_mistakes_are_one_line(runs, line, llava, tmp_path, option, damage, says):
+    value = llava if damage is None else damage
+    if callable(damage):
+        damage(value := shutil.copytree(runs / "text", tmp_path / "damaged"))
     with pytest.raises(SystemExit, match=says) as exit:
-        eyes.main(line(option, folder if damage else 2, "--out", tmp_path / "out"))
+        eyes.main(line(*option.split(), value, "--out", tmp_path / "out"))
     assert "\n" not in str(exit.value)
 
 
@@ -135,29 +118,25 @@ def test_every_preset_asks_questions_of_every_family():
 # --- Rehearsal
 
 
-@pytest.mark.parametrize("text, kept", [
-    ("It is red. It is blue! And then the", "It is red. It is blue!"),
-    ("Is it red? Yes", "Is it red?"),
-    ("1. Gold\n2. Copper\n3. Sil", ""),
-    ("Pi is 3.14 or so", ""),
-    ("Two lines.\nOf text. No", "Two lines.\nOf text."),
-    ("", ""),
+@pytest.mark.parametrize("given, was_cut, kept", [
+    ("It is red. It is blue! And then the", True, "It is red. It is blue!"),
+    ("Is it red? Yes", True, "Is it red?"),
+    ("1. Gold\n2. Copper\n3. Sil", True, ""),
+    ("Pi is 3.14 or so", True, ""),
+    ("Two lines.\nOf text. No", True, "Two lines.\nOf text."),
+    ("no point", False, "no point"),
+    ("", False, ""),
 ])  # fmt: skip
-def test_whole_sentences(text, kept):
-    assert eyes.whole_sentences(text) == kept
-
-
-def test_what_was_cut_ends_with_a_sentence_and_what_was_not_is_kept(monkeypatch):
-    said = {"a": ("It is so. And", True), "b": ("no end", True), "c": ("no point", False)}
-
+def test_what_was_cut_ends_with_a_sentence_and_what_was_not_is_kept(
+    monkeypatch, given, was_cut, kept
+):
     def answers(model, tokenizer, examples, **options):
         assert options["max_new_tokens"] == eyes.LONGEST
-        return [dict(zip(("given", "unparsed"), said[e.turns[0][0]])) for e in examples]
+        return [{"given": given, "unparsed": was_cut}]
 
     monkeypatch.setattr(eyes, "answer_all", answers)
-    dialogues = eyes.own_answers(None, None, list("abc"))
-    assert [e.turns for e in dialogues] == [[("a", "It is so.")], [("c", "no point")]]
-    assert all(e.images == [] for e in dialogues)
+    said = [(e.images, e.turns) for e in eyes.own_answers(None, None, ["why?"])]
+    assert said == [([], [("why?", kept)])] * bool(kept)
 
 
 def test_a_step_has_rows_more_and_is_else_what_it_was():

@@ -5,7 +5,6 @@ import json
 import pickle
 
 import pytest
-import torch
 from helpers import LETTERS, TINY
 
 import data
@@ -13,11 +12,9 @@ import eval as evaluation
 import train
 from data import Example, encode
 from engine import wings
-from engine.batches import StepBatches
 from engine.options import arguments
 from lab.variants import TextFirstTokenizer, text_first
-from mma import Role
-from model import MLLM, Config
+from model import MLLM
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
 TWO = Example(["a", "b"], [("is <image> the <image> red?", "no")])
@@ -35,29 +32,19 @@ def test_text_first_by_its_tokenizer_and_by_its_example(tokenizer, dialogues):
         assert all(a is b for a, b in zip(row.images, expected.images, strict=True))
 
 
-def test_both_orders_change_over_half_way(tokenizer):
+@pytest.mark.parametrize("stage, first, last", [("pt", (0,), (1,)), ("sft", (0, 1), (2, 3))])
+def test_both_orders_change_over_half_way(stage, first, last):
     """DOT: the first half of each stage is [question, picture], the second half [picture,
     question]; it answers the latter. The source can be sent to a worker."""
-
-    def text_is_first(role):
-        return role.tolist().index(Role.QUESTION) < role.tolist().index(Role.IMAGE)
-
     args = arguments([*TINY, "--variant", "dot", "--steps", "4"])
-    variant = wings.get(args)
-    source = pickle.loads(pickle.dumps(variant.wrap_source(data.load("shapes"), args)))
-    config = Config(vocab_size=len(tokenizer))
-    batches, plain = (
-        StepBatches(some, tokenizer, config, "sft", args) for some in (source, data.load("shapes"))
-    )
-    for step, expected in enumerate((True, True, False, False)):
-        (batch,), (same,) = batches[step], plain[step]
-        assert {text_is_first(role) for role in batch["role"]} == {expected}
-        assert torch.equal(batch["images"], same["images"])
-        assert torch.equal(batch["ids"].sort().values, same["ids"].sort().values)
-        assert torch.equal(batch["ids"], same["ids"]) == (not expected)
-    rows = [encode(e, tokenizer, 16) for e in source.heldout("test", 3)]
-    assert not any(text_is_first(torch.tensor(row.role)) for row in rows)
-    assert variant.tokenizer_class is data.Tokenizer
+    variant, plain = wings.get(args), data.load("shapes")
+    source = pickle.loads(pickle.dumps(variant.wrap_source(plain, args)))
+    for step in (*first, *last):
+        drawn = plain.draw(stage, step, 2, 2, 0)
+        expected = [text_first(e) if step in first else e for e in drawn]
+        assert [e.turns for e in source.draw(stage, step, 2, 2, 0)] == [e.turns for e in expected]
+    asked, same = ([e.turns for e in some.heldout("test", 3)] for some in (source, plain))
+    assert asked == same and variant.tokenizer_class is data.Tokenizer
 
 
 def test_both_orders_of_your_own_folder_are_checked_as_any(llava, tmp_path, capsys):

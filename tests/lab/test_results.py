@@ -1,19 +1,46 @@
 """Tables and tests of differences, against Student's t by hand."""
 
 import math
-import re
 
 import pandas as pd
 import pytest
 from compared import result_of, run_of
 from scipy import stats
 
-from engine.tables import spread
 from lab import publish, results
 
 
-def by_seed(*values, seeds=None):
-    return pd.Series(values, index=seeds)
+def by_hand(difference, error, freedom):
+    t = stats.t(freedom)
+    reach = t.ppf(0.975) * error
+    p = 2 * t.sf(abs(difference) / error)
+    return {"p": p, "low": difference - reach, "high": difference + reach}
+
+
+PAIRED = {"n": "3", "test": "paired"}
+WELCH = {"n": "3 and 3", "test": "Welch"} | by_hand(10, (2 / 3) ** 0.5, 4)
+CLEAR = PAIRED | by_hand(11, 1 / math.sqrt(3), 2)  # differences 10, 11, 12
+NEGATIVE = {"p": CLEAR["p"], "low": -CLEAR["high"], "high": -CLEAR["low"]}
+
+
+@pytest.mark.parametrize("a, b, seeds, same_data, here, difference, more", [
+    ([90, 92, 95], [80, 81, 83], [0, 1, 2], True, "yes", 11, CLEAR),
+    ([90, 92, 95], [83, 81, 80], [2, 1, 0], True, "yes", 11, CLEAR),  # by seed, not by place
+    ([80, 81, 83], [90, 92, 95], [0, 1, 2], True, "no", -11, PAIRED | NEGATIVE),
+    ([90, 91, 92], [80, 81, 82], [0, 1, 2], False, "yes", 10, WELCH),
+    ([90, 91, 92], [80, 81, 82], [1, 2, 3], True, "yes", 10, WELCH),
+    # Differences 1, 2, 3 lie 3.5 standard errors from zero
+    ([81, 92, 103], [80, 90, 100], [0, 1, 2], True, "not clear", 2,
+     PAIRED | by_hand(2, 1 / math.sqrt(3), 2)),
+    # One seed is no evidence: the same seed of both, where it sees the same data
+    ([90], [80, 81, 82], [0, 1, 2], True, "one seed", 10, {"n": "1"}),
+    ([80, 81, 82], [90], [0], True, "one seed", -10, {"n": "1"}),
+    ([90], [80, 81, 82], [0, 1, 2], False, "one seed", 9, {"n": "1"}),
+    ([90, 91], [90, 91], [0, 1], True, "the same on every seed", 0, {"n": "2", "test": "paired"}),
+])  # fmt: skip
+def test_differences_by_hand(a, b, seeds, same_data, here, difference, more):
+    found = results.tested(pd.Series(a), pd.Series(b, index=seeds), same_data)
+    assert found == pytest.approx({"here": here, "difference": difference, **more})
 
 
 def rows_of(arms, options=None, **show):
@@ -22,47 +49,12 @@ def rows_of(arms, options=None, **show):
     return {row["claim"]: row for row in results.differences(result, results.frame(result))}
 
 
-# --- Tests
-
-
-def test_paired_and_welch_by_hand():
-    a, b = by_seed(90, 92, 95), by_seed(80, 81, 83)  # differences 10, 11, 12
-    c, d = by_seed(90, 91, 92), by_seed(80, 81, 82)
-    for (one, other), kind, difference, n, error, freedom in (
-        ((a, b), "paired", 11, "3", 1 / math.sqrt(3), 2),
-        ((c, d), "Welch", 10, "3 and 3", math.sqrt(2 / 3), 4),
-    ):
-        found, t = results.tested(one, other, same_data=kind == "paired"), stats.t(freedom)
-        assert (found["here"], found["test"], found["n"]) == ("yes", kind, n)
-        assert found["difference"] == difference
-        assert found["p"] == pytest.approx(2 * t.sf(difference / error))
-        reach = t.ppf(0.975) * error
-        assert (found["low"], found["high"]) == pytest.approx(
-            (difference - reach, difference + reach)
-        )
-    assert results.tested(b, a)["here"] == "no"
-    assert results.tested(a, b[::-1])["p"] == results.tested(a, b)["p"]  # by seed, not by place
-    assert results.tested(c, by_seed(80, 81, 82, seeds=[1, 2, 3]))["test"] == "Welch"
-    # Differences 1, 2, 3 lie 3.5 standard errors from zero
-    unclear = results.tested(by_seed(81, 92, 103), by_seed(80, 90, 100))
-    assert unclear["here"] == "not clear" and 0.07 < unclear["p"] < 0.08
-
-
-def test_one_seed_is_no_evidence():
-    a, b = by_seed(90), by_seed(80, 81, 82)  # the same seed of both, where it sees the same data
-    assert results.tested(a, b) == {"here": "one seed", "difference": 10, "n": "1"}
-    assert results.tested(b, a)["difference"] == -10
-    assert results.tested(a, b, same_data=False)["difference"] == 9
-    alike = results.tested(by_seed(90, 91), by_seed(90, 91))
-    assert alike["here"] == "the same on every seed" and "p" not in alike
-
-
 @pytest.mark.parametrize("options, test", [("--mask causal", "paired"), ("--steps 9", "Welch")])
 def test_claims_pair_arms_with_the_same_data_only(options, test):
     """And a claim about an arm without a run is left out."""
     arms = {
         "a": [run_of(80 + s, s) for s in range(3)],
-        "b": [run_of(70 + s * s, s) for s in (0, 1, 2)],
+        "b": [run_of(70 + s * s, s) for s in range(3)],
     }
     rows = rows_of(arms, {"a": options, "b": "--mask causal"}, claims=("a > b", "a > c"))
     assert {claim: row["test"] for claim, row in rows.items()} == {"a > b": test}
@@ -99,28 +91,18 @@ def test_fewer_steps_to_a_mark():
     assert "300, 200, 400" in table and "never, never, never" in table
 
 
-# --- Tables
-
-
 def test_the_tables_have_what_the_runs_say():
-    kept = run_of(80, 0, {"place": 70}, {"1": 0.9, "2": 0.7}, kept={"step": 3600}, code="old")
-    runs = [kept, run_of(81, 1, {"place": 72}, code="new")]
+    """A family may be called consistency, which is a number of its own."""
+    families, curve = {"place": 70, "consistency": 75}, {"1": 0.9, "2": 0.7}
+    kept = run_of(80, 0, families, curve, consistency=0.5, kept={"step": 3600}, code="old")
+    runs = [kept, run_of(81, 1, {"place": 72}, consistency=0.5, code="new")]
     arms = {"mma": runs, "causal": [run_of(60, 0, {"place": 5}, code="old")]}
-    files = publish.report("x", result_of(arms, short=("mma",), claims=("mma > causal",)))
-    assert set(files) == {"x.md", "x_claims.md", "x_finding.md"}
-    head, _, row, *_ = ([cell.strip() for cell in line.split("|")[1:-1]]
-                        for line in files["x.md"].splitlines())  # fmt: skip
-    assert dict(zip(head, row)) == {
-        "arm": "mma", "seeds": "2", "overall": spread([80, 81]), "place": spread([70, 72]),
-        "validation, last look": spread([70, 81]), "80 % at step": "1, 2",
-        "best at step": "3,600, -", "parameters": "5",
-    }  # fmt: skip
-    assert "causal" not in files["x_finding.md"] and "best at" not in files["x_finding.md"]
-    assert "2 versions of the code" in files["x.md"]
+    texts = publish.report("x", result_of(arms, short=("mma",), claims=("mma > causal",)))
+    assert set(texts) == {"x.md", "x_claims.md", "x_finding.md"}
+    text = " ".join(texts["x.md"].split())
+    names = "| arm | seeds | overall | consistency | place | consistency | validation, last look | "
+    assert names + "80 % at step | best at step | parameters |" in text
+    cells = "| mma | 2 | 80.5 ± 0.7 | 50.0 ± 0.0 | 71.0 ± 1.4 | 75.0 | 75.5 ± 7.8 | 1, 2 | "
+    assert cells + "3,600, - | 5 |" in text and "2 versions of the code" in text
+    assert "causal" not in texts["x_finding.md"] and "best at" not in texts["x_finding.md"]
     assert "versions" not in publish.report("x", result_of({"mma": [kept]}))["x.md"]
-
-
-def test_a_family_that_is_called_consistency_is_not_taken_for_it():
-    runs = {"a": [run_of(80, 0, {"consistency": 70}, consistency=0.5)]}
-    table = results.main_table(results.frame(result_of(runs, marks=())), ())
-    assert re.search(r"\| a +\| +1 \| +80.0 \| +50.0 \| +70.0 \|", table)

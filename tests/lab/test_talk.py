@@ -3,6 +3,7 @@
 import functools
 import io
 import re
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -95,16 +96,9 @@ def say(folder, monkeypatch):
     lines of its own: they do not count."""
 
     def say(*lines, run="run", show=("--image", folder / "a.png")):
-        left, out = iter(lines), io.StringIO()
-
-        def read(prompt):
-            line = next(left)
-            if isinstance(line, BaseException):
-                raise line
-            return line
-
+        out = io.StringIO()
         monkeypatch.setattr(talk, "print", functools.partial(print, file=out), raising=False)
-        monkeypatch.setattr("builtins.input", read)
+        monkeypatch.setattr("builtins.input", Mock(side_effect=lines))
         talk.main([str(folder / run), "--device", "cpu", *map(str, show)])
         said = out.getvalue().splitlines()
         assert said[0] == HELP or "--audio" in show
@@ -146,12 +140,8 @@ def test_a_run_that_was_trained_on_sounds_is_asked_about_sounds(tmp_path, folder
     lines = "is there a low drum?", f"/audio {file}", f"/image {image}", "and?", ""
     _, refused, _ = say(*lines, run="sounds", show=["--audio", file])
     assert "ask it with --audio" in refused
-    for show, why in (
-        (["--image", image], "was trained on sounds"),
-        (["--audio", file, "--image", image], "begins with one of them"),
-    ):
-        with pytest.raises(SystemExit, match=why):
-            say("", run="sounds", show=show)
+    with pytest.raises(SystemExit, match="begins with one of them"):
+        say("", run="sounds", show=["--audio", file, "--image", image])
 
 
 @pytest.mark.parametrize("typed", [
