@@ -140,8 +140,12 @@ def load(out: Path, device: str, args, data_fingerprint: str) -> dict | None:
     return state
 
 
+# Ctrl-C, a cluster, a terminal that is closed; nohup has the last one ignored
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
 class StopRequest:
-    """Ctrl-C and SIGTERM finish the step first: `requested` turns true. A second Ctrl-C stops at
+    """A signal of STOPS finishes the step first: `requested` turns true. A second Ctrl-C stops at
     once, but not with `patient`, for torchrun passes on to its processes a Ctrl-C that the terminal
     has sent them already."""
 
@@ -150,8 +154,9 @@ class StopRequest:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._request)
+            for number in STOPS:
+                if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
+                    self.before[number] = signal.signal(number, self._request)
         return self
 
     def _request(self, number, frame):
@@ -167,5 +172,5 @@ class StopRequest:
 def ignore_signals(worker: int) -> None:
     """For the loader's workers: Ctrl-C, or a cluster's SIGTERM, reaches them too, but it is the
     main process that decides."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)

@@ -25,8 +25,8 @@ def fingerprint(args, program: str = "__main__") -> dict[str, str]:
         file = Path(getattr(module, "__file__", None) or "").resolve()
         if file.parent == ROOT / "bridge":
             parts["bridge"] = {*file.parent.glob("*.py")}
-        elif ROOT / "lab" in file.parents:
-            parts[f"lab/{file.name}"] = {file}
+        elif file not in parts["core"] and (file.parent == ROOT or ROOT / "lab" in file.parents):
+            parts[file.relative_to(ROOT).as_posix()] = {file}
     return {part: digest(files) for part, files in parts.items()}
 
 

@@ -18,6 +18,8 @@ the same command goes on. A run that fails is said at the end, and the others go
 import contextlib
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -27,11 +29,12 @@ from pathlib import Path
 from data.errors import DataError, need
 from engine.checkpoint import StopRequest
 from engine.options import PATHS, Parser, positive
-from engine.run import one_line_errors
+from engine.run import check_writable, one_line_errors
 from lab import publish, results
 from lab.experiments import EXPERIMENTS, Experiment
 from lab.trials import SETTINGS, Trial, bases_of, finished, plan, slug
 
+BEGUN = "--- "  # in log.txt before the command of each start
 SHOWN = ("claims", "detailed", "marks", "short")
 
 
@@ -41,9 +44,11 @@ SHOWN = ("claims", "detailed", "marks", "short")
 def launch(trial: Trial) -> subprocess.Popen:
     """Start a run, or go on with it, on one thread; what it prints goes to log.txt. In a session of
     its own: Ctrl-C reaches this command alone, which then asks each run once to stop."""
+    print(f"{trial.folder.name}: begun", flush=True)
     publish.write_json(trial.folder / SETTINGS, trial.settings)
     command = [sys.executable, "-m", trial.program, *trial.words]
     with open(trial.folder / "log.txt", "a") as log:
+        print(f"{BEGUN}{shlex.join(command)}", file=log, flush=True)
         return subprocess.Popen(
             [*command, "--out", str(trial.folder), "--resume"],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
@@ -51,9 +56,14 @@ def launch(trial: Trial) -> subprocess.Popen:
         )  # fmt: skip
 
 
-def last_words(folder: Path) -> str:
-    said = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip()
-    return (said.splitlines() or ["it said nothing"])[-1]
+def why_it_failed(folder: Path, status: int) -> str:
+    """Its last error, or its last line. status: of its process, negative if a signal ended it."""
+    if status < 0:
+        return f"signal {-status} ended it" + (", as where memory runs out" if status == -9 else "")
+    log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+    _, *said = log.rpartition(BEGUN)[2].strip().splitlines()
+    errors = [line for line in said if line.startswith("error:")]
+    return (errors or said or ["it said nothing"])[-1]
 
 
 def train_all(trials: list[Trial], jobs: int) -> dict[Path, str]:
@@ -103,7 +113,7 @@ def take_ended(running: dict) -> dict[Path, str]:
         how = "FAILED" if process.returncode else "done"
         print(f"{trial.folder.name}: {how} after {time.monotonic() - began:.0f} s", flush=True)
         if process.returncode:
-            failed[trial.folder] = last_words(trial.folder)
+            failed[trial.folder] = why_it_failed(trial.folder, process.returncode)
     return failed
 
 
@@ -121,7 +131,9 @@ def ask(trial: Trial, asks: dict[str, str], make: bool, failed: dict) -> dict[st
         try:
             with contextlib.redirect_stdout(None):
                 import_module(program).main([str(trial.folder), *words, "--json", str(file)])
-        except SystemExit as error:
+        except (SystemExit, Exception) as error:
+            if getattr(error, "code", None) == 130:
+                raise KeyboardInterrupt from None
             failed[file] = str(error)
     return {name: file for name, file in files.items() if file.exists()}
 
@@ -132,10 +144,13 @@ def collect(trials: list[Trial], experiment: Experiment, make: bool, failed: dic
     for trial in sorted(trials, key=lambda trial: list(arms).index(trial.arm)):
         there = finished(trial.folder)
         asked = ask(trial, experiment.asks, make, failed) if there else {}
-        if there and (not experiment.split or experiment.split in asked):
-            arms[trial.arm].append(results.read_run(trial.folder, asked, experiment.split))
-        else:
-            missing.append(f"{trial.arm}-{trial.seed}")
+        try:
+            if there and (not experiment.split or experiment.split in asked):
+                arms[trial.arm].append(results.read_run(trial.folder, asked, experiment.split))
+                continue
+        except (DataError, ValueError, KeyError) as error:
+            failed[trial.folder] = f"it is damaged, and left out: {error}"
+        missing.append(f"{trial.arm}-{trial.seed}")
     result = {
         "arms": {arm: runs for arm, runs in arms.items() if runs},
         "options": {arm: experiment.lines[arm] for arm, runs in arms.items() if runs},
@@ -146,13 +161,15 @@ def collect(trials: list[Trial], experiment: Experiment, make: bool, failed: dic
 
 
 def common_settings(trials: list[Trial], experiment: Experiment) -> dict:
-    """What all runs have, those that others begin with apart; of folders the names."""
+    """What all runs have, those that others begin with apart; of folders the names. Where data lie
+    differs by machine; a file of them is known by what it holds."""
     bases = bases_of(experiment.lines)
     first, *others = (trial.settings for trial in trials if trial.arm not in bases)
     return {
         name: Path(value).name if isinstance(value, str) else value
         for name, value in first.items()
-        if name not in (*PATHS, "seed") and all(s.get(name) == value for s in others)
+        if (name not in (*PATHS, "seed") or f"{name} holds" in first)
+        and all(s.get(name) == value for s in others)
     }
 
 
@@ -169,9 +186,11 @@ def comparison(args) -> tuple[str, Experiment]:
     program, *others = {line.partition(" --")[0] for line in args.lines}
     shown = program if program.startswith("-m ") and not others else ""  # what all begin with
     lines = {line.removeprefix(shown).replace("--mask ", "").strip(): line for line in args.lines}
+    lines = {re.sub(r" ([->]) ", r"\1", name): line for name, line in lines.items()}  # see claims
     first, *others = lines
     claims, marks = tuple(f"{name} > {first}" for name in others), tuple(args.mark or (80, 95))
-    name = args.name or slug("-vs-".join(lines))[:80]
+    of_all = "-".join(Path(word).name for word in args.extra)
+    name = args.name or slug(f"{slug('-vs-'.join(lines))[:80]}-{of_all}"[:120])
     return name, Experiment(lines, seeds=3, claims=claims, detailed=claims, marks=marks)
 
 
@@ -185,6 +204,7 @@ def chosen(lines: dict[str, str], only: list[str] | None) -> dict[str, str]:
 
 def compare(args) -> None:
     name, experiment = comparison(args)
+    check_writable(args.runs / "results" / f"{name}.json")
     trials = plan(experiment, args.seeds, args.extra, args.runs, args.any_code)
     failed = {}
     if args.publish:  # before the runs are made, too
@@ -226,11 +246,17 @@ def arguments(argv=None):
     add("--tables", action="store_true", help="train nothing; the tables of what there is")
     argv = sys.argv[1:] if argv is None else argv
     cut = argv.index("--") if "--" in argv else len(argv)
-    lines = [word for word in argv[:cut] if word.startswith("-") and " " in word]
+    own = parser._option_string_actions
+    lines = [
+        word for word in argv[:cut]
+        if word.startswith("-m ") or word.startswith("--") and word.split("=")[0] not in own
+    ]  # fmt: skip
     args = parser.parse_args([word for word in argv[:cut] if word not in lines])
     args.lines, args.extra, args.runs = lines, argv[cut + 1 :], args.runs.resolve()
     if bool(args.experiment) == bool(lines) and (lines or not args.tables):
         parser.error("name one published comparison, or give command lines, quoted")
+    if lines and args.only:
+        parser.error("--only takes arms of a published comparison")
     return args
 
 

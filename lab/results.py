@@ -17,8 +17,17 @@ from engine.run import read_record
 from engine.tables import markdown, parts_of, spread
 
 ROOT = Path(__file__).resolve().parent.parent
-KEYS = ("seed", "accuracy", "consistency", "families", "n", "unparsed", "params", "seconds", "kept",
-        "code", "turns", "tokens")  # fmt: skip
+NEEDED = "seed", "accuracy", "families", "params"  # of run.json
+KEYS = (
+    "consistency",
+    "n",
+    "unparsed",
+    "seconds",
+    "kept",
+    "code",
+    "turns",
+    "tokens",
+)  # if it has them
 PARTS = ("group", "family", "turn")  # of the accuracy, in a frame's columns
 VALIDATION, LOSS = "validation, last look", "validation loss"
 LEVEL = 0.05
@@ -28,7 +37,7 @@ NOTE = (
 )
 # With another value of one of these, a seed stands for other data
 DATA_OPTIONS = ("--data", "--source", "--images", "--scenes", "--steps", "--pictures",
-                "--questions", "--pt-steps", "--pt-pictures")  # fmt: skip
+                "--questions", "--pt-steps", "--pt-pictures", "--preset")  # fmt: skip
 
 
 # --- A run
@@ -61,7 +70,7 @@ def read_run(run: Path, asked: dict[str, Path], split: str = "") -> dict:
             record |= {"turns": said["turns"], "tokens": said["tokens"]}
         else:
             numbers[name] = 100 * said["accuracy"]
-    kept = {key: record[key] for key in KEYS if key in record}
+    kept = {key: record[key] for key in (*NEEDED, *KEYS) if key in NEEDED or key in record}
     if curve and "loss" in (last := curve[max(curve)]):
         kept["loss"] = last["loss"]
     kept |= {"curve": {step: val["accuracy"] for step, val in curve.items()}, "run": run.name}
@@ -188,7 +197,7 @@ def values_of(runs, side: str, column: str):
 
 def data_of(options: dict[str, str], side: str) -> dict[str, str]:
     """The options of an arm, or of the first of two, that decide which data a seed stands for."""
-    words = options.get(side.split(" - ")[0], "").split()
+    words = options.get(side.split(" - ")[0], "").replace("=", " ").split()
     return {word: value for word, value in zip(words, words[1:]) if word in DATA_OPTIONS}
 
 

@@ -5,11 +5,14 @@ makes it: runs of different settings, or of other code, are never taken for each
 they are called, and no run is made twice.
 """
 
+import io
 import json
 import re
 import shlex
+from contextlib import redirect_stderr
 from dataclasses import dataclass
-from hashlib import sha256
+from functools import cache
+from hashlib import file_digest, sha256
 from importlib import import_module
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from lab.experiments import Experiment
 # What does not make a run another run. Where data lie does: they are known by nothing else
 SAME_RUN = {*NON_IDENTITY_ARGS} - {*PATHS, "limit"}
 SETTINGS = "settings.json"  # in the folder of a run: what it began with
+REFUSED = {"--seed", "--out", "--resume", "--overwrite"}  # in a line: they are the runner's
 BASE = re.compile(r"\{([^{} ]+)\}")  # of a line: the folder of another arm's run
 
 
@@ -48,24 +52,41 @@ def finished(folder: Path) -> bool:
 
 
 def understood(program: str, words: list[str]):
-    """The arguments as the program understands them. A program can be compared if its module has
-    arguments(argv), or options(argv), if its command line has --out, --seed and --resume, and if it
-    leaves run.json and metrics.jsonl as train.py does."""
+    """The arguments as the program understands them; DataError says what it does not. A program can
+    be compared if its module has arguments(argv), or options(argv), if its command line has --out,
+    --seed and --resume, and if it leaves run.json and metrics.jsonl as train.py does."""
     try:
         module = import_module(program)
         parse = getattr(module, "options", None) or module.arguments
     except (ModuleNotFoundError, AttributeError) as error:
         raise DataError(f"-m {program} cannot be compared: {error}") from None
-    args = parse(words)
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            args = parse(words)
+    except SystemExit:
+        why = said.getvalue().strip().partition("error: ")[2]
+        raise DataError(f"{shlex.join(words)}: {why}") from None
     if getattr(args, "variant", None):
         wings.get(args)  # puts the variant's settings into args, as train.py does
     return args
 
 
 def identity(args) -> dict:
-    """What makes a run the run it is, as JSON has it."""
+    """What makes a run the run it is, as JSON has it; of a file of data also what it holds."""
     kept = {name: value for name, value in vars(args).items() if name not in SAME_RUN}
+    files = {name: Path(kept[name]) for name in PATHS if kept.get(name)}
+    for name, file in files.items():
+        if file.is_file():
+            kept[f"{name} holds"] = held(file, file.stat().st_mtime_ns)
     return json.loads(json.dumps(kept, default=str))
+
+
+@cache
+def held(file: Path, changed: int) -> str:
+    """A digest of a file, which was last changed then."""
+    with open(file, "rb") as opened:
+        return file_digest(opened, "sha256").hexdigest()[:16]
 
 
 def find(runs: Path, args, made_by: dict | None = None) -> Path | None:
@@ -76,10 +97,14 @@ def find(runs: Path, args, made_by: dict | None = None) -> Path | None:
     for file in sorted(runs.glob(f"*/{SETTINGS}")):
         if not finished(file.parent):
             continue
-        made = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            made = json.loads(file.read_text(encoding="utf-8"))
+            code_of_it = read_record(file.parent).get("code")
+        except (DataError, ValueError):  # it is damaged: another is made
+            continue
         younger = {n for n in wanted if n not in made and origin.get(n) != "you"}
         same = made == {n: value for n, value in wanted.items() if n not in younger}
-        if same and made_by in (None, read_record(file.parent).get("code")):
+        if same and made_by in (None, code_of_it):
             return file.parent
     return None
 
@@ -116,7 +141,12 @@ def trial_of(experiment: Experiment, arm: str, seed: int, folders: dict[str, Pat
     line, program = experiment.lines[arm], experiment.program
     if unknown := [base for base in BASE.findall(line) if base not in folders]:
         raise DataError(f"{line}: no line before it is named {unknown[0]}")
-    words = [BASE.sub(lambda base: str(folders[base[1]]), word) for word in shlex.split(line)]
+    try:
+        words = [BASE.sub(lambda base: str(folders[base[1]]), word) for word in shlex.split(line)]
+    except ValueError as error:
+        raise DataError(f"{line}: {error}") from None
+    if refused := REFUSED & {word.partition("=")[0] for word in (*words, *extra)}:
+        raise DataError(f"{line}: {min(refused)} is not a line's to say; see --seeds and --runs")
     if words[:1] == ["-m"]:
         _, program, *words = words
     words = [*shlex.split(experiment.common), *extra, *words, "--seed", str(seed)]
@@ -128,5 +158,7 @@ def trial_of(experiment: Experiment, arm: str, seed: int, folders: dict[str, Pat
     name = slug(f"{settings.get('data', '')}-{arm}")[:80]
     there = find(runs / program, args, None if any_code else made_by)
     folder = there or runs / program / f"{name}-{seed}-{digest[:6]}"
+    while not there and finished(folder):  # it is damaged, or other code ended it
+        folder = folder.with_name(f"{folder.name}-again")
     needs = [folders[base] for base in BASE.findall(line)]
     return Trial(arm, seed, program, words, settings, folder, needs)

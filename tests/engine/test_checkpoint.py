@@ -194,8 +194,9 @@ def test_what_is_no_checkpoint_is_named_and_no_code_in_it_is_run(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_a_sigterm_to_the_whole_group_saves(tmp_path):
-    """As a cluster sends it: the loader's worker gets it too."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_saves(tmp_path, number):
+    """As a cluster sends it, or a terminal that is closed: the loader's worker gets it too."""
     line = f"train.py --preset tiny --device cpu --workers 1 --pt-steps 10000 --out {tmp_path}"
     process = subprocess.Popen(
         [sys.executable, *line.split()], cwd=ROOT, stderr=subprocess.PIPE, text=True,
@@ -204,7 +205,7 @@ def test_a_sigterm_to_the_whole_group_saves(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_bytes()):
         time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, number)
     err = process.communicate(timeout=60)[1]
     assert "the same command with --resume goes on" in err and process.returncode == 130
     assert (tmp_path / checkpoint.NAME).exists()

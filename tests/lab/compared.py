@@ -41,7 +41,9 @@ if __name__ == "__main__":
     with open(args.out / "begun", "a") as file:
         file.write(os.environ["OMP_NUM_THREADS"] + "\\n")
     if args.fail and args.seed:
-        sys.exit("error: it was to fail")
+        sys.exit("error: it was to fail\\nbecause of its seed")
+    if args.lr == 0.9:
+        os.kill(os.getpid(), signal.SIGKILL)
     while args.wait and not (args.out / "saved").exists():
         signal.pause()
     right = {"causal": 0.5, "mma": 0.75}[args.mask] + args.seed ** 2 / 100

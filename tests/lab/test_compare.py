@@ -111,14 +111,20 @@ def test_a_run_is_made_once_and_known_by_its_settings_and_its_code(
     assert begun() == {"another-name": 1}
     arms = call(LINES[1], line, "--seeds", "7", "--jobs", "2")["arms"]  # two lines, one run
     assert arms["mma"] == arms["mma --lr 0.004"]
-    for other in ("--lr 0.002", "--source x.json", "--limit 7"):
+    source = tmp_path / "x.json"
+    source.write_text("[]")
+    for other in ("--lr 0.002", f"--source {source}", "--limit 7"):
         call(f"{LINES[1]} {other}", "--seeds", "0")
     assert len(begun()) == 5
+    source.write_text("[1]")  # other data under the same name
+    for _ in range(2):
+        call(f"{LINES[1]} --source {source}", "--seeds", "0")
+    assert len(begun()) == 6
     monkeypatch.setattr(code, "CORE", (*code.CORE, "LICENSE"))  # as if a file had changed
     call(LINES[1], "--seeds", "0", "--any-code")
-    assert len(begun()) == 5
+    assert len(begun()) == 6
     call(LINES[1], "--seeds", "0")
-    assert len(begun()) == 6 and set(begun().values()) == {1}
+    assert len(begun()) == 7 and set(begun().values()) == {1}
 
 
 @pytest.mark.parametrize("made, found", [
@@ -142,6 +148,23 @@ def test_a_run_that_fails_is_said_and_loses_nothing(call, begun, tmp_path, capsy
     assert [len(runs) for runs in result["arms"].values()] == [2, 2, 1]
     assert result["missing"] == ["--fail-1"] and "Not yet run" in capsys.readouterr().out
     assert sorted(begun().values()) == [1, 1, 1, 1, 1, 2]
+    with pytest.raises(SystemExit, match="signal 9 ended it, as where memory runs out"):
+        call(LINES[0], "-m fake --lr 0.9", "--seeds", "0")
+
+
+@pytest.mark.parametrize("file, holds", [
+    ("metrics.jsonl", '{"step": 10, "val"'), ("metrics.jsonl", None), ("run.json", "{"),
+    ("run.json", '{"args": {"data": "shapes"}}'), ("settings.json", "{"),
+])  # fmt: skip
+def test_a_damaged_run_leaves_the_others(call, tmp_path, file, holds):
+    made = call(*LINES, "--seeds", "0")
+    damaged = tmp_path / "runs" / "fake" / made["arms"]["mma"][0]["run"] / file
+    damaged.unlink() if holds is None else damaged.write_text(holds)
+    with contextlib.suppress(SystemExit):  # one that cannot be known is made again
+        call(*LINES, "--seeds", "0")
+    result = read(tmp_path / "runs" / "results" / "it.json")
+    assert result["arms"]["causal"] == made["arms"]["causal"]
+    assert ("mma" in result["arms"]) == (result["missing"] == [])
 
 
 def test_ctrl_c_lets_the_runs_save_and_the_same_command_goes_on(call, begun, tmp_path, capsys):
@@ -169,7 +192,11 @@ def test_ctrl_c_lets_the_runs_save_and_the_same_command_goes_on(call, begun, tmp
     (["-m json --x 1"], "cannot be compared"),
     (["-m fake --llm {text}"], "no line before it is named text"),
     (["nlvr", "--only", "cca"], "no such arm; there are causal, mma"),
-    ([], "2"), (["shapes", LINES[0]], "2"),  # by argparse
+    ([], "2"), (["shapes", LINES[0]], "2"), ([LINES[0], "--only", "mma"], "2"),  # by argparse
+    ([LINES[0], "-m fake --lr x"], "--lr x --seed 0: argument --lr: invalid float value: 'x'"),
+    (["-m fake --source it's"], "it's: No closing quotation"),
+    (["-m fake --seed 3"], "--seed is not a line's to say"),
+    ([LINES[0], "--", "--overwrite"], "--overwrite is not a line's to say"),
     (LINES, "the tests need scipy: pip install scipy"),
 ])  # fmt: skip
 def test_what_cannot_be_compared_is_said_before_anything_is_trained(call, monkeypatch, words, why):
@@ -178,6 +205,17 @@ def test_what_cannot_be_compared_is_said_before_anything_is_trained(call, monkey
         monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(SystemExit, match=why):
         call(*words)
+
+
+def test_files_and_claims_of_own_lines(call, tmp_path):
+    """The files are called by the lines and what follows --; no name holds a claim's > or -."""
+    source = tmp_path / "my - data > x.json"
+    source.write_text("[]")
+    args = compare.arguments([*LINES, "--mask=causal", "--", "--source", "/a/b.json"])
+    name, experiment = compare.comparison(args)
+    assert name == "m-fake-causal-vs-m-fake-mma-vs-mask-causal-source-b.json" and len(experiment.lines) == 3
+    result = call(LINES[0], f"-m fake --source '{source}'", "--seeds", "0", "1")
+    assert len(result["differences"]) == 6 and "source holds" not in result["settings"]
 
 
 # --- Named comparisons

@@ -49,7 +49,9 @@ def rows_of(arms, options=None, **show):
     return {row["claim"]: row for row in results.differences(result, results.frame(result))}
 
 
-@pytest.mark.parametrize("options, test", [("--mask causal", "paired"), ("--steps 9", "Welch")])
+@pytest.mark.parametrize("options, test", [
+    ("--mask causal", "paired"), ("--steps 9", "Welch"), ("--lr 1 --preset=small", "Welch"),
+])  # fmt: skip
 def test_claims_pair_arms_with_the_same_data_only(options, test):
     """And a claim about an arm without a run is left out."""
     arms = {
