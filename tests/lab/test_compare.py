@@ -213,7 +213,10 @@ def test_files_and_claims_of_own_lines(call, tmp_path):
     source.write_text("[]")
     args = compare.arguments([*LINES, "--mask=causal", "--", "--source", "/a/b.json"])
     name, experiment = compare.comparison(args)
-    assert name == "m-fake-causal-vs-m-fake-mma-vs-mask-causal-source-b.json" and len(experiment.lines) == 3
+    assert (
+        name == "m-fake-causal-vs-m-fake-mma-vs-mask-causal-source-b.json"
+        and len(experiment.lines) == 3
+    )
     result = call(LINES[0], f"-m fake --source '{source}'", "--seeds", "0", "1")
     assert len(result["differences"]) == 6 and "source holds" not in result["settings"]
 
