@@ -11,8 +11,9 @@ It trains what is not there yet, prints accuracy and its differences to the firs
 seeds, and writes both to runs/compare/results, with curves and all numbers as JSON. What follows --
 is given to every line. A line that begins with -m MODULE is one of that module, not of train.py.
 
-A run is known by its settings, not by its name, and is never made twice. Ctrl-C lets the runs save;
-the same command goes on. A run that fails is said at the end, and the others go on.
+A run is known by its settings, what its file of data holds and the code, not by its name, and is
+never made twice. Ctrl-C lets the runs save; the same command goes on. A run that fails is said at
+the end, and the others go on.
 """
 
 import contextlib
