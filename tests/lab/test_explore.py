@@ -153,9 +153,9 @@ def test_a_question_changes_the_image_tokens_under_mma_alone(runs, page):
 
 def test_pictures_of_ones_own_and_text_that_looks_like_a_tag(runs, tmp_path, capsys):
     """With the answers that eval.py prints."""
-    Image.new("RGB", (100, 50), "red").save(tmp_path / "x.png")
+    Image.new("RGB", (100, 50), "red").save(tmp_path / "missing.png")
     asked = "</script><!--<script>?", "is there a red circle?"
-    own = "--image", str(tmp_path / "x.png"), "--question", asked[0], "--question", asked[1]
+    own = "--image", str(tmp_path / "missing.png"), "--question", asked[0], "--question", asked[1]
     page = write(tmp_path / "page.html", runs[0], *own)
     stands_alone(page, explore.TEMPLATE, explore.LIMIT)
     assert "<!--" not in page.read_text(encoding="utf-8")
@@ -220,8 +220,8 @@ def test_pictures_that_would_make_it_too_large_are_left_out(runs, tmp_path, caps
 
 
 @pytest.mark.parametrize("args, message", [
-    (["--image", "x.png"], "belong together"),
-    (["--image", "x.png", "--question", "why?"], "x.png: no such picture"),
+    (["--image", "missing.png"], "belong together"),
+    (["--image", "missing.png", "--question", "why?"], "missing.png: no such picture"),
     (["--split", "dev"], "no split 'dev'"),
     (["--out", "."], "cannot be written"),
 ])  # fmt: skip
