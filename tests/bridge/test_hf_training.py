@@ -8,7 +8,9 @@ from families import bpe_of
 
 hf = pytest.importorskip("transformers", "5.6")
 
-from tiny_vlms import DIALOGUES, HEADER, PROMPTS, SPECIAL, Tiny, batch, build, labels_of  # noqa: E402
+from tiny_vlms import (  # noqa: E402
+    DIALOGUES, HEADER, PROMPTS, SPECIAL, Tiny, batch, build, labels_of,
+)  # fmt: skip
 
 from bridge.hf import apply_mma, check_mma  # noqa: E402
 from bridge.hf_roles import header_of  # noqa: E402
