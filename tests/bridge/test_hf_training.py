@@ -8,7 +8,7 @@ from families import bpe_of
 
 hf = pytest.importorskip("transformers", "5.6")
 
-from tiny_vlms import (  # noqa: E402
+from tiny_vlms import (  # noqa: E402, I001
     DIALOGUES, HEADER, PROMPTS, SPECIAL, Tiny, batch, build, labels_of,
 )  # fmt: skip
 
