@@ -10,11 +10,11 @@ without what a template may add there (Qwen3's empty <think>).
 import json
 import re
 import warnings
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 from pathlib import Path
 
 from bridge.folders import needed, one_line, read_config
-from bridge.hf_roles import QUESTIONS, common, common_end, header_of, rendered
+from bridge.hf_roles import QUESTIONS, common, header_of, rendered
 from data import IMAGE_TOKEN, DataError, Example, Tokenizer, encode
 
 OWN = "own"  # --template: the one in the folder
@@ -146,12 +146,13 @@ def form_of(theirs, folder: Path, system: str) -> dict:
         raise ValueError("the chat template has no place for a system prompt")
     trim = f"\t{WORD}" not in show(f"\t{WORD}", add_generation_prompt=True)
     probes = QUESTIONS if trim else (*QUESTIONS, "\n" + QUESTIONS[0], "  " + QUESTIONS[0])
-    header = common(prompt, whole)
-    space = whole[len(header) :].partition(ANSWER)[0]  # or an empty <think>, which is left out
-    header = header.partition(WORD)[2] + space * space.isspace()
-    start, asked = words_behind(theirs, prompt.partition(WORD)[0], probes)
-    end, next_start = between_turns(theirs, show, probes)
-    _, answered = words_behind(theirs, header, QUESTIONS)
+    before, _, to_answer = prompt.partition(WORD)
+    opened, after = whole.partition(WORD)[2].split(ANSWER)
+    header = common(to_answer, opened)
+    space = opened[len(header) :]  # or an empty <think>, which is left out
+    end, next_start = between_turns(theirs, show, after, probes)
+    start, _, asked = words_behind(theirs, before, probes)
+    *_, answered = words_behind(theirs, header + space * space.isspace(), QUESTIONS)
     stated = [end[-1], theirs.eos_token_id, *stated_ends(folder)]
     return dict(
         start=start, next=next_start, opening=header_of(theirs), end=end, asked=asked,
@@ -159,32 +160,39 @@ def form_of(theirs, folder: Path, system: str) -> dict:
     )  # fmt: skip
 
 
-def words_behind(theirs, text: str, probes: tuple) -> tuple[list[int], list[str]]:
-    """Of a template's text before words: the ids that no words change, and [what of the text stands
-    behind the last special token; what is left, encoded with the words]. A space is of a word."""
-    ids_of = lambda text: theirs(text, add_special_tokens=False).input_ids
-    ids = common(ids_of(text.rstrip(" ")), *(ids_of(text + probe) for probe in probes))
-    upto = {k: ids_of(text[:k]) for k in range(len(text), 0, -1)}
-    last = next((k for k, found in upto.items() if specials_of(theirs) & {*found[-1:]}), 0)
-    reach = next((k for k, found in upto.items() if k > last and found == ids), last)
-    before, space, words = text[last:reach], text[reach:], ids_of(text + probes[0])[len(ids) :]
-    if ids_of(before + space + probes[0])[len(ids_of(before)) :] != words:
+def words_behind(theirs, text: str, probes: tuple) -> tuple:
+    """Of a template's text before words: the ids that no words change, the letters that each is of,
+    and (what of them stands behind the last special token; what is left, encoded with the words).
+    """
+    encoded = partial(theirs, add_special_tokens=False)
+    found = [encoded(text + probe, return_offsets_mapping=True) for probe in probes]
+    ids = reduce(common, (of_probe.input_ids for of_probe in found))
+    spans, specials = found[0].offset_mapping[: len(ids)], specials_of(theirs)
+    last = max((span[1] for i, span in zip(ids, spans) if i in specials), default=0)
+    reach = max(last, len(text.rstrip(" ")))  # a space is of the word behind it
+    ids = ids[: sum(span[1] <= reach for span in spans)]
+    reach = spans[len(ids) - 1][1] if ids else 0
+    before, space, words = text[last:reach], text[reach:], found[0].input_ids[len(ids) :]
+    if encoded(before + space + probes[0]).input_ids[len(encoded(before).input_ids) :] != words:
         before = "\n"  # of sentencepiece, where only a text's very beginning gets a space
-    return ids, [before, space]
+    return ids, spans[: len(ids)], [before, space]
 
 
-def between_turns(theirs, show, probes: tuple) -> tuple[list[int], list[int]]:
-    """The ids that end an answer, and those that begin a later message."""
-    later = [show(QUESTIONS[0], said, WORD, add_generation_prompt=True) for said in QUESTIONS]
-    last = [show(QUESTIONS[0], said) for said in QUESTIONS]
-    between = common_end(*(words_behind(theirs, t.rpartition(WORD)[0], probes)[0] for t in later))
-    end = common(between, common_end(*theirs(last, add_special_tokens=False).input_ids))
-    n = next((n for n, i in enumerate(end, 1) if i in specials_of(theirs)), 0)
-    if n and not theirs.decode(end[: n - 1]).strip():
-        return between[:n], between[n:]
+def between_turns(theirs, show, after: str, probes: tuple) -> tuple:
+    """The ids that end an answer, and those that begin a later message. after: what the template
+    writes behind the last answer."""
+    text = show(QUESTIONS[0], ANSWER, WORD, add_generation_prompt=True)
+    ids, spans, _ = words_behind(theirs, text[: text.rindex(WORD)], probes)
+    said = text.index(ANSWER) + len(ANSWER)
+    first = next((k for k, span in enumerate(spans) if span[0] >= said), len(ids))
+    specials = specials_of(theirs)
+    for k in range(first, len(ids)):
+        white, ending = text[said : spans[k][0]], text[said : spans[k][1]].rstrip()
+        if ids[k] in specials and not white.strip() and after.startswith(ending):
+            return ids[first : k + 1], ids[k + 1 :]
     if theirs.eos_token_id is None:
         raise ValueError("neither the chat template nor the tokenizer says what ends an answer")
-    return [theirs.eos_token_id], between
+    return [theirs.eos_token_id], ids[first:]
 
 
 def stated_ends(folder: Path) -> list[int]:

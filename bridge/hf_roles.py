@@ -10,7 +10,6 @@ Shapes:  B rows   T tokens of a call, with a cache the new ones
 
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import takewhile
 
 import torch
 import torch.nn.functional as F
@@ -118,14 +117,9 @@ def rendered(processor, *said: str, system: str = "", **options) -> str:
     return text
 
 
-def common(*many):
-    """What several texts, or lists, begin with."""
-    same = takewhile(lambda items: len({*items}) == 1, zip(*many))
-    return many[0][: len(list(same))]
-
-
-def common_end(*many):
-    return common(*(one[::-1] for one in many))[::-1]
+def common(a, b):
+    """What two texts or two lists begin with."""
+    return a[: next((n for n, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))]
 
 
 def header_of(processor) -> list[int]:
@@ -140,6 +134,6 @@ def header_of(processor) -> list[int]:
         return getattr(processor, "tokenizer", processor)(text, add_special_tokens=False).input_ids
 
     starts = [common(ids(q, add_generation_prompt=True), ids(q, "zebra")) for q in QUESTIONS]
-    if header := common_end(*starts):
+    if header := common(*(start[::-1] for start in starts))[::-1]:
         return header
     raise ValueError(f"the chat template of {name} puts nothing before an answer: {advice}")
