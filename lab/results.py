@@ -18,16 +18,8 @@ from engine.tables import markdown, parts_of, spread
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = "seed", "accuracy", "families", "params"  # of run.json
-KEYS = (
-    "consistency",
-    "n",
-    "unparsed",
-    "seconds",
-    "kept",
-    "code",
-    "turns",
-    "tokens",
-)  # if it has them
+# What it may have besides
+KEYS = "consistency", "n", "unparsed", "seconds", "kept", "code", "turns", "tokens"
 PARTS = ("group", "family", "turn")  # of the accuracy, in a frame's columns
 VALIDATION, LOSS = "validation, last look", "validation loss"
 LEVEL = 0.05
